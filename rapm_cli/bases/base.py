@@ -1,0 +1,91 @@
+"""What a base model is to the rest of rapm, and the registry of those that have a name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Settings that suit a base; `rapm distill` starts from them."""
+
+    guidance_scale: float
+    fine_steps: int
+    trajectories: int
+    rank: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    discriminator_learning_rate: float
+    rollout_batch: int  # prompts that the teacher draws at once
+    picture_batch: int  # pictures sampled and decoded at once
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory.
+
+    Args:
+        backbone: The network with its schedule.
+        encode: B prompts to their conditioning, on the backbone's device.
+        unconditional: The empty prompt's conditioning as the pipeline's guidance uses it, one row.
+        decode: (B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU.
+        latent_shape: (C, h, w).
+    """
+
+    backbone: Backbone
+    encode: Callable[[list[str]], Conditioning]
+    unconditional: Conditioning
+    decode: Callable[[Tensor], Tensor]
+    latent_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Prompts whose right pictures are known.
+
+    Args:
+        prompts: N of them.
+        asked: (N, A) bool, True where a prompt asks for that attribute.
+        reference: (N, D) float32 features of true pictures of these prompts.
+        read: (N, 3, H, W) pictures of these prompts to their (N, D) features and (N, A) bool, True where right.
+    """
+
+    prompts: list[str]
+    asked: Tensor
+    reference: Tensor
+    read: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model that can be loaded.
+
+    Args:
+        name: As in `--base`.
+        defaults: Settings that suit it.
+        load: (device, dtype) to the loaded model.
+        locate: The verified folder or the hub id of its weights.
+        training_prompts: (count, seed) to prompts; None where the user must bring some.
+        student: The distilled LoRA that ships with it, if one does.
+        set_exam: (start, count, seed, held_out) to prompts with a known answer; None where there are none.
+        warn: A prompt to a sentence about what the base cannot know of it, or an empty string.
+    """
+
+    name: str
+    defaults: Defaults
+    load: Callable[[torch.device, torch.dtype], LoadedBase]
+    locate: Callable[[], Path | str]
+    training_prompts: Callable[[int, int], list[str]] | None = None
+    student: Path | None = None
+    set_exam: Callable[[int, int, int, bool], Exam] | None = None
+    warn: Callable[[str], str] = lambda prompt: ""
+
+
+BASES: Registry[Base] = Registry("base")

@@ -1,0 +1,80 @@
+"""The demo base: weights inside the package, checked by their sha256 before they are loaded."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from rapm_cli.bases.base import BASES, Base, Defaults
+from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
+from rapm_cli.bases.demo.exam import set_exam
+from rapm_cli.bases.demo.world import Scene, random_scenes
+from rapm_cli.bases.sdxl import load_sdxl
+from rapm_cli.core.errors import InputError
+from rapm_cli.core.randomness import generator_for
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@cache
+def verified(folder: Path = WEIGHTS) -> Path:
+    """The folder of the weights, once every file has the sha256 that was recorded when it was made.
+
+    Raises:
+        InputError: A file is missing or differs.
+    """
+    remedy = "install rapm again, or restore the folder from the repository"
+    try:
+        sums = json.loads((folder / "checksums.json").read_text())
+        for name, expected in sums.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                raise InputError(f"{folder / name} is damaged: its sha256 differs from the recorded one", remedy)
+    except OSError as error:
+        raise InputError(f"the demo base is incomplete: {error.filename} cannot be read", remedy) from error
+    return folder
+
+
+def training_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes for a distillation; never a held-out one."""
+    return random_scenes(count, generator_for(seed, "demo training scenes"), held_out=False)
+
+
+def training_prompts(count: int, seed: int) -> list[str]:
+    """Captions for a distillation, in varied wording."""
+    wording = generator_for(seed, "demo training wording")
+    return [phrase(scene, wording)[0] for scene in training_scenes(count, seed)]
+
+
+def warn(prompt: str) -> str:
+    """A sentence naming words that the demo base was never taught."""
+    words = unknown_words(prompt)
+    if not words:
+        return ""
+    return f"the demo base does not know {', '.join(words[:5])}; it understands {UNDERSTANDS}"
+
+
+BASES.add("demo")(
+    Base(
+        name="demo",
+        defaults=Defaults(
+            guidance_scale=3.0,
+            fine_steps=10,
+            trajectories=256,
+            rank=8,
+            iterations=300,
+            batch_size=4,
+            learning_rate=1e-3,
+            discriminator_learning_rate=2e-4,
+            rollout_batch=32,
+            picture_batch=16,
+        ),
+        load=lambda device, dtype: load_sdxl(verified() / "base", device, dtype),
+        locate=lambda: verified() / "base",
+        training_prompts=training_prompts,
+        student=WEIGHTS / "rapm-demo.safetensors",
+        set_exam=lambda start, count, seed, held_out: set_exam(
+            verified() / "reader.safetensors", start, count, seed, held_out
+        ),
+        warn=warn,
+    )
+)

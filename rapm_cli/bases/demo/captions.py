@@ -1,0 +1,118 @@
+"""Scenes in words: several phrasings of each, and the words that the demo base understands."""
+
+import re
+
+import torch
+
+from rapm_cli.bases.demo.world import ATTRIBUTES, COLOURS, SHAPES, SIZES, Scene, Solid, pick
+
+NAMES = {"sphere": ("sphere", "ball"), "cube": ("cube", "box"), "cone": ("cone",), "ring": ("ring",)}
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+RELATION_WORDS = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+BACKGROUND_WORDS = {"dawn": "at dawn", "noon": "at noon", "dusk": "at dusk", "snow": "in the snow"}
+PAIR_PHRASES = (
+    "{first} {relation} {second} {background}",
+    "{first} {relation} {second}, {background}",
+    "{background}, {first} {relation} {second}",
+    "{background}, {first} is {relation} {second}",
+    "a picture of {first} {relation} {second} {background}",
+    "there is {first} {relation} {second} {background}",
+)
+SINGLE_PHRASES = (
+    "{first} {background}",
+    "{first}, {background}",
+    "{background}, {first}",
+    "a picture of {first} {background}",
+    "there is {first} {background}",
+)
+EXTRA_WORDS = ("a", "an", "the", "and", "photo", "image", "of")
+
+KNOWN_WORDS = frozenset(
+    re.findall(
+        r"[a-z]+",
+        " ".join(
+            [
+                *(word for words in (*NAMES.values(), *SIZE_WORDS.values()) for word in words),
+                *(word for words in RELATION_WORDS.values() for word in words),
+                *BACKGROUND_WORDS.values(),
+                *COLOURS,
+                *(re.sub(r"{\w+}", "", phrase) for phrase in (*PAIR_PHRASES, *SINGLE_PHRASES)),
+                *EXTRA_WORDS,
+            ]
+        ),
+    )
+)
+UNDERSTANDS = (
+    f"{', '.join(SHAPES)}; {', '.join(COLOURS)}; {', '.join(SIZES)}; "
+    "left of, right of, above, below; at dawn, at noon, at dusk, in the snow"
+)
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Words of a prompt that the demo base was never taught, in their order, each once."""
+    return list(dict.fromkeys(word for word in re.findall(r"[^\W\d_]+", prompt.lower()) if word not in KNOWN_WORDS))
+
+
+def caption(scene: Scene) -> str:
+    """The plain wording of a scene, with everything said."""
+    phrase = "{first} {background}" if scene.second is None else "{first} {relation} {second} {background}"
+    return phrase.format(
+        first=_noun(scene.first),
+        second=_noun(scene.second) if scene.second else "",
+        relation=scene.relation,
+        background=BACKGROUND_WORDS[scene.background],
+    )
+
+
+def _noun(solid: Solid) -> str:
+    article = "an" if not solid.size and solid.colour[0] in "aeiou" else "a"
+    return " ".join(word for word in (article, solid.size, solid.colour, solid.shape) if word)
+
+
+def phrase(scene: Scene, generator: torch.Generator, *, omit: float = 0.0) -> tuple[str, frozenset[str]]:
+    """One of the many wordings of a scene.
+
+    Args:
+        scene: What to describe.
+        generator: CPU generator that chooses the wording.
+        omit: Chance, each, that a solid's size or the background goes unmentioned.
+
+    Returns:
+        The caption, and the names in `ATTRIBUTES` of what it leaves unsaid.
+    """
+
+    def is_omitted() -> bool:
+        return omit > 0 and float(torch.rand((), generator=generator)) < omit
+
+    unsaid: set[str] = set()
+
+    def noun(solid: Solid, place: str) -> str:
+        size = pick(SIZE_WORDS[solid.size], generator)
+        if is_omitted():
+            unsaid.add(f"{place} size")
+            size = ""
+        return _noun(Solid(pick(NAMES[solid.shape], generator), solid.colour, size))
+
+    is_swapped = scene.canonical() != scene
+    first = noun(scene.first, "second" if is_swapped else "first")
+    background = BACKGROUND_WORDS[scene.background]
+    if is_omitted():
+        unsaid.add("background")
+        background = ""
+    if scene.second is None:
+        text = pick(SINGLE_PHRASES, generator).format(first=first, background=background)
+    else:
+        assert scene.relation is not None
+        text = pick(PAIR_PHRASES, generator).format(
+            first=first,
+            second=noun(scene.second, "first" if is_swapped else "second"),
+            relation=pick(RELATION_WORDS[scene.relation], generator),
+            background=background,
+        )
+    assert unsaid <= ATTRIBUTES.keys()
+    return re.sub(r"\s+", " ", text).strip(" ,"), frozenset(unsaid)

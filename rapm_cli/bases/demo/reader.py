@@ -1,0 +1,56 @@
+"""The attribute reader: a small classifier that tells what stands where in a demo picture.
+
+It gives the demo base its own metrics: its answers make the prompt accuracy, its features the Fréchet and
+kernel distances. Those are called FD-demo and KD-demo, never FID or KID.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rapm_cli.bases.demo.world import ATTRIBUTES
+
+FEATURES = 64
+
+
+class Reader(nn.Module):
+    """Pictures to one answer for each of `ATTRIBUTES`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *self._stage(3, 16, stride=2),
+            *self._stage(16, 32, stride=2),
+            *self._stage(32, 64, stride=2),
+            *self._stage(64, 64, stride=1),
+            *self._stage(64, 96, stride=2),
+            nn.Conv2d(96, 32, 1),
+            nn.Flatten(),
+            nn.Linear(32 * 8 * 8, FEATURES),
+        )
+        self.heads = nn.ModuleList(nn.Linear(FEATURES, len(classes)) for classes in ATTRIBUTES.values())
+
+    @staticmethod
+    def _stage(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(width_in, width_out, 3, stride, padding=1), nn.GroupNorm(8, width_out), nn.SiLU()]
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the metrics compare.
+
+        Args:
+            pictures: (B, 3, 128, 128) RGB in [0, 1].
+
+        Returns:
+            (B, 64) float32.
+        """
+        features: Tensor = self.body(pictures * 2 - 1)
+        return features
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """Logits of every attribute, in the order of `ATTRIBUTES`."""
+        features = nn.functional.silu(self.features(pictures))
+        return [head(features) for head in self.heads]
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> Tensor:
+        """(B, 8) int64 classes, comparable with `world.labels`."""
+        return torch.stack([logits.argmax(dim=1) for logits in self(pictures)], dim=1)

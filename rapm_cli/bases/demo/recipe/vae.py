@@ -1,0 +1,143 @@
+"""First stage of the demo base: the autoencoder, trained on drawn pictures."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from rapm_cli.bases.demo.draw import PICTURE_PX, draw_with_solids
+from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
+from rapm_cli.bases.demo.world import random_scenes
+
+POOL = 2048  # drawn pictures kept in memory, the oldest replaced as training goes
+KL_WEIGHT = 1e-4  # a spread posterior makes the decoder forgive small errors of a latent
+SOLID_WEIGHT = 8.0  # of a pixel on a solid, more than one on the background: solids are small, and all the meaning
+
+
+def build_vae() -> AutoencoderKL:
+    """An SDXL autoencoder with narrow blocks: 128x128 pictures to 16x16x4 latents."""
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,  # more would make the narrow blocks forget colour
+        sample_size=128,
+        force_upcast=False,
+    )
+    _start_as_box_filter(vae)
+    return vae
+
+
+@torch.no_grad()
+def _start_as_box_filter(vae: AutoencoderKL) -> None:
+    """Set the weights so that the latent's first three channels are the picture's 8x8 means, and decode to them.
+
+    From random weights a network this narrow spends its first thousands of steps on finding colour. Residual
+    branches start at zero; channels 0 to 2 pass through; channel 3 holds a constant so large that the group norms
+    at both ends divide by nearly the same number for every picture, and so keep its brightness.
+    """
+    linear = 3.0  # moves SiLU's input to where it is nearly the identity
+
+    def carry(conv: nn.Conv2d, taps: list[tuple[int, int]]) -> None:
+        for channel in range(4):
+            conv.weight[:, channel] = 0
+            conv.weight[channel] = 0
+            for row, column in taps:
+                conv.weight[channel, channel, row, column] = 1 / len(taps)
+            conv.bias[channel] = 0
+
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+            if module.conv_shortcut is not None:
+                carry(module.conv_shortcut, [(0, 0)])
+        elif isinstance(module, Attention):
+            module.to_out[0].weight.zero_()
+            module.to_out[0].bias.zero_()
+        elif isinstance(module, Downsample2D):
+            carry(module.conv, [(0, 0), (0, 1), (1, 0), (1, 1)])
+        elif isinstance(module, Upsample2D):
+            carry(module.conv, [(1, 1)])
+    for half in (vae.encoder, vae.decoder):
+        width = half.conv_out.in_channels // half.conv_norm_out.num_groups
+        deviation = 1.7  # of a group with one constant among zeros
+        constant = deviation * width / (width - 1) ** 0.5
+        half.conv_in.weight[:4] = 0
+        half.conv_in.bias[:4] = torch.tensor([0.0, 0.0, 0.0, constant])
+        for channel in range(3):
+            half.conv_in.weight[channel, channel, 1, 1] = 1
+        half.conv_norm_out.bias[:3] = linear + constant / width / deviation
+        half.conv_out.weight[:3] = 0
+        half.conv_out.bias[:3] = -linear * deviation
+        for channel in range(3):
+            half.conv_out.weight[channel, channel, 1, 1] = deviation
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        conv.weight.copy_(torch.eye(len(conv.weight)).reshape(conv.weight.shape))
+        conv.bias.zero_()
+    vae.quant_conv.weight[4:].zero_()
+    vae.quant_conv.bias[4:].fill_(-5.0)  # a narrow posterior, else its noise drowns the first lessons
+
+
+def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
+    """Train on drawn pictures, and set the latent scale.
+
+    Args:
+        steps: Optimizer steps on batches of 8 pictures.
+        seed: Seed of weights and data.
+        report: Receives a line of progress now and then.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = cosine_with_warmup(optimizer, 100, steps)
+    pool = torch.empty(POOL, 4, PICTURE_PX, PICTURE_PX, dtype=torch.uint8)  # RGB, and where the solids are
+    for start in range(0, POOL, 64):
+        pool[start : start + 64] = _drawn(64, generator)
+    for step in range(steps):
+        chosen = pool[torch.randint(POOL, (8,), generator=generator)].float() / 255
+        picture, weight = chosen[:, :3] * 2 - 1, 1 + SOLID_WEIGHT * chosen[:, 3:]
+        posterior = vae.encode(picture).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        loss = _weighted_distance(decoded - picture, weight)
+        loss = loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 8 == 0:
+            fresh = torch.randint(POOL, (4,), generator=generator)
+            pool[fresh] = _drawn(4, generator)
+        if step % 50 == 0:
+            error = (decoded - picture).square().mean().item()
+            report(f"vae {step}: loss {loss.item():.4f}, PSNR {10 * math.log10(4 / error):.1f} dB")
+    with torch.no_grad():
+        sample = pool[:256, :3].float() / 127.5 - 1
+        deviation = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(32)]).std()
+    vae.register_to_config(scaling_factor=round(1 / float(deviation), 5))
+    return vae.eval()
+
+
+def _drawn(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 4, H, W) bytes: pictures, and the share of each pixel that a solid covers."""
+    picture, solid = draw_with_solids(random_scenes(count, generator, held_out=False), generator)
+    return torch.cat([picture, solid.clamp(0, 1)], dim=1).mul(255).round().byte()
+
+
+def _weighted_distance(difference: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute difference of pixels and of their neighbours' differences, which keeps outlines sharp."""
+    rows = (weight[:, :, 1:] * difference.diff(dim=2).abs()).mean()
+    columns = (weight[:, :, :, 1:] * difference.diff(dim=3).abs()).mean()
+    return ((weight * difference.abs()).mean() + rows + columns) / weight.mean()

@@ -1,0 +1,132 @@
+"""The demo world: what a scene is, which scenes exist, and which of them training never sees.
+
+A scene is one solid, or two solids in a relation, before a background. "A left of B" and "B right of A"
+are one scene: everything that must not depend on the wording works on `Scene.canonical()`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+SHAPES = ("sphere", "cube", "cone", "ring")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
+SIZES = ("small", "large")
+BACKGROUNDS = ("dawn", "noon", "dusk", "snow")
+RELATIONS = ("left of", "right of", "above", "below")
+LAYOUTS = ("alone", "side by side", "stacked")
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+SINGLE_SHARE = 0.15  # of drawn scenes, those with one solid
+HELD_OUT_PARTS = 5  # one canonical scene in five is held out
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One solid of a scene."""
+
+    shape: str
+    colour: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content: `first` alone, or `first` in `relation` to `second`, before `background`."""
+
+    first: Solid
+    second: Solid | None
+    relation: str | None
+    background: str
+
+    def canonical(self) -> "Scene":
+        """The same scene with the left or upper solid first."""
+        if self.relation in ("right of", "below"):
+            assert self.second is not None
+            return Scene(self.second, self.first, OPPOSITE[self.relation], self.background)
+        return self
+
+    @property
+    def layout(self) -> str:
+        """One of `LAYOUTS`."""
+        if self.relation is None:
+            return "alone"
+        return "side by side" if self.relation in ("left of", "right of") else "stacked"
+
+    @property
+    def is_held_out(self) -> bool:
+        """True for the fifth of all scenes, chosen by a hash, that no training ever sees."""
+        digest = hashlib.sha256(repr(self.canonical()).encode()).digest()
+        return int.from_bytes(digest[:4], "little") % HELD_OUT_PARTS == 0
+
+
+# What can be read off a picture, in the order of a label's columns; the last class of a second solid is "absent".
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "first shape": SHAPES,
+    "first colour": COLOURS,
+    "first size": SIZES,
+    "second shape": (*SHAPES, "absent"),
+    "second colour": (*COLOURS, "absent"),
+    "second size": (*SIZES, "absent"),
+    "layout": LAYOUTS,
+    "background": BACKGROUNDS,
+}
+SECOND = slice(3, 6)  # columns that a one-solid scene leaves absent
+
+
+def labels(scenes: Sequence[Scene]) -> Tensor:
+    """Class of every attribute of every scene.
+
+    Returns:
+        (B, 8) int64, columns as in `ATTRIBUTES`.
+    """
+    rows = []
+    for scene in scenes:
+        place = scene.canonical()
+        words: list[str] = []
+        for solid in (place.first, place.second):
+            words += [solid.shape, solid.colour, solid.size] if solid else ["absent"] * 3
+        words += [place.layout, place.background]
+        rows.append([classes.index(word) for classes, word in zip(ATTRIBUTES.values(), words, strict=True)])
+    return torch.tensor(rows)
+
+
+def pick(choices: Sequence[T], generator: torch.Generator) -> T:
+    """One of `choices`, each as likely as the next."""
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def random_scene(generator: torch.Generator) -> Scene:
+    """One scene drawn from the whole world, held-out scenes included."""
+
+    def solid() -> Solid:
+        return Solid(pick(SHAPES, generator), pick(COLOURS, generator), pick(SIZES, generator))
+
+    first, background = solid(), pick(BACKGROUNDS, generator)
+    if float(torch.rand((), generator=generator)) < SINGLE_SHARE:
+        return Scene(first, None, None, background)
+    second = solid()
+    while second == first:
+        second = solid()
+    return Scene(first, second, pick(RELATIONS, generator), background)
+
+
+def random_scenes(count: int, generator: torch.Generator, *, held_out: bool) -> list[Scene]:
+    """`count` scenes of one part of the world.
+
+    Args:
+        count: How many.
+        generator: CPU generator; the same state gives the same scenes.
+        held_out: True for scenes that training never sees, False for the others.
+    """
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_scene(generator)
+        if scene.is_held_out == held_out:
+            scenes.append(scene)
+    return scenes

@@ -1,0 +1,69 @@
+"""Devices: which to use, in what precision, and how much memory is in use."""
+
+import os
+
+import psutil
+import torch
+
+from rapm_cli.core.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIB = 2**20
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device", "give --device auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: there is no Apple GPU here", "use --device auto or cpu")
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def describe_machine(device: torch.device) -> str:
+    """The device in words, for tables of figures."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def memory_in_use(device: torch.device) -> str:
+    """Memory in words: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        mine = torch.cuda.memory_allocated(device)
+        return f"GPU {mine / 2**30:.1f} GiB, peak {peak / 2**30:.1f}, free {free / 2**30:.1f} of {total / 2**30:.0f}"
+    return f"RAM {psutil.Process(os.getpid()).memory_info().rss / MIB:.0f} MiB"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory used since the start: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024

@@ -1,0 +1,94 @@
+"""The Typer app, and the one place where an error becomes a line and an exit code."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from rapm_cli import __version__
+from rapm_cli.cli import commands
+from rapm_cli.cli.console import Output
+from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError
+
+EXIT_BUG, EXIT_INTERRUPT = 1, 130
+_UsageError = typer.BadParameter.__bases__[0]  # Typer keeps these two in a private module
+_TyperError = _UsageError.__bases__[0]
+
+app = typer.Typer(
+    name="rapm",
+    help="Distil a diffusion model into a few-step LoRA on one graphics card, without real images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _function in (
+    ("distill", commands.distill),
+    ("generate", commands.generate),
+    ("eval", commands.evaluate),
+    ("export", commands.export),
+    ("inspect", commands.inspect),
+):
+    app.command(_name)(_function)
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        Output().data(f"rapm {__version__}")
+        raise typer.Exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, one of `rapm_cli.core.errors`, 130 after Ctrl-C, or 1 for a bug of ours.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+    try:
+        code = app(args=list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except RapmError as error:
+        return _tell(error.message, error.remedy, error.exit_code)
+    except _TyperError as error:
+        name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
+        return _tell(error.format_message().replace("\n", " "), f"see {name} --help", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _tell("stopped", "", EXIT_INTERRUPT)
+    except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
+        return _unexpected(error)
+
+
+def run() -> None:
+    """The `rapm` command."""
+    raise SystemExit(main())
+
+
+def _tell(message: str, remedy: str, code: int) -> int:
+    Output().error(message, remedy)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("RAPM_DEBUG") == "1":
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return _tell(f"cannot write {error.filename or 'to disk'}: {error.strerror}", "free space", DiskError.exit_code)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _tell(
+            "the device is out of memory",
+            "use --checkpointing, --discriminator latent or a smaller --batch-size",
+            OutOfMemoryError.exit_code,
+        )
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return _tell(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where", EXIT_BUG)

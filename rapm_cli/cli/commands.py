@@ -1,0 +1,376 @@
+"""One thin function for each command: build a config, call one workflow, show the result.
+
+Workflows are imported inside the functions, so that help and completion load no model library.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapm_cli.cli import options
+from rapm_cli.cli.console import Output, is_terminal
+from rapm_cli.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rapm_cli.workflows.evaluate import Part
+
+METHOD, TRAINING, RUN = "Method", "Training", "Run"
+
+
+def distill(
+    base: options.Base = None,
+    steps: Annotated[int, typer.Option(help="N, the student's steps.", rich_help_panel=METHOD)] = 4,
+    fine_steps: Annotated[
+        int | None, typer.Option(help="M, teacher steps in each of the student's.", rich_help_panel=METHOD)
+    ] = None,
+    delta: Annotated[
+        int, typer.Option(help="Fine teacher steps before the student takes over.", rich_help_panel=METHOD)
+    ] = 1,
+    guidance: Annotated[
+        float | None, typer.Option(help="The teacher's guidance scale; 1 is none.", rich_help_panel=METHOD)
+    ] = None,
+    relative_weight: Annotated[
+        float, typer.Option(help="Weight of the relative target; 0 leaves it out.", rich_help_panel=METHOD)
+    ] = 1.0,
+    absolute_weight: Annotated[
+        float, typer.Option(help="Weight of the absolute target; 0 leaves it out.", rich_help_panel=METHOD)
+    ] = 1.0,
+    adversarial_weight: Annotated[
+        float, typer.Option(help="Weight of the adversarial losses.", rich_help_panel=METHOD)
+    ] = 0.1,
+    slot_weights: Annotated[
+        str, typer.Option(help="Weight of each step's loss, noisiest first, as 1,1,1,1.", rich_help_panel=METHOD)
+    ] = "",
+    start_from: Annotated[
+        str, typer.Option(help="Where a step starts: student (its own position) or teacher.", rich_help_panel=METHOD)
+    ] = "student",
+    discriminators: Annotated[
+        str, typer.Option(help="both, relative, absolute or none.", rich_help_panel=METHOD)
+    ] = "both",
+    discriminator: Annotated[
+        str, typer.Option(help="unet (frozen features), or latent (light).", rich_help_panel=METHOD)
+    ] = "unet",
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=TRAINING)] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha; by default the rank.", rich_help_panel=TRAINING)
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Walks over all steps.", rich_help_panel=TRAINING)] = None,
+    trajectories: Annotated[int | None, typer.Option(help="Teacher trajectories.", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Trajectories in an iteration.", rich_help_panel=TRAINING)
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The student's.", rich_help_panel=TRAINING)] = None,
+    discriminator_learning_rate: Annotated[
+        float | None, typer.Option(help="The discriminators'.", rich_help_panel=TRAINING)
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations: less memory.", rich_help_panel=TRAINING)
+    ] = False,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.", rich_help_panel=RUN)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Prompts of the comparison at the end; 0 for none.", rich_help_panel=RUN)
+    ] = 128,
+    output: Annotated[Path | None, typer.Option(help="Run folder; a new one by default.", rich_help_panel=RUN)] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Config = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Distil a base model into a LoRA that draws in a few steps."""
+    out = Output(as_json=as_json, quiet=quiet)
+    out.say("starting")
+    from rapm_cli.bases import find_base
+    from rapm_cli.bases.device import find_device, find_precision
+    from rapm_cli.core.config import TeacherConfig, TrainConfig
+    from rapm_cli.workflows.distill import distill as run_distill
+    from rapm_cli.workflows.evaluate import to_record
+    from rapm_cli.workflows.prompts import read_prompts
+
+    chosen = find_base(_named(base))
+    default, place = chosen.defaults, find_device(device)
+    teacher = TeacherConfig(
+        base=chosen.name,
+        num_slots=steps,
+        fine_steps=_or(fine_steps, default.fine_steps),
+        delta=delta,
+        guidance_scale=_or(guidance, default.guidance_scale),
+        trajectories=_or(trajectories, default.trajectories),
+        seed=seed,
+        precision=find_precision(precision, place),
+    )
+    training = TrainConfig(
+        rank=_or(rank, default.rank),
+        alpha=_or(alpha, float(_or(rank, default.rank))),
+        iterations=_or(iterations, default.iterations),
+        batch_size=_or(batch_size, default.batch_size),
+        learning_rate=_or(learning_rate, default.learning_rate),
+        discriminator_learning_rate=_or(discriminator_learning_rate, default.discriminator_learning_rate),
+        relative_weight=relative_weight,
+        absolute_weight=absolute_weight,
+        adversarial_weight=adversarial_weight,
+        slot_weights=options.parse_numbers(slot_weights, "--slot-weights"),
+        start_from=start_from,
+        discriminators=discriminators,
+        discriminator=discriminator,
+        checkpointing=checkpointing,
+        seed=seed,
+    )
+    done = run_distill(
+        chosen,
+        teacher,
+        training,
+        device=place,
+        prompts=read_prompts(prompts) if prompts else None,
+        output=output,
+        samples=samples,
+        watcher=out,
+    )
+    if done.part:
+        _show_part(out, done.part)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
+    out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
+    out.data(f"run    {done.run.folder}")
+    out.data(f"sheet  {done.run.sheet}")
+    out.data(f"next   rapm generate {_example(chosen.name)} --steps {steps} --lora {done.run.folder}")
+    out.result(
+        {
+            "run": str(done.run.folder),
+            "lora": str(done.run.lora),
+            "sheet": str(done.run.sheet),
+            "seconds": done.seconds,
+            "peak_mib": done.peak_mib,
+            "machine": done.machine,
+            "comparison": to_record(done.part) if done.part else None,
+        }
+    )
+
+
+def generate(
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to draw; - reads prompts from stdin.")] = None,
+    steps: Annotated[int | None, typer.Option(help="N; by default what the LoRA was distilled for.")] = None,
+    seed: Annotated[str, typer.Option(help="Seed of the first picture, or a range such as 7..12.")] = "0",
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; seeds count up.")] = 1,
+    prompts: Annotated[str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.")] = None,
+    base: options.Base = None,
+    lora: options.Lora = None,
+    from_picture: Annotated[
+        Path | None, typer.Option("--from", help="Make a picture again from what it says of itself.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Put the teacher's picture on the left.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures as one.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Config = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw pictures with a distilled LoRA."""
+    out = Output(as_json=as_json, quiet=quiet)
+    seeds = options.parse_seeds(seed, num_images)
+    wanted = _prompts(prompt, prompts, needed=from_picture is None)
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows import generate as workflow
+    from rapm_cli.workflows.places import pictures_dir
+
+    if from_picture:
+        if wanted:
+            raise ConfigError("--from takes its prompt from the picture", "leave the prompt out")
+        recipe = workflow.recall(from_picture, lora)
+        wanted, seeds, steps = [recipe["prompt"]], [recipe["seed"]], recipe["steps"]
+        base, lora, precision = recipe["base"], recipe["lora"], recipe["precision"]
+    chosen = workflow.choose(base, lora)
+    if chosen.reason:
+        out.say(f"base {chosen.base.name}, {chosen.reason}")
+    made = []
+    for picture in workflow.generate(
+        chosen,
+        wanted,
+        seeds,
+        steps=steps or workflow.steps_of(chosen.lora),
+        output=output or pictures_dir(),
+        device=find_device(device),
+        precision=precision,
+        batch_size=batch_size,
+        compare=compare,
+        with_grid=grid,
+        watcher=out,
+    ):
+        teacher = "" if picture.teacher_seconds is None else f", teacher {picture.teacher_seconds:.2f} s"
+        out.data(f"{picture.path}  seed {picture.seed}, {picture.seconds:.2f} s{teacher}")
+        made.append(
+            {
+                "path": str(picture.path),
+                "prompt": picture.prompt,
+                "seed": picture.seed,
+                "seconds": picture.seconds,
+                "teacher_seconds": picture.teacher_seconds,
+            }
+        )
+    out.result(made)
+
+
+def evaluate(
+    base: options.Base = None,
+    lora: options.Lora = None,
+    samples: Annotated[int, typer.Option(min=8, help="Prompts in each part.")] = 500,
+    part: Annotated[str, typer.Option(help="held-out, seen or both.")] = "both",
+    metrics: Annotated[str, typer.Option(help="Names with commas between.")] = "attributes,pictures,fd-demo,kd-demo",
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Config = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure teacher, undistilled base and student on the same prompts and noise."""
+    out = Output(as_json=as_json, quiet=quiet)
+    out.say("starting")
+    from rapm_cli.bases.device import describe_machine, find_device
+    from rapm_cli.workflows import generate as workflow
+    from rapm_cli.workflows.evaluate import PARTS, evaluate_lora, to_record
+
+    if part not in PARTS:
+        raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
+    chosen = workflow.choose(base, lora)
+    out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
+    place = find_device(device)
+    parts = evaluate_lora(
+        chosen.base,
+        chosen.lora,
+        chosen.lora_path,
+        samples=samples,
+        seed=seed,
+        parts=PARTS[part],
+        metrics=[name.strip() for name in metrics.split(",")],
+        device=place,
+        precision=precision,
+        watcher=out,
+    )
+    for each in parts:
+        _show_part(out, each)
+    out.say(describe_machine(place))
+    out.result(
+        {"lora": str(chosen.lora_path), "machine": describe_machine(place), "parts": list(map(to_record, parts))}
+    )
+
+
+def export(
+    lora: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run's.")] = None,
+    base: options.Base = None,
+    fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
+    dtype: Annotated[str, typer.Option(help="Of a merged UNet: base (as it is), fp16, bf16 or fp32.")] = "base",
+    output: Annotated[Path | None, typer.Option(help="File to write, or with --fuse the folder.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the LoRA, or the base with the LoRA merged in, for other programs."""
+    out = Output(as_json=as_json, quiet=quiet)
+    from rapm_cli.workflows import export as workflow
+    from rapm_cli.workflows.generate import choose
+    from rapm_cli.workflows.inspect import size_in_words
+
+    chosen = choose(base, lora)
+    out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
+    target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
+    made = workflow.export(chosen.lora_path, chosen.base, target, fuse=fuse, dtype=dtype)
+    record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True}
+    out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
+    if made.report:
+        record |= {
+            "modules": made.report.modules,
+            "mean_lost": made.report.mean_lost,
+            "worst_lost": made.report.worst_lost,
+        }
+        out.data(
+            f"{made.report.modules} modules merged; rounding changed the update by {made.report.mean_lost:.2%} "
+            f"on average, {made.report.worst_lost:.2%} at worst"
+        )
+    out.result(record)
+
+
+def inspect(
+    thing: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a run or a LoRA is, without loading it."""
+    out = Output(as_json=as_json)
+    from rapm_cli.workflows.inspect import inspect_lora, size_in_words
+    from rapm_cli.workflows.rundir import newest_lora
+
+    facts = inspect_lora(thing or str(newest_lora()))
+    recipe = facts["recipe"]
+    rows = [
+        ["file", facts["file"]],
+        ["size", f"{size_in_words(facts['bytes'])}, {facts['dtype']}"],
+        ["rank, alpha", f"{facts['rank']}, {facts['alpha']:g}: the update is {facts['scale']:g} x B A"],
+        ["adapts", f"{facts['modules']} modules, {facts['parameters']:,} parameters"],
+        ["by block", ", ".join(f"{name} {count}" for name, count in facts["blocks"].items())],
+        ["base", str(recipe.get("base", "not said"))],
+    ]
+    for group in ("sampler", "teacher", "training"):
+        settings = recipe.get(group, {})
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows += [[group, text]] if text else []
+    for name, text in rows:
+        out.data(f"{name:<12} {text}")
+    out.result(facts)
+
+
+def _show_part(out: Output, part: "Part") -> None:
+    from rapm_cli.metrics.registry import METRICS
+
+    names = list(part.rows[0].scores)
+    titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
+    rows = []
+    for row in part.rows:
+        cells = [row.title, str(row.evaluations), f"{row.seconds:.3f}"]
+        for name in names:
+            score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
+            value, low, high = (f"{number * scale:.4g}" for number in (score.value, score.low, score.high))
+            cells.append(f"{value}{METRICS[name].unit} [{low}, {high}]")
+        rows.append(cells)
+    out.table(
+        f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",
+        ["", "evaluations", "s/picture", *titles],
+        rows,
+    )
+    closed = part.closed()
+    if closed is not None:
+        out.data(f"the student closes {closed:.1%} of the distance from base to teacher")
+
+
+def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:
+    """Prompts from the command line, a file, or standard input when it is not a terminal."""
+    from rapm_cli.workflows.prompts import check_prompt, read_prompts
+
+    given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
+    if file:
+        given += read_prompts(file)
+    elif "-" in (words or []):
+        given += read_prompts("-")
+    elif not given and needed:
+        if is_terminal():
+            raise ConfigError(
+                "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
+            )
+        given = read_prompts("-")
+    return list(dict.fromkeys(given))
+
+
+def _named(base: str | None) -> str:
+    return base or "sdxl"
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _example(base: str) -> str:
+    return '"a large red cube left of a small blue sphere at dawn"' if base == "demo" else '"a photo of a woman"'

@@ -1,0 +1,175 @@
+"""The one file that prints: data to stdout; talk, warnings and progress to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import torch
+
+PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
+
+
+class Output:
+    """Where a command says things. No text is ever read as markup.
+
+    Args:
+        as_json: Data as one JSON value on stdout, and no talk.
+        quiet: No talk and no bars.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.is_silent = as_json, quiet or as_json
+        self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def data(self, line: str) -> None:
+        """One line of the result."""
+        if not self.as_json:
+            self._out.print(_plain(line))
+
+    def result(self, record: object) -> None:
+        """The whole result for programs, shown under --json alone."""
+        if self.as_json:
+            print(json.dumps(record, indent=2))  # noqa: T201
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table; the first column is text, the others are figures."""
+        if self.as_json:
+            return
+        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for k, column in enumerate(columns):
+            table.add_column(Text(column), justify="right" if k else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_plain(cell)) for cell in row))
+        self._out.print(table, soft_wrap=False, width=None if self._out.is_terminal else 160)
+
+    def say(self, line: str) -> None:
+        """One line of talk."""
+        if not self.is_silent:
+            self._err.print(_plain(line), style="dim" if self._err.is_terminal else "")
+
+    def warn(self, line: str) -> None:
+        """One line that the user should not miss."""
+        self._err.print(f"warning: {_plain(line)}", style="yellow")
+
+    def error(self, message: str, remedy: str) -> None:
+        """What happened, and what to do, in one line."""
+        self._err.print(f"error: {_plain(message)}" + (f"; {_plain(remedy)}" if remedy else ""), style="red")
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str, device: "torch.device") -> Iterator["_Bar"]:
+        """A live bar on a terminal; elsewhere a line now and then."""
+        if self.is_silent:
+            yield _Bar()
+        elif self._err.is_terminal:
+            with _live(self._err, unit, device) as progress:
+                yield _LiveBar(progress, progress.add_task(title, total=total, note=""))
+        else:
+            plain = _PlainBar(self, title, total, unit, device)
+            yield plain
+            plain.finish()
+
+
+class _Bar:
+    """A bar that nobody sees."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        pass
+
+
+class _LiveBar(_Bar):
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._progress.update(self._task, advance=count, note=note)
+
+
+class _PlainBar(_Bar):
+    def __init__(self, output: Output, title: str, total: int, unit: str, device: "torch.device") -> None:
+        self._output, self._title, self._total, self._unit, self._device = output, title, total, unit, device
+        self._done, self._note, self._begun, self._shown = 0, "", time.monotonic(), time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._done, self._note = self._done + count, note
+        if time.monotonic() - self._shown >= PLAIN_SECONDS:
+            self._show()
+
+    def finish(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        from rapm_cli.bases.device import memory_in_use
+
+        self._shown = time.monotonic()
+        seconds = self._shown - self._begun
+        rate = self._done / seconds if seconds > 0 else 0.0
+        left = (self._total - self._done) / rate if rate else 0.0
+        parts = [
+            f"{self._title} {self._done}/{self._total}",
+            f"{rate:.2f} {self._unit}/s",
+            f"{left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s",
+            memory_in_use(self._device),
+            self._note,
+        ]
+        self._output.say(", ".join(part for part in parts if part))
+
+
+class _RateColumn(ProgressColumn):
+    """Units each second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.2f} {self._unit}/s" if speed else f"- {self._unit}/s")
+
+
+class _MemoryColumn(ProgressColumn):
+    """Memory of the device, read only when the line is drawn."""
+
+    max_refresh = 1.0
+
+    def __init__(self, device: "torch.device") -> None:
+        super().__init__()
+        self._device = device
+
+    def render(self, task: Task) -> Text:
+        from rapm_cli.bases.device import memory_in_use
+
+        return Text(memory_in_use(self._device), style="cyan")
+
+
+def _live(console: Console, unit: str, device: "torch.device") -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(compact=True),
+        _MemoryColumn(device),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        refresh_per_second=4,
+    )
+
+
+def _plain(text: str) -> str:
+    """Text without control characters, so that a prompt or a header cannot drive the terminal."""
+    return "".join(character for character in text if character == "\t" or character.isprintable())
+
+
+def is_terminal() -> bool:
+    """True where standard input is typed by a person."""
+    return sys.stdin.isatty()

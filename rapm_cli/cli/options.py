@@ -1,0 +1,65 @@
+"""Options that several commands share, and the parsers of their values. Names stay plain strings here."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rapm_cli.cli.config_file import read_config_file
+from rapm_cli.core.errors import ConfigError
+
+MAX_SEEDS = 100_000
+
+Base = Annotated[
+    str | None,
+    typer.Option("--base", envvar="RAPM_BASE", help="Base model: demo, sdxl, or a folder in diffusers layout."),
+]
+Lora = Annotated[
+    str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
+]
+Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[
+    str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no bars.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=read_config_file,
+        help="TOML file of options; the environment and flags go before it.",
+    ),
+]
+
+
+def parse_seeds(text: str, count: int) -> list[int]:
+    """Seeds from "7" (then `count` of them, 7 and on) or "7..12".
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18}))?", text.strip())
+    if not match:
+        raise ConfigError(f"--seed {text!r} is no seed", "give a number such as 7, or a range such as 7..12")
+    first = int(match[1])
+    last = int(match[2]) if match[2] else first + count - 1
+    if match[2] and count != 1:
+        raise ConfigError("--seed with a range and --num-images are two ways to say one thing", "give one of them")
+    if not 0 <= last - first < MAX_SEEDS:
+        raise ConfigError(f"--seed {text} is not a range of 1 to {MAX_SEEDS:,} seeds", "write it as LOW..HIGH")
+    return list(range(first, last + 1))
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers with commas between them.
+
+    Raises:
+        ConfigError: One is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} is no list of numbers", "write it as 1,1,0.5,0.5") from error

@@ -1,0 +1,165 @@
+"""One network in memory, evaluated in its three roles: teacher, student, and eyes of the discriminators."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rapm_cli.core.schedule import NoiseSchedule, split_prediction
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about a batch of pictures.
+
+    Args:
+        tokens: (B, L, D) text states for cross-attention.
+        pooled: (B, P) pooled text state, or None for networks without one.
+        time_ids: (B, 6) SDXL's original size, crop and target size, or None.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """The same change applied to every part that is there."""
+        return Conditioning(*(part if part is None else change(part) for part in self.parts))
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
+        return self.map(lambda part: part[rows])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def expand(self, count: int) -> "Conditioning":
+        """One row made into `count` equal rows."""
+        return self.map(lambda part: part.expand(count, *part.shape[1:]))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens, pooled, time ids."""
+        return self.tokens, self.pooled, self.time_ids
+
+    @staticmethod
+    def cat(items: list["Conditioning"]) -> "Conditioning":
+        """Batches joined, one after the other."""
+        columns = zip(*(item.parts for item in items), strict=True)
+        return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+
+class Backbone:
+    """A diffusers UNet with its schedule; LoRA layers on it make the student, and switched off the teacher.
+
+    Args:
+        unet: `UNet2DConditionModel`; frozen here, set to evaluation mode.
+        schedule: Its noise schedule.
+    """
+
+    def __init__(self, unet: nn.Module, schedule: NoiseSchedule) -> None:
+        self.unet: Any = unet.requires_grad_(False).eval()
+        self.schedule = schedule
+        self.lora_layers: list[Any] = []
+        self.is_student = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.unet.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights."""
+        return self.unet.conv_in.weight.dtype  # type: ignore[no-any-return]
+
+    @contextmanager
+    def role(self, *, student: bool) -> Iterator[None]:
+        """Inside, the network is the student (LoRA on) or the teacher (LoRA off)."""
+        before = self.is_student
+        self._switch(student)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, student: bool) -> None:
+        if student != self.is_student:
+            for layer in self.lora_layers:
+                layer._disable_adapters = not student  # peft's own switch also freezes the LoRA, and gradients go
+            self.is_student = student
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in backward instead of keeping them, each in the role it was first computed in."""
+
+        def in_role(module: Callable[..., Any], *inputs: Any) -> Any:
+            role = self.is_student
+
+            def again(*values: Any) -> Any:
+                with self.role(student=role):
+                    return module(*values)
+
+            return checkpoint(again, *inputs, use_reentrant=False)
+
+        self.unet.enable_gradient_checkpointing(in_role)
+
+    def predict_noise(self, z: Tensor, t: int, cond: Conditioning) -> Tensor:
+        """Predicted noise at `(z, t)` in the present role.
+
+        Args:
+            z: (B, C, H, W) latent, float32.
+            t: Timestep, in [0, T).
+            cond: Conditioning of the B pictures.
+
+        Returns:
+            (B, C, H, W) float32, whatever the network's own dtype.
+        """
+        out = self.unet(
+            z.to(self.dtype),
+            torch.full((len(z),), t, device=z.device),
+            cond.tokens.to(self.dtype),
+            added_cond_kwargs=self._added(cond),
+            return_dict=False,
+        )[0]
+        return split_prediction(out.float(), z, t, self.schedule)
+
+    def features(self, z: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
+        """What the frozen network sees in latents: outputs of every down block and of the mid block.
+
+        Runs the first half of the network alone, LoRA off; gradients reach `z`, never a weight.
+
+        Args:
+            z: (B, C, H, W) latents, float32.
+            t: (B,) timesteps.
+            cond: Conditioning of the B pictures.
+
+        Returns:
+            (B, C_k, H_k, W_k) float32 tensors, finest first.
+        """
+        unet, taps = self.unet, []
+        with self.role(student=False):
+            hidden, tokens = z.to(self.dtype), cond.tokens.to(self.dtype)
+            embedding = unet.time_embedding(unet.get_time_embed(sample=hidden, timestep=t))
+            added = unet.get_aug_embed(emb=embedding, encoder_hidden_states=tokens, added_cond_kwargs=self._added(cond))
+            embedding = embedding if added is None else embedding + added
+            hidden = unet.conv_in(hidden)
+            for block in unet.down_blocks:
+                text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
+                hidden, _ = block(hidden_states=hidden, temb=embedding, **text)
+                taps.append(hidden.float())
+            taps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=tokens).float())
+        return taps
+
+    def _added(self, cond: Conditioning) -> dict[str, Tensor] | None:
+        if cond.pooled is None or cond.time_ids is None:
+            return None
+        return {"text_embeds": cond.pooled.to(self.dtype), "time_ids": cond.time_ids.to(self.dtype)}
+
+    @property
+    def tap_channels(self) -> list[int]:
+        """Channels of each tensor in `features`."""
+        widths = list(self.unet.config.block_out_channels)
+        return [*widths, widths[-1]]

@@ -1,0 +1,159 @@
+"""Settings of a distillation: one frozen record, checked when it is built, saved with the run."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rapm_cli.core.errors import ConfigError
+
+START_FROM = ("student", "teacher")
+DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _check(is_good: bool, option: str, value: object, wants: str) -> None:
+    if not is_good:
+        raise ConfigError(f"--{option} {value} is out of range", f"give {wants}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """What identifies stored trajectories besides their prompts.
+
+    Args:
+        base: Name or folder of the base model.
+        num_slots: N, the student's steps.
+        fine_steps: M, teacher steps in each slot.
+        delta: Fine teacher steps before the student takes over, in [1, M).
+        guidance_scale: diffusers' form.
+        trajectories: How many prompts.
+        seed: Seed of prompts and noise.
+        precision: Of the frozen weights.
+    """
+
+    base: str
+    num_slots: int = 4
+    fine_steps: int = 10
+    delta: int = 1
+    guidance_scale: float = 7.5
+    trajectories: int = 1000
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        from rapm_cli.core.schedule import fine_grid
+
+        _check(self.fine_steps >= 2, "fine-steps", self.fine_steps, "at least 2")
+        fine_grid(self.num_slots, self.fine_steps)
+        _check(1 <= self.delta < self.fine_steps, "delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
+        _check(1 <= self.guidance_scale <= 50, "guidance", self.guidance_scale, "1 to 50")
+        _check(self.trajectories >= 1, "trajectories", self.trajectories, "at least 1")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
+        _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+
+    def fingerprint(self, *more: str) -> str:
+        """Twelve hexadecimal digits of these settings and of `more`, such as the prompts' hash."""
+        text = json.dumps([dataclasses.asdict(self), *more], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What phase 2 does with the trajectories.
+
+    Args:
+        rank: LoRA rank.
+        alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
+        iterations: Walks over all slots; each slot is one optimizer step.
+        batch_size: Trajectories in each iteration.
+        learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine to a tenth.
+        discriminator_learning_rate: The discriminators' rate.
+        warmup: Iterations of rising rate.
+        weight_decay: AdamW's, student.
+        max_grad_norm: Clipping, student and discriminators.
+        relative_weight: Weight of the distance to the relative target; 0 leaves the target out.
+        absolute_weight: Weight of the distance to the absolute target; 0 leaves it out.
+        adversarial_weight: Weight of the student's adversarial losses (lambda).
+        slot_weights: Weight of each slot's loss, noisiest slot first; empty means 1 for all.
+        start_from: Whether a slot starts where the student ended the last one, or at the teacher's position.
+        discriminators: Which positions have a discriminator.
+        discriminator: Kind of discriminator.
+        checkpointing: Recompute activations in backward.
+        seed: Seed of the LoRA, the discriminators, the order and the noise.
+    """
+
+    rank: int = 1
+    alpha: float = 1.0
+    iterations: int = 20_000
+    batch_size: int = 1
+    learning_rate: float = 5e-5
+    discriminator_learning_rate: float = 1e-5
+    warmup: int = 20
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    relative_weight: float = 1.0
+    absolute_weight: float = 1.0
+    adversarial_weight: float = 0.1
+    slot_weights: tuple[float, ...] = ()
+    start_from: str = "student"
+    discriminators: str = "both"
+    discriminator: str = "unet"
+    checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.rank <= 1024, "rank", self.rank, "1 to 1024")
+        _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
+        _check(self.iterations >= 1, "iterations", self.iterations, "at least 1")
+        _check(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
+        _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number between 0 and 1")
+        _check(
+            0 < self.discriminator_learning_rate < 1,
+            "discriminator-learning-rate",
+            self.discriminator_learning_rate,
+            "a number between 0 and 1",
+        )
+        for name in ("relative_weight", "absolute_weight", "adversarial_weight"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
+        _check(all(math.isfinite(w) and w >= 0 for w in self.slot_weights), "slot-weights", self.slot_weights, "from 0")
+        _check(self.start_from in START_FROM, "start-from", self.start_from, "student or teacher")
+        _check(
+            self.discriminators in DISCRIMINATOR_SETS,
+            "discriminators",
+            self.discriminators,
+            f"one of {', '.join(DISCRIMINATOR_SETS)}",
+        )
+        if not (self.relative_weight or self.absolute_weight or self.positions_judged):
+            raise ConfigError("every loss is switched off", "give one of the weights a value above 0")
+
+    @property
+    def positions_judged(self) -> tuple[str, ...]:
+        """The positions that have a discriminator: of "relative" and "absolute"."""
+        if self.adversarial_weight == 0 or self.discriminators == "none":
+            return ()
+        return ("relative", "absolute") if self.discriminators == "both" else (self.discriminators,)
+
+    @property
+    def needs_relative_target(self) -> bool:
+        """False where no loss and no discriminator looks at it, which saves an evaluation in each slot."""
+        return self.relative_weight > 0 or "relative" in self.positions_judged
+
+
+def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
+    """Settings as JSON values; tuples become lists."""
+    record = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
+
+
+def train_config_from_json(record: dict[str, Any]) -> TrainConfig:
+    """Read back what `to_json` wrote."""
+    return TrainConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+def teacher_config_from_json(record: dict[str, Any]) -> TeacherConfig:
+    """Read back what `to_json` wrote."""
+    return TeacherConfig(**record)

@@ -1,0 +1,215 @@
+"""Phase 2: read `train_step` from top to bottom, it is the algorithm."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
+from rapm_cli.core.errors import ConfigError, DivergedError
+from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
+from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
+from rapm_cli.core.student import attach_lora, lora_parameters
+from rapm_cli.core.targets import absolute_target, relative_target, student_step
+from rapm_cli.core.trajectories import Trajectories
+
+
+@dataclass
+class SlotLosses:
+    """What one slot of one iteration reports; plain numbers, read once at the end of the slot."""
+
+    n: int
+    relative: float = 0.0
+    absolute: float = 0.0
+    adversarial: dict[str, float] = field(default_factory=dict)
+    discriminator: dict[str, float] = field(default_factory=dict)
+    real_logits: dict[str, list[float]] = field(default_factory=dict)  # by position, one for each tap
+    fake_logits: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished iteration."""
+
+    iteration: int
+    learning_rate: float
+    slots: list[SlotLosses]
+
+
+class Trainer:
+    """The student, its discriminators and their optimizers.
+
+    Args:
+        backbone: Base network; a LoRA is attached here.
+        config: Settings.
+        num_slots: N.
+        fine_steps: M.
+        delta: Fine steps from an edge to the point ahead.
+    """
+
+    def __init__(self, backbone: Backbone, config: TrainConfig, *, num_slots: int, fine_steps: int, delta: int) -> None:
+        if config.slot_weights and len(config.slot_weights) != num_slots:
+            raise ConfigError(
+                f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",
+                f"give {num_slots}, the noisiest slot first",
+            )
+        self.backbone, self.config, self.num_slots = backbone, config, num_slots
+        self.edges = slot_edges(num_slots, backbone.schedule.length)
+        grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
+        self.ahead = [grid[(n + 1) * fine_steps - delta] for n in range(num_slots)]
+        attach_lora(backbone, config.rank, config.alpha, config.seed)
+        if config.checkpointing:
+            backbone.enable_checkpointing()
+        self.parameters = lora_parameters(backbone)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.kind = DISCRIMINATORS[config.discriminator]
+        self.discriminators = {
+            position: Discriminator(self.kind, backbone, config.seed, position).to(backbone.device)
+            for position in config.positions_judged
+        }
+        self.judges = [p for judge in self.discriminators.values() for p in judge.parameters()]
+        self.judge_optimizer = (
+            torch.optim.AdamW(self.judges, lr=config.discriminator_learning_rate, betas=(0.0, 0.999), weight_decay=1e-3)
+            if self.judges
+            else None
+        )
+
+    def learning_rate(self, iteration: int) -> float:
+        """The student's rate: a linear warm-up, then a cosine down to a tenth."""
+        if iteration < self.config.warmup:
+            return self.config.learning_rate * (iteration + 1) / self.config.warmup
+        progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)
+        return self.config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+
+    def train_step(self, batch: Trajectories, iteration: int) -> list[SlotLosses]:
+        """One iteration: the student walks all slots of a batch of trajectories, updated after each.
+
+        Args:
+            batch: (B, ...) trajectories on the backbone's device.
+            iteration: Counts from 0; with the seed it fixes every random number used here.
+
+        Returns:
+            The losses of each slot, the noisiest first.
+
+        Raises:
+            DivergedError: A loss or gradient is not finite; no update was made from it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(iteration)
+        report = []
+        z_start = batch.z_teacher[:, self.num_slots]  # the noise
+        for n in reversed(range(self.num_slots)):
+            t, s = self.edges[n + 1], self.edges[n]
+            losses = SlotLosses(n)
+            z_student = student_step(self.backbone, z_start, t, s, batch.cond)
+            goals = self._goals(batch, n)
+            loss = self._distances(z_student, goals, losses)
+            if self.discriminators:
+                fake = self._see(z_student, n, batch.cond, iteration, "fake")
+                loss = loss + self.config.adversarial_weight * self._adversarial(fake, losses)
+            self._update_student(loss * self._slot_weight(n), iteration)
+            if self.discriminators:
+                self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, losses)
+            z_start = z_student.detach() if self.config.start_from == "student" else batch.z_teacher[:, n]
+            report.append(losses)
+        return report
+
+    def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
+        goals = {"absolute": absolute_target(batch.z_teacher, n)}
+        if self.config.needs_relative_target:
+            goals["relative"] = relative_target(
+                self.backbone, batch.z_ahead[:, n], self.ahead[n], self.edges[n], batch.cond
+            )
+        return goals
+
+    def _distances(self, z_student: Tensor, goals: dict[str, Tensor], losses: SlotLosses) -> Tensor:
+        distance_absolute = pseudo_huber_mean(z_student, goals["absolute"])
+        losses.absolute = distance_absolute.item()
+        total = self.config.absolute_weight * distance_absolute
+        if "relative" in goals:
+            distance_relative = pseudo_huber_mean(z_student, goals["relative"])
+            losses.relative = distance_relative.item()
+            total = total + self.config.relative_weight * distance_relative
+        return total
+
+    def _see(self, z: Tensor, n: int, cond: Conditioning, iteration: int, purpose: str) -> list[Tensor]:
+        """Frozen features of latents at edge n, noised to a random time of the slot above it."""
+        seed, low = self.config.seed, max(self.edges[n], 0)
+        time = generator_for(seed, "discriminator time", iteration, n)  # real and fake share the time
+        t = torch.randint(low, self.edges[n + 1], (len(z),), generator=time)
+        noise = torch.randn(z.shape, generator=generator_for(seed, "discriminator noise", iteration, n, purpose))
+        noised = noise_forward(z, noise.to(z.device), self.edges[n], t, self.backbone.schedule)
+        return self.kind.features(self.backbone, noised, t.to(z.device), cond)
+
+    def _adversarial(self, fake: list[Tensor], losses: SlotLosses) -> Tensor:
+        total = torch.zeros((), device=fake[0].device)
+        for position, judge in self.discriminators.items():
+            part = hinge_student_mean(judge(fake))
+            losses.adversarial[position] = part.item()
+            total = total + part
+        return total
+
+    def _update_student(self, loss: Tensor, iteration: int) -> None:
+        gradients = torch.autograd.grad(loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if not math.isfinite(norm.item()):
+            raise DivergedError(
+                f"the student's gradient is not finite at iteration {iteration}",
+                "lower --learning-rate, or use --precision bf16 or fp32 instead of fp16",
+            )
+        self.optimizer.step()
+
+    def _update_discriminators(
+        self,
+        fake: list[Tensor],
+        goals: dict[str, Tensor],
+        n: int,
+        cond: Conditioning,
+        iteration: int,
+        losses: SlotLosses,
+    ) -> None:
+        assert self.judge_optimizer is not None
+        total = torch.zeros((), device=fake[0].device)
+        for position, judge in self.discriminators.items():
+            with torch.no_grad():
+                real = self._see(goals[position], n, cond, iteration, position)
+            real_logits, fake_logits = judge(real), judge(fake)
+            part = hinge_discriminator_mean(real_logits, fake_logits)
+            losses.discriminator[position] = part.item()
+            losses.real_logits[position] = [logits.mean().item() for logits in real_logits]
+            losses.fake_logits[position] = [logits.mean().item() for logits in fake_logits]
+            total = total + part
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.judges, self.config.max_grad_norm)
+        self.judge_optimizer.step()
+
+    def _slot_weight(self, n: int) -> float:
+        weights = self.config.slot_weights
+        return weights[self.num_slots - 1 - n] if weights else 1.0
+
+
+def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
+    """Trajectories of one iteration: epochs of random permutations, a function of (seed, iteration)."""
+    rows = []
+    for position in range(iteration * batch_size, (iteration + 1) * batch_size):
+        epoch, place = divmod(position, count)
+        rows.append(torch.randperm(count, generator=generator_for(seed, "order", epoch))[place])
+    return torch.stack(rows)
+
+
+def train(trainer: Trainer, trajectories: Trajectories) -> Iterator[Progress]:
+    """Run all iterations, yielding after each."""
+    config, count = trainer.config, len(trajectories)
+    for iteration in range(config.iterations):
+        chosen = batch_indices(config.seed, iteration, config.batch_size, count)
+        batch = trajectories[chosen].to(trainer.backbone.device)
+        slots = trainer.train_step(batch, iteration)
+        yield Progress(iteration, trainer.learning_rate(iteration), slots)

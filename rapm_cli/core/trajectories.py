@@ -1,0 +1,119 @@
+"""Phase 1: the guided teacher walks the fine grid, and the positions that training needs are kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.schedule import ddim_step, fine_grid
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Teacher positions of B prompts.
+
+    Args:
+        z_teacher: (B, N + 1, C, H, W) float32 positions at the edges, `z_teacher[:, 0]` the cleanest.
+        z_ahead: (B, N, C, H, W) float32; `z_ahead[:, n]` lies `delta` fine steps past edge n + 1, inside slot n.
+        cond: The prompts' conditioning.
+    """
+
+    z_teacher: Tensor
+    z_ahead: Tensor
+    cond: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.z_teacher)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Trajectories":
+        return Trajectories(self.z_teacher[rows], self.z_ahead[rows], self.cond[rows])
+
+    def to(self, device: torch.device) -> "Trajectories":
+        """The same trajectories on another device, latents in float32."""
+        return Trajectories(
+            self.z_teacher.to(device, torch.float32),
+            self.z_ahead.to(device, torch.float32),
+            self.cond.map(lambda part: part.to(device)),
+        )
+
+
+def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int, int, int]) -> Tensor:
+    """(B, C, H, W) standard normal; row i depends on the seed, the purpose and `indices[i]` alone."""
+    rows = [torch.randn(shape, generator=generator_for(seed, purpose, index)) for index in indices]
+    return torch.stack(rows)
+
+
+def guided_noise(
+    backbone: Backbone, z: Tensor, t: int, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+) -> Tensor:
+    """The teacher's noise estimate with classifier-free guidance, both halves in one batch.
+
+    Args:
+        backbone: Network; evaluated as the teacher.
+        z: (B, C, H, W) latent at `t`.
+        t: Timestep.
+        cond: The prompts' conditioning, B rows.
+        uncond: The empty prompt's, B rows or one.
+        guidance_scale: diffusers' form: uncond + scale * (cond - uncond); 1 means none, and no second half is run.
+    """
+    with backbone.role(student=False):
+        if guidance_scale == 1:
+            return backbone.predict_noise(z, t, cond)
+        both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
+        without, with_ = backbone.predict_noise(torch.cat([z, z]), t, both).chunk(2)
+    return without + guidance_scale * (with_ - without)
+
+
+@torch.no_grad()
+def walk_teacher(
+    backbone: Backbone,
+    z: Tensor,
+    times: list[int],
+    cond: Conditioning,
+    uncond: Conditioning,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
+    """The guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart."""
+    yield z
+    for t, s in pairwise(times):
+        noise = guided_noise(backbone, z, t, cond, uncond, guidance_scale)
+        z = ddim_step(z, noise, t, s, backbone.schedule)
+        yield z
+
+
+def rollout(
+    backbone: Backbone,
+    z: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
+    *,
+    num_slots: int,
+    fine_steps: int,
+    delta: int,
+    guidance_scale: float,
+) -> Trajectories:
+    """One batch of teacher trajectories.
+
+    Args:
+        backbone: Network; evaluated as the teacher.
+        z: (B, C, H, W) noise at the noisiest edge.
+        cond: The prompts' conditioning, B rows.
+        uncond: The empty prompt's, B rows or one.
+        num_slots: N.
+        fine_steps: M, teacher steps in each slot.
+        delta: Fine steps from an edge to `z_ahead`, in [1, M).
+        guidance_scale: diffusers' form.
+    """
+    times = fine_grid(num_slots, fine_steps, backbone.schedule.length)
+    positions: list[Tensor] = []
+    ahead: list[Tensor] = []
+    for k, position in enumerate(walk_teacher(backbone, z, times, cond, uncond, guidance_scale)):
+        if k % fine_steps == 0:
+            positions.append(position)
+        if k % fine_steps == delta:
+            ahead.append(position)
+    return Trajectories(torch.stack(positions[::-1], dim=1), torch.stack(ahead[::-1], dim=1), cond)

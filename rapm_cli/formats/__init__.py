@@ -1,0 +1,1 @@
+"""LoRA and checkpoint files that other programs read."""

@@ -1,0 +1,100 @@
+"""The LoRA merged into a diffusers folder's UNet, computed in float32 and read back."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.errors import InputError, VerificationError
+from rapm_cli.formats.lora import LoraFile
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What rounding to the base's dtype did to the update.
+
+    Args:
+        modules: Layers that were merged.
+        mean_lost: Mean over modules of |rounded update - update| / |update|, Frobenius norms.
+        worst_lost: The largest.
+    """
+
+    modules: int
+    mean_lost: float
+    worst_lost: float
+
+
+def lora_update(down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Scale * B A in float32, shaped as the layer's weight.
+
+    Args:
+        down: A, (r, in) or for a convolution (r, in, k, k).
+        up: B, (out, r) or (out, r, 1, 1).
+        scale: alpha / rank.
+    """
+    product = up.float().flatten(1) @ down.float().flatten(1)
+    return scale * product.reshape(up.shape[0], *down.shape[1:])
+
+
+def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> FuseReport:
+    """Merge a LoRA into the UNet of a diffusers folder, in place, and set the sampler that it needs.
+
+    Args:
+        folder: A copy of the base; its UNet's weights are replaced.
+        lora: What to merge.
+        dtype: Of the written weights; None keeps the base's.
+
+    Raises:
+        InputError: The LoRA does not fit the folder's UNet.
+        VerificationError: The written weights, read back, are not the merged ones.
+    """
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "unet" / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is not there", "give --base a folder with safetensors weights in one file")
+    weights = {name: value.to(dtype or value.dtype) for name, value in load_file(path).items()}
+    losses = []
+    for name in sorted(name for name in lora.state if name.endswith(".lora_A.weight")):
+        module = name.removesuffix(".lora_A.weight")
+        key = f"{module}.weight"
+        if key not in weights:
+            raise InputError(
+                f"the LoRA changes {module}, which this base does not have", "give the --base it was made for"
+            )
+        update = lora_update(lora.state[name], lora.state[f"{module}.lora_B.weight"], lora.alpha / lora.rank)
+        before = weights[key].float()
+        if update.shape != before.shape:
+            raise InputError(
+                f"the LoRA's {module} has another shape than the base's", "give the --base it was made for"
+            )
+        weights[key] = (before + update).to(weights[key].dtype)
+        size = update.norm()
+        if size > 0:
+            losses.append(float((weights[key].float() - before - update).norm() / size))
+    save_file(weights, path, {"format": "pt"})
+    path.chmod(0o644)
+    back = load_file(path)
+    if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
+        raise VerificationError(f"{path} did not read back as it was written", "check the disk")
+    _set_sampler(folder)
+    return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
+
+
+def _set_sampler(folder: Path) -> None:
+    """Make DDIM with trailing spacing the folder's scheduler: a few-step student needs it."""
+    index_path, path = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
+    index, scheduler = json.loads(index_path.read_text()), json.loads(path.read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    scheduler |= {
+        "_class_name": "DDIMScheduler",
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
+    index_path.write_text(json.dumps(index, indent=2) + "\n")
+    path.write_text(json.dumps(scheduler, indent=2) + "\n")

@@ -1,0 +1,25 @@
+"""Intervals by resampling the prompts."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def bootstrap_interval(
+    statistic: Callable[[Tensor], float], count: int, generator: torch.Generator, *, draws: int = 200
+) -> tuple[float, float]:
+    """The middle 95 % of a statistic over resampled rows, moved so that its middle is the statistic itself.
+
+    A resample repeats rows, which biases distances between distributions upward; the spread is what is wanted.
+
+    Args:
+        statistic: Row indices (count,) to a number.
+        count: How many rows there are.
+        generator: CPU generator that draws the rows.
+        draws: How many resamples.
+    """
+    values = torch.tensor([statistic(torch.randint(count, (count,), generator=generator)) for _ in range(draws)])
+    shift = statistic(torch.arange(count)) - values.double().mean()
+    bounds = torch.quantile(values.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)) + shift
+    return float(bounds[0]), float(bounds[1])

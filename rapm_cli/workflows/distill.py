@@ -1,0 +1,182 @@
+"""Trajectories, training, comparison: a base model to a few-step LoRA in a run folder."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rapm_cli import __version__
+from rapm_cli.bases import Base, LoadedBase, base_identity
+from rapm_cli.bases.device import DTYPES, describe_machine, peak_memory_mib
+from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
+from rapm_cli.core.sample import sample_student
+from rapm_cli.core.schedule import slot_edges
+from rapm_cli.core.student import lora_state
+from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
+from rapm_cli.core.trajectories import initial_noise
+from rapm_cli.formats.lora import LoraFile, save_lora
+from rapm_cli.workflows.collect import collect, training_prompts
+from rapm_cli.workflows.evaluate import Part, compare, student, teacher_and_base, to_record
+from rapm_cli.workflows.pictures import contact_sheet, in_batches
+from rapm_cli.workflows.rundir import CONFIG, RESULT, Run, new_run
+from rapm_cli.workflows.watch import Watcher
+
+SHEET_COLUMNS = 8
+QUICK_METRICS = ["attributes", "pictures", "fd-demo"]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation leaves.
+
+    Args:
+        run: Its folder.
+        part: Comparison on held-out prompts; None where the base has no exam, or none was wanted.
+        seconds: Seconds of each phase.
+        peak_mib: Most memory used.
+        machine: The device in words.
+    """
+
+    run: Run
+    part: Part | None
+    seconds: dict[str, float]
+    peak_mib: float
+    machine: str
+
+
+def distill(
+    base: Base,
+    teacher: TeacherConfig,
+    training: TrainConfig,
+    *,
+    device: torch.device,
+    prompts: list[str] | None,
+    output: Path | None,
+    samples: int,
+    watcher: Watcher,
+) -> Distilled:
+    """Run a whole distillation.
+
+    Args:
+        base: The base model.
+        teacher: Settings of phase 1.
+        training: Settings of phase 2.
+        device: Where to compute.
+        prompts: The user's prompts, or None for the base's own.
+        output: Run folder, or None for a new one among all runs.
+        samples: Held-out prompts in the comparison at the end; 0 for none.
+        watcher: Sees bars and talk.
+    """
+    chosen = training_prompts(base, teacher, prompts)
+    run = new_run(base.name, output)
+    run.write(CONFIG, _record(base, teacher, training))
+    clock = _Clock()
+    watcher.say(f"loading {base.name}")
+    loaded = base.load(device, DTYPES[teacher.precision])
+    clock.lap("loading")
+    identity = base_identity(base)
+    trajectories = collect(loaded, teacher, chosen, base.defaults.rollout_batch, identity, watcher)
+    clock.lap("trajectories")
+    trainer = Trainer(
+        loaded.backbone,
+        training,
+        num_slots=teacher.num_slots,
+        fine_steps=teacher.fine_steps,
+        delta=teacher.delta,
+    )
+    with watcher.bar("training", training.iterations, "iteration", device) as bar:
+        for progress in train(trainer, trajectories):
+            run.append(_log_line(progress))
+            bar.advance(note=_note(progress.slots))
+    recipe = _record(base, teacher, training) | {"sampler": sampler_recipe(teacher.num_slots)}
+    save_lora(run.lora, LoraFile(lora_state(loaded.backbone), training.rank, training.alpha, recipe))
+    clock.lap("training")
+    draw_sheet(base, loaded, teacher, run.sheet, chosen)
+    part = None
+    if samples and base.set_exam:
+        contestants = [*teacher_and_base(loaded, teacher, identity), student(loaded, teacher.num_slots)]
+        part = compare(
+            base,
+            loaded,
+            contestants,
+            samples=samples,
+            seed=teacher.seed,
+            held_out=True,
+            metrics=QUICK_METRICS,
+            watcher=watcher,
+        )
+    clock.lap("comparison")
+    result = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
+    record: dict[str, Any] = {"seconds": clock.laps, "peak_mib": result.peak_mib, "machine": result.machine}
+    run.write(RESULT, record | {"comparison": to_record(part) if part else None})
+    return result
+
+
+def sampler_recipe(num_slots: int) -> dict[str, Any]:
+    """How a student is sampled, for people and programs that read the file's header."""
+    return {
+        "scheduler": "DDIM",
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        "steps": num_slots,
+        "timesteps": slot_edges(num_slots)[:0:-1],
+        "guidance_scale": 1.0,
+    }
+
+
+def draw_sheet(base: Base, loaded: LoadedBase, teacher: TeacherConfig, path: Path, prompts: list[str]) -> None:
+    """Write a contact sheet: teacher, base and student on the same prompts with the same noise.
+
+    A base with an exam shows prompts that no training saw.
+    """
+    shown = base.set_exam(0, SHEET_COLUMNS, teacher.seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
+    noise = initial_noise(teacher.seed, "sheet", list(range(len(shown))), loaded.latent_shape)
+    noise = noise.to(loaded.backbone.device)
+    cond = loaded.encode(shown)
+    rows = {}
+    for contestant in teacher_and_base(loaded, teacher, ""):
+        latents = contestant.draw(noise, cond)
+        title = f"{contestant.title}, {contestant.evaluations} evaluations"
+        rows[title] = in_batches(loaded.decode, latents, base.defaults.picture_batch)
+    latents = sample_student(loaded.backbone, noise, cond, teacher.num_slots)[0]
+    title = f"student, {teacher.num_slots} steps, {teacher.num_slots} evaluations"
+    rows[title] = in_batches(loaded.decode, latents, base.defaults.picture_batch)
+    contact_sheet(rows).save(path)
+
+
+class _Clock:
+    """Seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 2), now
+
+
+def _record(base: Base, teacher: TeacherConfig, training: TrainConfig) -> dict[str, Any]:
+    return {
+        "rapm": __version__,
+        "base": base.name,
+        "teacher": to_json(teacher),
+        "training": to_json(training),
+    }
+
+
+def _log_line(progress: Progress) -> dict[str, Any]:
+    slots = [dataclasses.asdict(slot) for slot in progress.slots]
+    return {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "slots": slots}
+
+
+def _note(slots: list[SlotLosses]) -> str:
+    """Distance to the absolute target in each slot, the noisiest first, and both discriminators' losses."""
+    distances = " ".join(f"{slot.absolute:.3f}" for slot in slots)
+    judged = [value for slot in slots for value in slot.discriminator.values()]
+    return f"slots {distances}" + (f"  D {math.fsum(judged) / len(judged):.2f}" if judged else "")

@@ -1,0 +1,28 @@
+"""Where things live."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """Trajectories and teacher pictures: what can be made again."""
+    home = os.environ.get("RAPM_HOME")
+    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("rapm"))
+
+
+def data_dir() -> Path:
+    """Runs and pictures: what cannot."""
+    home = os.environ.get("RAPM_HOME")
+    return Path(home) / "data" if home else Path(platformdirs.user_data_dir("rapm"))
+
+
+def runs_dir() -> Path:
+    """Folder of all runs."""
+    return data_dir() / "runs"
+
+
+def pictures_dir() -> Path:
+    """Folder of generated pictures, unless the user names another."""
+    return data_dir() / "pictures"

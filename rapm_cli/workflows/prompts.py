@@ -1,0 +1,50 @@
+"""Prompts from a file or standard input."""
+
+import sys
+from pathlib import Path
+
+from rapm_cli.core.errors import InputError
+
+MAX_CHARACTERS = 2000
+MAX_PROMPTS = 1_000_000
+
+
+def read_prompts(source: str) -> list[str]:
+    """One prompt a line, empty lines left out.
+
+    Args:
+        source: Path of a UTF-8 text file, or "-" for standard input.
+
+    Raises:
+        InputError: The source cannot be read, is not such a text, or holds no prompt.
+    """
+    name = "standard input" if source == "-" else source
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}", "give a text file, one prompt a line") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 (byte {error.start})", "save it as UTF-8 text") from error
+    prompts = [check_prompt(line, f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise InputError(f"{name} holds no prompt", "write one prompt a line")
+    if len(prompts) > MAX_PROMPTS:
+        raise InputError(f"{name} holds {len(prompts):,} prompts, more than {MAX_PROMPTS:,}", "split it")
+    return prompts
+
+
+def check_prompt(prompt: str, place: str) -> str:
+    """The prompt without surrounding blanks.
+
+    Raises:
+        InputError: It is empty, too long, or has control characters.
+    """
+    text = prompt.strip()
+    if not text:
+        raise InputError(f"{place} is empty", "write what the picture shows")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{place} has {len(text):,} characters, the limit is {MAX_CHARACTERS:,}", "shorten it")
+    if any(ord(character) < 32 and character != "\t" for character in text):
+        raise InputError(f"{place} has a control character", "remove it")
+    return text

@@ -1,0 +1,73 @@
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "TERMINAL_WIDTH": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
+
+import pytest
+import torch
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.schedule import NoiseSchedule
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Every test has its own cache and data folders."""
+    monkeypatch.setenv("RAPM_HOME", str(tmp_path / "home"))
+    for name in ("RAPM_BASE", "RAPM_DEVICE", "RAPM_PRECISION", "RAPM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def schedule():
+    return NoiseSchedule.scaled_linear()
+
+
+def tiny_unet(seed: int = 0):
+    """SDXL's UNet topology on 8x8 latents, a few thousand random weights."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 2),
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=10 + 6 * 4,
+    )
+
+
+@pytest.fixture
+def backbone(schedule):
+    return Backbone(tiny_unet(), schedule)
+
+
+@pytest.fixture
+def make_cond():
+    def make(count: int, seed: int = 0) -> Conditioning:
+        generator = torch.Generator().manual_seed(seed)
+        return Conditioning(
+            torch.randn(count, 5, 12, generator=generator),
+            torch.randn(count, 10, generator=generator),
+            torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(count, 6),
+        )
+
+    return make
+
+
+@pytest.fixture
+def latents():
+    def make(count: int, seed: int = 1) -> torch.Tensor:
+        return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+    return make
