@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError
 
 EXIT_BUG, EXIT_INTERRUPT = 1, 130
 _UsageError = typer.BadParameter.__bases__[0]  # Typer keeps these two in a private module
-_TyperError = _UsageError.__bases__[0]
+_TyperError: Any = _UsageError.__bases__[0]
 
 app = typer.Typer(
     name="rapm",

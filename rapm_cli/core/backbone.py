@@ -28,7 +28,11 @@ class Conditioning:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """The same change applied to every part that is there."""
-        return Conditioning(*(part if part is None else change(part) for part in self.parts))
+        return Conditioning(
+            change(self.tokens),
+            None if self.pooled is None else change(self.pooled),
+            None if self.time_ids is None else change(self.time_ids),
+        )
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
         return self.map(lambda part: part[rows])

@@ -151,7 +151,8 @@ def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
 
 def train_config_from_json(record: dict[str, Any]) -> TrainConfig:
     """Read back what `to_json` wrote."""
-    return TrainConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+    return TrainConfig(**values)
 
 
 def teacher_config_from_json(record: dict[str, Any]) -> TeacherConfig:

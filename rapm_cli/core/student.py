@@ -27,7 +27,7 @@ def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> N
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), lora_dropout=0.0)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "lora").initial_seed())
         backbone.unet.add_adapter(config)

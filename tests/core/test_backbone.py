@@ -86,7 +86,8 @@ def test_the_frozen_network_gets_no_gradient_and_the_latent_does(backbone, make_
     random_lora(backbone)
     z = latents(1).requires_grad_()
     sum(f.sum() for f in backbone.features(z, torch.tensor([100]), make_cond(1))).backward()
-    assert z.grad is not None and z.grad.abs().max() > 0
+    assert z.grad is not None
+    assert z.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in backbone.unet.parameters())
 
 
@@ -96,12 +97,15 @@ def test_conditionings_join_and_split(make_cond):
     torch.testing.assert_close(both[1:].tokens, make_cond(2, 1).tokens)
     torch.testing.assert_close(make_cond(1).expand(3).pooled[2], make_cond(1).pooled[0])
     without = Conditioning.cat([Conditioning(torch.zeros(1, 5, 12)), Conditioning(torch.ones(1, 5, 12))])
-    assert without.pooled is None and without.time_ids is None
+    assert without.pooled is None
+    assert without.time_ids is None
 
 
 def test_every_kind_of_layer_is_adapted(backbone):
     attach_lora(backbone, 1, 1.0)
-    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in backbone.unet.named_parameters() if ".lora_A" in name}
+    names = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in backbone.unet.named_parameters() if ".lora_A" in name
+    }
     assert {"to_q", "to_k", "to_v", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"} <= names
     assert not any(name.startswith("conv_in.lora") for name, _ in backbone.unet.named_parameters())
 

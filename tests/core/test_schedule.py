@@ -1,9 +1,19 @@
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from rapm_cli.core.errors import ConfigError
-from rapm_cli.core.schedule import CLEAN, NoiseSchedule, ddim_step, fine_grid, noise_forward, slot_edges, split_prediction
+from rapm_cli.core.schedule import (
+    CLEAN,
+    NoiseSchedule,
+    ddim_step,
+    fine_grid,
+    noise_forward,
+    slot_edges,
+    split_prediction,
+)
 
 
 def diffusers_ddim(steps: int) -> DDIMScheduler:
@@ -27,7 +37,7 @@ def test_ddim_is_diffusers_wherever_diffusers_can_express_the_grid(steps, schedu
     edges = slot_edges(steps)[::-1]
     assert scheduler.timesteps.tolist() == edges[:-1]
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    for t, s in zip(edges, edges[1:], strict=False):
+    for t, s in itertools.pairwise(edges):
         noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(t))
         torch.testing.assert_close(
             ddim_step(z, noise, t, s, schedule), scheduler.step(noise, t, z).prev_sample, rtol=1e-5, atol=1e-5
@@ -72,10 +82,10 @@ def test_halving_steps_doubles_the_error_on_gaussian_data(schedule):
     for steps in (10, 20, 40, 100):
         z = torch.full((1, 1, 1, 1), 1.7, dtype=torch.float64)
         edges = slot_edges(steps)[::-1]
-        for t, s in zip(edges, edges[1:], strict=False):
+        for t, s in itertools.pairwise(edges):
             z = ddim_step(z, (1 - schedule.alphas_cumprod[t].double()).sqrt() * z, t, s, schedule)
         errors.append(abs(z.item() - 1.7))
-    ratios = [coarse / fine for coarse, fine in zip(errors, errors[1:], strict=False)]
+    ratios = [coarse / fine for coarse, fine in itertools.pairwise(errors)]
     assert ratios[0] == pytest.approx(2, rel=0.25)
     assert ratios[1] == pytest.approx(2, rel=0.25)
     assert ratios[2] == pytest.approx(2.5, rel=0.25)

@@ -108,8 +108,8 @@ def train_text(
     tokenizers = build_tokenizer("<|endoftext|>"), build_tokenizer("!")
     first = CLIPTextModel(_config(tokenizers[0], WIDTHS[0], "quick_gelu"))
     second = CLIPTextModelWithProjection(_config(tokenizers[1], WIDTHS[1], "gelu"))
-    heads = nn.ModuleList([_Heads(WIDTHS[0]), _Heads(WIDTHS[1]), _Heads(WIDTHS[1])])
-    parameters = [*first.parameters(), *second.parameters(), *heads.parameters()]
+    heads = [_Heads(WIDTHS[0]), _Heads(WIDTHS[1]), _Heads(WIDTHS[1])]
+    parameters = [*first.parameters(), *second.parameters(), *(p for head in heads for p in head.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2)
     schedule = cosine_with_warmup(optimizer, 50, steps)
 

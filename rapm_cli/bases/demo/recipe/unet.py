@@ -50,9 +50,14 @@ class _Pool:
     tokens: Tensor  # (P, 32, 224)
     pooled: Tensor  # (P, 128)
 
+    @classmethod
+    def empty(cls, size: int) -> "_Pool":
+        shapes = (4, 16, 16), (4, 16, 16), (MAX_TOKENS, sum(WIDTHS)), (WIDTHS[1],)
+        return cls(*(torch.empty(size, *shape) for shape in shapes))
+
     def __setitem__(self, where: slice | Tensor, rows: Sequence[Tensor]) -> None:
         for table, values in zip((self.mean, self.deviation, self.tokens, self.pooled), rows, strict=True):
-            table[where] = values.to(table.dtype)
+            table[where] = values
 
 
 def train_unet(
@@ -87,33 +92,13 @@ def train_unet(
     alphas_cumprod = noise_schedule().alphas_cumprod
     unet, average = build_unet().to(device), build_unet().to(device).requires_grad_(False)
     average.load_state_dict(unet.state_dict())
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     schedule = cosine_with_warmup(optimizer, 200, steps)
 
-    @torch.no_grad()
-    def fresh(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scenes = random_scenes(count, generator, held_out=False)
-        posterior = vae.encode(draw(scenes, generator) * 2 - 1).latent_dist
-        captions = [phrase(scene, generator, omit=OMIT)[0] for scene in scenes]
-        states, pooled = [], torch.empty(0)
-        for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-            tokens = tokenizer(
-                captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-            ).input_ids
-            out = encoder(tokens, output_hidden_states=True)
-            states.append(out.hidden_states[-2])
-            pooled = out[0]
-        scale = vae.config.scaling_factor
-        return posterior.mean * scale, posterior.std * scale, torch.cat(states, dim=-1), pooled
-
-    pool = _Pool(
-        torch.empty(pool_size, 4, 16, 16),
-        torch.empty(pool_size, 4, 16, 16),
-        torch.empty(pool_size, MAX_TOKENS, sum(WIDTHS), dtype=torch.float16),
-        torch.empty(pool_size, WIDTHS[1]),
-    )
+    pool = _Pool.empty(pool_size)
     for start in range(0, pool_size, 64):
-        pool[slice(start, min(start + 64, pool_size))] = fresh(min(64, pool_size - start))
+        count = min(64, pool_size - start)
+        pool[slice(start, start + count)] = _encoded(vae, tokenizers, encoders, count, generator)
     report(f"unet: {pool_size} scenes encoded")
 
     time_ids = torch.tensor([[PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX]], device=device).float()
@@ -129,7 +114,7 @@ def train_unet(
         predicted = unet(
             noisy.to(device),
             t.to(device),
-            (pool.tokens[chosen].float() * kept.reshape(-1, 1, 1)).to(device),
+            (pool.tokens[chosen] * kept.reshape(-1, 1, 1)).to(device),
             added_cond_kwargs={
                 "text_embeds": (pool.pooled[chosen] * kept.reshape(-1, 1)).to(device),
                 "time_ids": time_ids.expand(batch, -1),
@@ -145,13 +130,38 @@ def train_unet(
         schedule.step()
         decay = min((step + 1) / (step + 10), 1 - 1 / (EMA_HORIZON * steps))
         torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in unet.parameters()], 1 - decay)
-        pool[torch.randint(pool_size, (4,), generator=generator)] = fresh(4)
+        replaced = torch.randint(pool_size, (4,), generator=generator)
+        pool[replaced] = _encoded(vae, tokenizers, encoders, 4, generator)
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             report(f"unet {step + 1}: loss {running:.4f}")
         if (step + 1) % 500 == 0:
             snapshot(average)
     return average.cpu().eval()
+
+
+@torch.no_grad()
+def _encoded(
+    vae: AutoencoderKL,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection],
+    count: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fresh training scenes: latent mean and deviation, text states as SDXL joins them, and the pooled state."""
+    scenes = random_scenes(count, generator, held_out=False)
+    posterior = vae.encode(draw(scenes, generator) * 2 - 1).latent_dist
+    captions = [phrase(scene, generator, omit=OMIT)[0] for scene in scenes]
+    states, pooled = [], torch.empty(0)
+    for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
+        tokens = tokenizer(
+            captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
+        out = encoder(tokens, output_hidden_states=True)
+        states.append(out.hidden_states[-2])
+        pooled = out[0]
+    scale = vae.config.scaling_factor
+    return posterior.mean * scale, posterior.std * scale, torch.cat(states, dim=-1), pooled
 
 
 def noise_schedule() -> DDIMScheduler:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -46,47 +47,55 @@ def _start_as_box_filter(vae: AutoencoderKL) -> None:
     branches start at zero; channels 0 to 2 pass through; channel 3 holds a constant so large that the group norms
     at both ends divide by nearly the same number for every picture, and so keep its brightness.
     """
-    linear = 3.0  # moves SiLU's input to where it is nearly the identity
-
-    def carry(conv: nn.Conv2d, taps: list[tuple[int, int]]) -> None:
-        for channel in range(4):
-            conv.weight[:, channel] = 0
-            conv.weight[channel] = 0
-            for row, column in taps:
-                conv.weight[channel, channel, row, column] = 1 / len(taps)
-            conv.bias[channel] = 0
-
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
+            _zero(module.conv2)
             if module.conv_shortcut is not None:
-                carry(module.conv_shortcut, [(0, 0)])
+                _carry(module.conv_shortcut, [(0, 0)])
         elif isinstance(module, Attention):
-            module.to_out[0].weight.zero_()
-            module.to_out[0].bias.zero_()
+            _zero(module.to_out[0])
         elif isinstance(module, Downsample2D):
-            carry(module.conv, [(0, 0), (0, 1), (1, 0), (1, 1)])
+            _carry(module.conv, [(0, 0), (0, 1), (1, 0), (1, 1)])
         elif isinstance(module, Upsample2D):
-            carry(module.conv, [(1, 1)])
-    for half in (vae.encoder, vae.decoder):
-        width = half.conv_out.in_channels // half.conv_norm_out.num_groups
-        deviation = 1.7  # of a group with one constant among zeros
-        constant = deviation * width / (width - 1) ** 0.5
-        half.conv_in.weight[:4] = 0
-        half.conv_in.bias[:4] = torch.tensor([0.0, 0.0, 0.0, constant])
-        for channel in range(3):
-            half.conv_in.weight[channel, channel, 1, 1] = 1
-        half.conv_norm_out.bias[:3] = linear + constant / width / deviation
-        half.conv_out.weight[:3] = 0
-        half.conv_out.bias[:3] = -linear * deviation
-        for channel in range(3):
-            half.conv_out.weight[channel, channel, 1, 1] = deviation
+            _carry(module.conv, [(1, 1)])
+    _pass_colours(vae.encoder)
+    _pass_colours(vae.decoder)
     for conv in (vae.quant_conv, vae.post_quant_conv):
         conv.weight.copy_(torch.eye(len(conv.weight)).reshape(conv.weight.shape))
         conv.bias.zero_()
     vae.quant_conv.weight[4:].zero_()
     vae.quant_conv.bias[4:].fill_(-5.0)  # a narrow posterior, else its noise drowns the first lessons
+
+
+def _zero(layer: Any) -> None:
+    layer.weight.zero_()
+    layer.bias.zero_()
+
+
+def _carry(conv: Any, taps: list[tuple[int, int]]) -> None:
+    """Make a convolution carry channels 0 to 3 through as the mean of some of its taps."""
+    for channel in range(4):
+        conv.weight[:, channel] = 0
+        conv.weight[channel] = 0
+        for row, column in taps:
+            conv.weight[channel, channel, row, column] = 1 / len(taps)
+        conv.bias[channel] = 0
+
+
+def _pass_colours(half: Any) -> None:
+    """Make an encoder's or decoder's ends carry the first three channels through the last group norm and SiLU."""
+    linear = 3.0  # moves SiLU's input to where it is nearly the identity
+    width = half.conv_out.in_channels // half.conv_norm_out.num_groups
+    deviation = 1.7  # of a group with one constant among zeros
+    constant = deviation * width / (width - 1) ** 0.5
+    half.conv_in.weight[:4] = 0
+    half.conv_in.bias[:4] = torch.tensor([0.0, 0.0, 0.0, constant])
+    half.conv_norm_out.bias[:3] = linear + constant / width / deviation
+    half.conv_out.weight[:3] = 0
+    half.conv_out.bias[:3] = -linear * deviation
+    for channel in range(3):
+        half.conv_in.weight[channel, channel, 1, 1] = 1
+        half.conv_out.weight[channel, channel, 1, 1] = deviation
 
 
 def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:

@@ -1,0 +1,40 @@
+# bash completion for rapm; made by: python -m rapm_cli.cli.completion completions
+_rapm() {
+    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" command="${COMP_WORDS[1]}"
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "distill generate eval export inspect --help --version" -- "$word"))
+        return
+    fi
+    case "$before" in
+        --base) COMPREPLY=($(compgen -W "demo sdxl" -- "$word") $(compgen -f -- "$word")); return ;;
+        --config) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --device) COMPREPLY=($(compgen -W "auto cpu cuda mps" -- "$word")); return ;;
+        --discriminator) COMPREPLY=($(compgen -W "unet latent" -- "$word")); return ;;
+        --discriminators) COMPREPLY=($(compgen -W "both relative absolute none" -- "$word")); return ;;
+        --dtype) COMPREPLY=($(compgen -W "base fp16 bf16 fp32" -- "$word")); return ;;
+        --from) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --lora) COMPREPLY=($(compgen -W "$(_rapm_runs)" -- "$word") $(compgen -f -- "$word")); return ;;
+        --metrics) COMPREPLY=($(compgen -W "attributes pictures fd-demo kd-demo" -- "$word")); return ;;
+        --output) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --part) COMPREPLY=($(compgen -W "both held-out seen" -- "$word")); return ;;
+        --precision) COMPREPLY=($(compgen -W "auto fp32 bf16 fp16" -- "$word")); return ;;
+        --prompts) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --start-from) COMPREPLY=($(compgen -W "student teacher" -- "$word")); return ;;
+    esac
+    case "$command" in
+        distill) COMPREPLY=($(compgen -W "--base --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --checkpointing --prompts --seed --samples --output --device --precision --config --json --quiet --help" -- "$word")) ;;
+        generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --config --json --quiet --help" -- "$word")) ;;
+        eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --device --precision --config --json --quiet --help" -- "$word")) ;;
+        export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --json --quiet --help" -- "$word")) ;;
+        inspect) COMPREPLY=($(compgen -W "--json --help" -- "$word")) ;;
+    esac
+    case "$command:$word" in
+        export:[!-]*|export:|inspect:[!-]*|inspect:)
+            COMPREPLY=($(compgen -W "$(_rapm_runs)" -- "$word") $(compgen -f -- "$word")) ;;
+    esac
+}
+_rapm_runs() {
+    command ls "${RAPM_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/rapm}${RAPM_HOME:+/data}/runs" 2>/dev/null
+}
+complete -o filenames -F _rapm rapm

@@ -1,0 +1,199 @@
+"""Static completion scripts, written from the command tree: `python -m rapm_cli.cli.completion completions`.
+
+Static, so that a press of TAB never starts Python. Run names are read by the shell from the runs folder.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+# What an option takes, where it is not any text; a test holds these against the registries.
+VALUES = {
+    "base": ("demo", "sdxl"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "dtype": ("base", "fp16", "bf16", "fp32"),
+    "discriminators": ("both", "relative", "absolute", "none"),
+    "discriminator": ("unet", "latent"),
+    "start-from": ("student", "teacher"),
+    "part": ("both", "held-out", "seen"),
+    "metrics": ("attributes", "pictures", "fd-demo", "kd-demo"),
+}
+RUN_OPTIONS = ("lora",)  # take a run's name or a file
+RUN_COMMANDS = ("export", "inspect")  # their argument is a run's name or a file
+FILE_OPTIONS = ("base", "config", "from", "output", "prompts", "lora")
+_HOME = "${XDG_DATA_HOME:-$HOME/.local/share}/rapm"
+RUNS = f'"${{RAPM_HOME:-{_HOME}}}${{RAPM_HOME:+/data}}/runs"'
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its long name without dashes, its one-letter name, its help, and whether it takes a value."""
+
+    name: str
+    short: str
+    help: str
+    takes_value: bool
+
+
+def command_tree() -> dict[str, tuple[str, list[Option]]]:
+    """Every command's first line of help and its options."""
+    from rapm_cli.cli.app import app
+
+    group = typer.main.get_command(app)
+    tree = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        options = [
+            Option(
+                next(opt for opt in parameter.opts if opt.startswith("--"))[2:],
+                next((opt[1:] for opt in parameter.opts if not opt.startswith("--")), ""),
+                (parameter.help or "").split(". ")[0].rstrip("."),
+                not parameter.is_flag,
+            )
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+        ]
+        tree[name] = ((command.help or "").splitlines()[0].rstrip("."), options)
+    return tree
+
+
+def bash() -> str:
+    """Completion for bash."""
+    tree = command_tree()
+    lines = [
+        "# bash completion for rapm; made by: python -m rapm_cli.cli.completion completions",
+        "_rapm() {",
+        '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" command="${COMP_WORDS[1]}"',
+        "    COMPREPLY=()",
+        '    if [ "$COMP_CWORD" -eq 1 ]; then',
+        f'        COMPREPLY=($(compgen -W "{" ".join(tree)} --help --version" -- "$word"))',
+        "        return",
+        "    fi",
+        '    case "$before" in',
+    ]
+    for name in sorted({*VALUES, *FILE_OPTIONS, *RUN_OPTIONS}):
+        parts = [f'$(compgen -W "{" ".join(VALUES[name])}" -- "$word")'] if name in VALUES else []
+        parts += ['$(compgen -W "$(_rapm_runs)" -- "$word")'] if name in RUN_OPTIONS else []
+        parts += ['$(compgen -f -- "$word")'] if name in FILE_OPTIONS else []
+        lines.append(f"        --{name}) COMPREPLY=({' '.join(parts)}); return ;;")
+    lines += ["    esac", '    case "$command" in']
+    for command, (_, options) in tree.items():
+        words = " ".join(f"--{option.name}" for option in options) + " --help"
+        lines.append(f'        {command}) COMPREPLY=($(compgen -W "{words}" -- "$word")) ;;')
+    lines += [
+        "    esac",
+        '    case "$command:$word" in',
+        f"        {'|'.join(f'{command}:[!-]*|{command}:' for command in RUN_COMMANDS)})",
+        '            COMPREPLY=($(compgen -W "$(_rapm_runs)" -- "$word") $(compgen -f -- "$word")) ;;',
+        "    esac",
+        "}",
+        "_rapm_runs() {",
+        f"    command ls {RUNS} 2>/dev/null",
+        "}",
+        "complete -o filenames -F _rapm rapm",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def zsh() -> str:
+    """Completion for zsh."""
+    tree = command_tree()
+    lines = [
+        "#compdef rapm",
+        "# zsh completion for rapm; made by: python -m rapm_cli.cli.completion completions",
+        "_rapm_runs() {",
+        f"    compadd -- $(command ls {RUNS} 2>/dev/null)",
+        "    _files",
+        "}",
+        "_rapm() {",
+        "    local -a commands",
+        "    commands=(",
+        *(f"        '{name}:{_zsh(text)}'" for name, (text, _) in tree.items()),
+        "    )",
+        "    if (( CURRENT == 2 )); then",
+        "        _describe command commands",
+        "        return",
+        "    fi",
+        "    local command=$words[2]",
+        "    shift words",
+        "    (( CURRENT-- ))",
+        "    case $command in",
+    ]
+    for command, (_, options) in tree.items():
+        lines += [f"        {command})", "            _arguments \\"]
+        lines += [f"                {_zsh_option(option)} \\" for option in options]
+        lines += [
+            "                '--help[Show this message and exit]' \\",
+            f"                '*:argument:{'_rapm_runs' if command in RUN_COMMANDS else ' '}'",
+            "            ;;",
+        ]
+    lines += ["    esac", "}", '_rapm "$@"']
+    return "\n".join(lines) + "\n"
+
+
+def _zsh_option(option: Option) -> str:
+    action = ""
+    if option.takes_value:
+        if option.name in RUN_OPTIONS:
+            action = ":run:_rapm_runs"
+        elif option.name in VALUES:
+            action = f":value:({' '.join(VALUES[option.name])})"
+        else:
+            action = ":file:_files" if option.name in FILE_OPTIONS else ":value: "
+    return f"'--{option.name}[{_zsh(option.help)}]{action}'"
+
+
+def _zsh(text: str) -> str:
+    escaped = "".join(f"\\{character}" if character in "[]:" else character for character in text)
+    return escaped.replace("'", "'\\''")
+
+
+def fish() -> str:
+    """Completion for fish."""
+    lines = [
+        "# fish completion for rapm; made by: python -m rapm_cli.cli.completion completions",
+        "function __rapm_runs",
+        "    if set -q RAPM_HOME",
+        "        command ls $RAPM_HOME/data/runs 2>/dev/null",
+        "    else if set -q XDG_DATA_HOME",
+        "        command ls $XDG_DATA_HOME/rapm/runs 2>/dev/null",
+        "    else",
+        "        command ls ~/.local/share/rapm/runs 2>/dev/null",
+        "    end",
+        "end",
+        "complete -c rapm -f",
+    ]
+    for command, (text, options) in command_tree().items():
+        lines.append(f"complete -c rapm -n __fish_use_subcommand -a {command} -d {_fish(text)}")
+        seen = f'-n "__fish_seen_subcommand_from {command}"'
+        if command in RUN_COMMANDS:
+            lines.append(f'complete -c rapm {seen} -F -a "(__rapm_runs)"')
+        for option in options:
+            line = f"complete -c rapm {seen} -l {option.name}"
+            line += f" -s {option.short}" if option.short else ""
+            line += " -x" if option.takes_value and option.name not in FILE_OPTIONS else ""
+            line += " -r -F" if option.takes_value and option.name in FILE_OPTIONS else ""
+            line += f' -a "{" ".join(VALUES[option.name])}"' if option.name in VALUES else ""
+            line += ' -a "(__rapm_runs)"' if option.name in RUN_OPTIONS else ""
+            lines.append(f"{line} -d {_fish(option.help)}")
+    return "\n".join(lines) + "\n"
+
+
+def _fish(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+SCRIPTS: dict[str, Callable[[], str]] = {"rapm.bash": bash, "_rapm": zsh, "rapm.fish": fish}
+
+
+def main(folder: Path) -> None:
+    """Write all scripts into a folder."""
+    for name, render in SCRIPTS.items():
+        (folder / name).write_text(render())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,160 @@
+import pytest
+
+DISTILL = ["distill", "--base", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([*DISTILL, "--rank", "0"], "--rank 0"),
+        ([*DISTILL, "--rank", "many"], "many"),
+        ([*DISTILL, "--steps", "3"], "choose --steps from 1, 2, 4, 5"),
+        ([*DISTILL, "--steps", "4", "--fine-steps", "500"], "--fine-steps of at most 250"),
+        ([*DISTILL, "--fine-steps", "1"], "at least 2"),
+        ([*DISTILL, "--delta", "10"], "--delta 10"),
+        ([*DISTILL, "--guidance", "0"], "--guidance 0"),
+        ([*DISTILL, "--alpha", "-1"], "--alpha -1"),
+        ([*DISTILL, "--iterations", "0"], "--iterations 0"),
+        ([*DISTILL, "--trajectories", "0"], "--trajectories 0"),
+        ([*DISTILL, "--batch-size", "0"], "--batch-size 0"),
+        ([*DISTILL, "--learning-rate", "7"], "--learning-rate 7"),
+        ([*DISTILL, "--learning-rate", "nan"], "--learning-rate nan"),
+        ([*DISTILL, "--discriminator-learning-rate", "0"], "--discriminator-learning-rate 0"),
+        ([*DISTILL, "--relative-weight", "-1"], "--relative-weight -1"),
+        ([*DISTILL, "--adversarial-weight", "inf"], "--adversarial-weight inf"),
+        ([*DISTILL, "--slot-weights", "1,x"], "--slot-weights '1,x'"),
+        ([*DISTILL, "--slot-weights", "1,1"], "2 numbers for 4 slots"),
+        ([*DISTILL, "--start-from", "noise"], "student or teacher"),
+        ([*DISTILL, "--discriminators", "three"], "both, relative, absolute, none"),
+        ([*DISTILL, "--discriminator", "unett"], "did you mean 'unet'"),
+        ([*DISTILL, "--seed", "-3"], "--seed -3"),
+        ([*DISTILL, "--device", "abacus"], "--device auto"),
+        ([*DISTILL, "--precision", "fp8"], "fp32, bf16, fp16"),
+        ([*DISTILL, "--samples", "-1"], "-1"),
+        (["distill", "--base", "demmo"], "did you mean 'demo'"),
+        (["distil"], "distill"),
+        ([*DISTILL, "--rnk", "1"], "--rank"),
+        (["generate", "a red cube", "--seed", "x"], "--seed 'x'"),
+        (["generate", "a red cube", "--seed", "9..3"], "LOW..HIGH"),
+        (["generate", "a red cube", "--seed", "1..3", "--num-images", "2"], "give one of them"),
+        (["generate", "a red cube", "--base", "demo", "--steps", "6"], "choose --steps"),
+        (["generate", "a red cube", "--num-images", "0"], "0"),
+        (["eval", "--base", "demo", "--part", "middle"], "held-out, seen, both"),
+        (["eval", "--base", "demo", "--metrics", "fid"], "fd-demo"),
+        (["export", "--base", "demo", "--fuse", "--dtype", "fp8"], "fp16, bf16, fp32"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, says):
+    code, out, err = rapm(*argv, *([] if argv[0] in ("export", "distil") else ["--quiet"]))
+    assert code == 2, err
+    assert out == ""
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["generate", ""], 3, "empty"),
+        (["generate", "a" * 2001], 3, "2,001 characters"),
+        (["generate", "a\x00b"], 3, "control character"),
+        (["generate", "--prompts", "nowhere.txt"], 3, "nowhere.txt cannot be read"),
+        (["generate", "a red cube", "--lora", "nowhere"], 3, "nowhere is neither"),
+        (["generate", "--from", "nowhere.png"], 3, "nowhere.png"),
+        (["generate", "a photo of a woman"], 4, "--base demo"),
+        (["inspect"], 3, "rapm distill --base demo"),
+        (["inspect", "nowhere"], 3, "nowhere"),
+        (["distill", "--base", "sdxl", "--samples", "0"], 2, "--prompts FILE"),
+        (["distill", "--base", "demo", "--config", "nowhere.toml"], 3, "nowhere.toml"),
+    ],
+)
+def test_a_refused_input_is_one_line_with_its_own_code(rapm, argv, code, says):
+    got, out, err = rapm(*argv)
+    assert got == code, err
+    assert says in err.splitlines()[-1]
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetches_them(rapm, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a woman\n")
+    code, _, err = rapm("distill", "--base", "sdxl", "--prompts", str(prompts), "--trajectories", "1")
+    assert code == 4
+    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in err
+
+
+def test_files_that_are_no_text_are_refused(rapm, tmp_path):
+    path = tmp_path / "prompts.txt"
+    for data, says in ((b"\xff\xfe\x00", "not UTF-8"), (b"\n\n", "holds no prompt"), (b"a cube\na\x00b\n", "line 2")):
+        path.write_bytes(data)
+        code, _, err = rapm("generate", "--prompts", str(path))
+        assert (code, says in err) == (3, True), err
+    assert rapm("generate", "--prompts", str(tmp_path))[0] == 3
+
+
+def test_damaged_loras_are_refused_with_the_reason(rapm, tmp_path, shipped_lora):
+    good, path = shipped_lora.read_bytes(), tmp_path / "x.safetensors"
+    cases = (
+        (b"", "not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
+        (b"PK\x03\x04" + good[4:], "not a safetensors file"),
+        (good[:-100], "truncated"),
+        (good + b"tail", "truncated or padded"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "no LoRA"),
+    )
+    for data, says in cases:
+        path.write_bytes(data)
+        for argv in (["inspect", str(path)], ["generate", "a red cube", "--base", "demo", "--lora", str(path)]):
+            code, _, err = rapm(*argv)
+            assert (code, says in err) == (3, True), (argv, err)
+
+
+def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("learning_rat = 1e-3\n")
+    code, _, err = rapm(*DISTILL, "--config", str(path))
+    assert code == 2
+    assert "'learning_rat'" in err
+    assert "'learning-rate'" in err
+    for text, says in (("rank = [", "not TOML"), ("rank = true", "wrong type"), ('rank = "x"', "'x'")):
+        path.write_text(text)
+        code, _, err = rapm(*DISTILL, "--config", str(path))
+        assert code in (2, 3), err
+        assert says in err
+
+
+def test_a_run_folder_that_is_not_empty_is_left_alone(rapm, tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    code, _, err = rapm(*DISTILL, "--output", str(tmp_path))
+    assert code == 3
+    assert "not empty" in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["keep.txt"]
+
+
+def test_a_bug_of_ours_shows_no_traceback(rapm, monkeypatch):
+    def broken(*args):
+        raise ValueError("inside")
+
+    monkeypatch.setattr("rapm_cli.workflows.inspect.inspect_lora", broken)
+    code, _, err = rapm("inspect", "x")
+    assert code == 1
+    assert "a bug of rapm: ValueError: inside" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("RAPM_DEBUG", "1")
+    with pytest.raises(ValueError, match="inside"):
+        rapm("inspect", "x")
+
+
+def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
+    def stop(error):
+        def raise_it(*args):
+            raise error
+
+        monkeypatch.setattr("rapm_cli.workflows.inspect.inspect_lora", raise_it)
+        return rapm("inspect", "x")[0]
+
+    assert stop(KeyboardInterrupt()) == 130
+    assert stop(OSError(28, "No space left on device", "x")) == 5
+    assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA")) == 6

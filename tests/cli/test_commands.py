@@ -1,0 +1,228 @@
+"""The commands on the demo base, with runs as short as they can be."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+SHORT = [
+    "--trajectories",
+    "4",
+    "--fine-steps",
+    "2",
+    "--iterations",
+    "2",
+    "--rank",
+    "2",
+    "--batch-size",
+    "2",
+    "--samples",
+    "8",
+]
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """One short run that the tests of this file share."""
+    from rapm_cli.cli.app import main
+
+    folder = tmp_path_factory.mktemp("run") / "short"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
+        assert main(["distill", "--base", "demo", *SHORT, "--alpha", "5", "--output", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
+    assert {p.name for p in short_run.iterdir()} == {
+        "config.json", "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [0, 1]
+    assert [slot["n"] for slot in lines[0]["slots"]] == [3, 2, 1, 0]
+    assert all(len(slot["real_logits"]["relative"]) == 4 for slot in lines[0]["slots"])
+    rows = json.loads((short_run / "result.json").read_text())["comparison"]["rows"]
+    assert [row["evaluations"] for row in rows] == [16, 4, 4]
+    assert Image.open(short_run / "sheet.png").size[0] > 8 * 128
+
+
+def test_distill_finds_its_trajectories_again(rapm, home):
+    argv = ["distill", "--base", "demo", *SHORT, "--samples", "0"]
+    code, out, err = rapm(*argv)
+    assert code == 0
+    assert "found in" not in err
+    assert "rapm generate" in out
+    code, _, err = rapm(*argv, "--learning-rate", "1e-4")
+    assert code == 0
+    assert "4 of 4 trajectories found" in err
+    assert len(list((home / "cache" / "trajectories").iterdir())) == 1
+    assert len(list((home / "data" / "runs").iterdir())) == 2
+
+
+def test_options_come_from_file_then_environment_then_flag(rapm, tmp_path, monkeypatch):
+    path = tmp_path / "run.toml"
+    path.write_text('base = "nobody"\nrank = 3\nlearning-rate = 2e-4\nslot-weights = [1, 1, 0.5, 0.5]\n')
+    monkeypatch.setenv("RAPM_BASE", "demo")
+    folder = tmp_path / "run"
+    code, _, err = rapm(
+        "distill", "--config", str(path), *SHORT, "--samples", "0", "--rank", "1", "--output", str(folder)
+    )
+    assert code == 0, err
+    training = json.loads((folder / "config.json").read_text())["training"]
+    assert (training["rank"], training["alpha"], training["learning_rate"]) == (1, 1.0, 2e-4)
+    assert training["slot_weights"] == [1, 1, 0.5, 0.5]
+
+
+def test_json_is_the_only_thing_on_stdout(rapm, short_run, tmp_path):
+    code, out, err = rapm("inspect", str(short_run), "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert err == ""
+    assert (facts["rank"], facts["alpha"], facts["scale"]) == (2, 5.0, 2.5)
+    assert facts["recipe"]["sampler"]["timesteps"] == [999, 749, 499, 249]
+    assert facts["parameters"] == sum(v.numel() for v in _tensors(short_run / "lora.safetensors").values())
+    code, out, err = rapm(
+        "generate", "a red cube at dawn", "--lora", str(short_run), "--output", str(tmp_path), "--json"
+    )
+    assert code == 0
+    assert json.loads(out)[0]["seed"] == 0
+    assert err == ""
+
+
+def _tensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _pixels(path):
+    import numpy as np
+
+    return torch.from_numpy(np.array(Image.open(path))).int()
+
+
+def test_seeds_count_up_and_do_not_depend_on_the_batch(rapm, short_run, tmp_path):
+    base = ["generate", "a red cube left of a blue sphere at noon", "--lora", str(short_run)]
+    assert rapm(*base, "--seed", "7", "--num-images", "3", "--output", str(tmp_path / "a"))[0] == 0
+    assert rapm(*base, "--seed", "8", "--batch-size", "1", "--output", str(tmp_path / "b"))[0] == 0
+    assert rapm(*base, "--seed", "7..9", "--batch-size", "2", "--output", str(tmp_path / "c"), "--grid")[0] == 0
+    one, again = _pixels(tmp_path / "a" / "000-seed8.png"), _pixels(tmp_path / "b" / "000-seed8.png")
+    assert (one - again).abs().max() <= 1
+    assert (one - _pixels(tmp_path / "a" / "000-seed7.png")).abs().max() > 10
+    for seed in (7, 8, 9):
+        name = f"000-seed{seed}.png"
+        assert (_pixels(tmp_path / "a" / name) - _pixels(tmp_path / "c" / name)).abs().max() <= 1
+    assert Image.open(tmp_path / "c" / "grid.png").size[0] > 3 * 128
+
+
+def test_a_picture_can_be_made_again_from_itself(rapm, short_run, tmp_path):
+    prompt = "a green ring in the snow"
+    assert rapm("generate", prompt, "--seed", "3", "--lora", str(short_run), "--output", str(tmp_path / "a"))[0] == 0
+    first = tmp_path / "a" / "000-seed3.png"
+    text = json.loads(Image.open(first).info["rapm"])
+    assert (text["prompt"], text["seed"], text["steps"], text["base"]) == (prompt, 3, 4, "demo")
+    assert rapm("generate", "--from", str(first), "--output", str(tmp_path / "b"))[0] == 0
+    assert torch.equal(_pixels(first), _pixels(tmp_path / "b" / "000-seed3.png"))
+    code, _, err = rapm("generate", "--from", str(first), "another prompt", "--output", str(tmp_path / "b"))
+    assert code == 2
+    assert "--from" in err
+
+
+def test_compare_puts_the_teacher_beside_the_student(rapm, short_run, tmp_path):
+    code, out, _ = rapm(
+        "generate", "a red cone at dusk", "--lora", str(short_run), "--compare", "--output", str(tmp_path)
+    )
+    assert code == 0
+    assert "teacher" in out
+    assert Image.open(tmp_path / "000-seed0-compare.png").size == (262, 134 - 6)
+
+
+def test_prompts_come_from_files_and_standard_input(rapm, short_run, tmp_path, monkeypatch):
+    import io
+    import types
+
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red cube at dawn\n\na blue ring at noon\n")
+    argv = ["generate", "--lora", str(short_run), "--output"]
+    code, out, _ = rapm(*argv, str(tmp_path / "a"), "--prompts", str(path))
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(path.read_bytes()), isatty=lambda: False)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert rapm(*argv, str(tmp_path / "b"))[0] == 0
+    for name in ("000-seed0.png", "001-seed0.png"):
+        assert torch.equal(_pixels(tmp_path / "a" / name), _pixels(tmp_path / "b" / name))
+
+
+def test_unknown_words_are_named_once_and_the_picture_is_drawn(rapm, short_run, tmp_path):
+    argv = ["generate", "a photo of a woman", "a woman in Paris", "--lora", str(short_run), "--output", str(tmp_path)]
+    code, out, err = rapm(*argv)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert err.count("does not know woman") == 1
+    assert "sphere" in err
+
+
+def test_markup_and_escapes_in_prompts_are_text(rapm, short_run, tmp_path):
+    argv = ["generate", "[red]a cube[/red] [link=x]", "--lora", str(short_run), "--output", str(tmp_path), "--json"]
+    code, out, err = rapm(*argv)
+    assert code == 0
+    assert json.loads(out)[0]["prompt"] == "[red]a cube[/red] [link=x]"
+    assert "\x1b" not in err
+
+
+def test_without_a_run_the_shipped_lora_draws(rapm, tmp_path):
+    code, out, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
+    assert code == 0
+    assert "ships with demo" in err
+    assert "000-seed0.png" in out
+
+
+def test_eval_reports_both_parts_with_intervals(rapm, short_run):
+    code, out, err = rapm(
+        "eval",
+        "--base",
+        "demo",
+        "--lora",
+        str(short_run),
+        "--samples",
+        "8",
+        "--metrics",
+        "attributes,fd-demo",
+        "--json",
+    )
+    assert code == 0, err
+    parts = json.loads(out)["parts"]
+    assert [part["part"] for part in parts] == ["held-out scenes", "scenes seen in training"]
+    for part in parts:
+        assert [row["name"].split(",")[0] for row in part["rows"]] == ["teacher", "base", "student"]
+        for row in part["rows"]:
+            assert all(m["low"] <= m["value"] <= m["high"] for m in row["metrics"].values())
+
+
+def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, monkeypatch):
+    argv = [
+        "eval",
+        "--lora",
+        str(short_run),
+        "--samples",
+        "8",
+        "--part",
+        "held-out",
+        "--metrics",
+        "attributes",
+        "--json",
+    ]
+    first = json.loads(rapm(*argv)[1])["parts"]
+    assert len(list((home / "cache" / "readings").iterdir())) == 2  # teacher and base; a student is never cached
+    monkeypatch.setattr("rapm_cli.workflows.evaluate.walk_teacher", lambda *args: pytest.fail("drawn again"))
+    again = json.loads(rapm(*argv)[1])["parts"]
+    assert first[0]["rows"][:2] == again[0]["rows"][:2]
+    assert first[0]["rows"][2]["metrics"] == again[0]["rows"][2]["metrics"]
+
+
+def test_a_lora_of_another_base_is_refused_by_name(rapm, short_run):
+    code, _, err = rapm("generate", "a red cube", "--base", "sdxl", "--lora", str(short_run))
+    assert code == 3
+    assert "distilled from base demo, not sdxl" in err

@@ -1,0 +1,254 @@
+import dataclasses
+
+import pytest
+import torch
+
+from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
+from rapm_cli.core.errors import ConfigError, DivergedError
+from rapm_cli.core.sample import position_errors, sample_student
+from rapm_cli.core.student import lora_parameters, lora_state
+from rapm_cli.core.targets import absolute_target, relative_target, student_step
+from rapm_cli.core.train import Trainer, batch_indices, train
+from rapm_cli.core.trajectories import rollout
+from tests.conftest import tiny_unet
+
+SMALL = TrainConfig(rank=2, alpha=2.0, iterations=3, batch_size=2, learning_rate=1e-3, discriminator_learning_rate=1e-3)
+
+
+@pytest.fixture
+def trajectories(backbone, make_cond, latents):
+    zeros = make_cond(1).map(torch.zeros_like)
+    return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
+
+
+@pytest.fixture
+def trainer_of(backbone):
+    def make(**changes):
+        return Trainer(backbone, dataclasses.replace(SMALL, **changes), num_slots=4, fine_steps=3, delta=1)
+
+    return make
+
+
+def weights_after(config, trajectories, schedule):
+    from rapm_cli.core.backbone import Backbone
+
+    trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
+    progress = list(train(trainer, trajectories))
+    return lora_state(trainer.backbone), progress, trainer
+
+
+def test_the_first_fine_step_of_every_slot_is_the_stored_point_ahead(backbone, make_cond, trajectories):
+    from rapm_cli.core.schedule import ddim_step, fine_grid
+    from rapm_cli.core.trajectories import guided_noise
+
+    grid, zeros = fine_grid(4, 3), make_cond(1).map(torch.zeros_like)
+    for n in range(4):
+        k = (3 - n) * 3
+        z = trajectories.z_teacher[:, n + 1]
+        with torch.no_grad():
+            noise = guided_noise(backbone, z, grid[k], trajectories.cond, zeros, 2.0)
+        ahead = ddim_step(z, noise, grid[k], grid[k + 1], backbone.schedule)
+        torch.testing.assert_close(ahead, trajectories.z_ahead[:, n])
+
+
+def test_delta_moves_the_point_ahead_along_the_same_path(backbone, make_cond, latents):
+    def ahead(delta):
+        zeros = make_cond(1).map(torch.zeros_like)
+        made = rollout(
+            backbone, latents(1), make_cond(1), zeros, num_slots=2, fine_steps=4, delta=delta, guidance_scale=2.0
+        )
+        return made.z_teacher, made.z_ahead
+
+    z_teacher, one = ahead(1)
+    again, three = ahead(3)
+    torch.testing.assert_close(z_teacher, again)
+    assert not torch.allclose(one, three, atol=1e-3)
+
+
+def test_guidance_of_one_is_the_condition_alone_and_guidance_is_linear(backbone, make_cond, latents):
+    from rapm_cli.core.trajectories import guided_noise
+
+    z, cond, zeros = latents(1), make_cond(1), make_cond(1).map(torch.zeros_like)
+    with torch.no_grad():
+        with_, without = backbone.predict_noise(z, 500, cond), backbone.predict_noise(z, 500, zeros)
+        torch.testing.assert_close(guided_noise(backbone, z, 500, cond, zeros, 1.0), with_)
+        expected = without + 3 * (with_ - without)
+        torch.testing.assert_close(guided_noise(backbone, z, 500, cond, zeros, 3.0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_targets_carry_no_gradient_and_the_student_does(backbone, trainer_of, trajectories):
+    trainer = trainer_of()
+    relative = relative_target(
+        backbone, trajectories.z_ahead[:, 2], trainer.ahead[2], trainer.edges[2], trajectories.cond
+    )
+    z_student = student_step(backbone, trajectories.z_teacher[:, 3], 749, 499, trajectories.cond)
+    assert not relative.requires_grad
+    assert not absolute_target(trajectories.z_teacher, 2).requires_grad
+    assert z_student.requires_grad
+
+
+def test_the_points_ahead_are_where_the_trajectories_say(trainer_of):
+    from rapm_cli.core.schedule import fine_grid
+
+    grid = fine_grid(4, 3)
+    assert trainer_of().ahead == [grid[10], grid[7], grid[4], grid[1]]
+
+
+def test_gradients_reach_every_b_at_first_and_every_a_after_one_update(trainer_of, trajectories):
+    trainer = trainer_of(weight_decay=0.0)
+    named = [(n, p) for n, p in trainer.backbone.unet.named_parameters() if ".lora_" in n]
+    before = {n: p.detach().clone() for n, p in named}
+    z = student_step(trainer.backbone, trajectories.z_teacher[:, 4], 999, 749, trajectories.cond)
+    first = torch.autograd.grad(z.square().mean(), trainer.parameters)
+    for (name, _), gradient in zip(named, first, strict=True):
+        assert (gradient.abs().max() > 0) == ("lora_B" in name), name
+    trainer.train_step(trajectories[0:2], 0)
+    for name, parameter in named:
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_frozen_network_never_changes(trainer_of, trajectories):
+    trainer = trainer_of()
+    frozen = {n: p.detach().clone() for n, p in trainer.backbone.unet.named_parameters() if ".lora_" not in n}
+    trainer.train_step(trajectories[0:2], 0)
+    for name, parameter in trainer.backbone.unet.named_parameters():
+        if name in frozen:
+            assert parameter.grad is None
+            assert not parameter.requires_grad
+            torch.testing.assert_close(parameter, frozen[name], rtol=0, atol=0)
+
+
+def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
+    torch.manual_seed(1)
+    one, progress_one, _ = weights_after(SMALL, trajectories, schedule)
+    torch.manual_seed(2)
+    two, progress_two, _ = weights_after(SMALL, trajectories, schedule)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert progress_one == progress_two
+    other, _, _ = weights_after(dataclasses.replace(SMALL, seed=1), trajectories, schedule)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_checkpointing_trains_the_same_student(trajectories, schedule):
+    plain, _, _ = weights_after(SMALL, trajectories, schedule)
+    checkpointed, _, _ = weights_after(dataclasses.replace(SMALL, checkpointing=True), trajectories, schedule)
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-4, atol=1e-5)
+
+
+def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories, schedule):
+    config = dataclasses.replace(SMALL, iterations=20, batch_size=4, learning_rate=5e-3, warmup=2)
+    _, _, trainer = weights_after(config, trajectories, schedule)
+
+    def errors():
+        walked = sample_student(trainer.backbone, trajectories.z_teacher[:, 4], trajectories.cond, 4)
+        return position_errors(walked, trajectories.z_teacher)
+
+    after = errors()
+    for parameter in lora_parameters(trainer.backbone):
+        parameter.data.zero_()
+    before = errors()
+    assert all(late < early for late, early in zip(after, before, strict=True))
+    assert after[0] < 0.9 * before[0]
+
+
+def test_weights_switch_losses_and_slots_off(trainer_of, trajectories):
+    trainer = trainer_of(slot_weights=(0.0, 0.0, 0.0, 0.0))
+    before = {name: value.clone() for name, value in lora_state(trainer.backbone).items()}
+    trainer.train_step(trajectories[0:2], 0)
+    assert all(torch.equal(before[name], value) for name, value in lora_state(trainer.backbone).items())
+
+
+def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of, trajectories, monkeypatch):
+    trainer = trainer_of(relative_weight=0.0, discriminators="absolute")
+    monkeypatch.setattr("rapm_cli.core.train.relative_target", lambda *args: pytest.fail("computed"))
+    report = trainer.train_step(trajectories[0:2], 0)
+    assert [slot.relative for slot in report] == [0.0] * 4
+    assert set(report[0].discriminator) == {"absolute"}
+
+
+def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajectories, monkeypatch):
+    starts = []
+    real = student_step
+    monkeypatch.setattr(
+        "rapm_cli.core.train.student_step", lambda b, z, t, s, c: (starts.append((t, z)), real(b, z, t, s, c))[1]
+    )
+    batch = trajectories[0:2]
+    trainer_of(start_from="teacher").train_step(batch, 0)
+    for (_, z), n in zip(starts, (4, 3, 2, 1), strict=True):
+        torch.testing.assert_close(z, batch.z_teacher[:, n], rtol=0, atol=0)
+
+
+def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, monkeypatch):
+    starts, ends = [], []
+    real = student_step
+
+    def spy(backbone, z, t, s, cond):
+        starts.append(z)
+        ends.append(real(backbone, z, t, s, cond))
+        return ends[-1]
+
+    monkeypatch.setattr("rapm_cli.core.train.student_step", spy)
+    trainer_of().train_step(trajectories[0:2], 0)
+    for end, start in zip(ends, starts[1:], strict=False):
+        torch.testing.assert_close(start, end.detach(), rtol=0, atol=0)
+        assert not start.requires_grad
+
+
+def test_a_gradient_that_is_not_finite_makes_no_update(trainer_of, trajectories):
+    trainer = trainer_of()
+    before = {name: value.clone() for name, value in lora_state(trainer.backbone).items()}
+    trajectories.z_teacher[0, 3, 0, 0, 0] = float("nan")
+    with pytest.raises(DivergedError, match="iteration 7"):
+        trainer.train_step(trajectories[0:2], 7)
+    assert all(torch.equal(before[name], value) for name, value in lora_state(trainer.backbone).items())
+
+
+def test_the_order_visits_every_trajectory_once_in_each_epoch():
+    seen = torch.cat([batch_indices(0, iteration, 3, 10) for iteration in range(10)])
+    for epoch in range(3):
+        assert sorted(seen[10 * epoch : 10 * (epoch + 1)].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:20].tolist()
+
+
+def test_the_rate_warms_up_and_falls_to_a_tenth(trainer_of):
+    trainer = trainer_of(iterations=100, warmup=10, learning_rate=1.0 - 1e-9)
+    rates = [trainer.learning_rate(k) for k in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_slot_weights_must_fit_the_slots(trainer_of):
+    with pytest.raises(ConfigError, match="2 numbers for 4 slots"):
+        trainer_of(slot_weights=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS.names())
+def test_every_discriminator_keeps_the_contract(name, backbone, make_cond, latents):
+    kind = DISCRIMINATORS[name]
+    torch.manual_seed(0)
+    judge, again = (Discriminator(kind, backbone, 5, "relative") for _ in range(2))
+    other = Discriminator(kind, backbone, 5, "absolute")
+    z = latents(2).requires_grad_()
+    features = kind.features(backbone, z, torch.tensor([100, 200]), make_cond(2))
+    logits = judge(features)
+    assert [f.shape[1] for f in features] == kind.channels(backbone)
+    assert all(out.shape[:2] == (2, 1) for out in logits)
+    sum(out.sum() for out in logits).backward()
+    assert z.grad is not None
+    assert z.grad.abs().max() > 0
+    assert all(p.grad is not None for p in judge.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(judge.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS.names())
+def test_every_discriminator_learns_to_tell_two_positions_apart(name, backbone, trainer_of, trajectories):
+    trainer = trainer_of(discriminator=name, discriminator_learning_rate=1e-2, learning_rate=1e-9)
+    first = trainer.train_step(trajectories[0:4], 0)
+    for _ in range(25):
+        last = trainer.train_step(trajectories[0:4], 0)  # the same noise each time
+    assert last[0].discriminator["absolute"] < 0.8 * first[0].discriminator["absolute"]

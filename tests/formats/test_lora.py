@@ -1,0 +1,156 @@
+"""Our LoRA and fused folders through plain diffusers, on the demo base in float32."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+from rapm_cli.bases import BASES
+from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.sample import sample_student
+from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_parameters, lora_state
+from rapm_cli.formats.fuse import lora_update
+from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
+from rapm_cli.workflows.export import export
+from rapm_cli.workflows.generate import noise_for
+
+PROMPT = "a large red cube left of a small blue sphere at dawn"
+RECIPE = {"base": "demo"}
+
+
+def pipeline(folder):
+    """The authors' README, with its forgotten import, on the demo base."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        folder,
+        scheduler=DDIMScheduler(
+            num_train_timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=False,
+        ),
+        torch_dtype=torch.float32,
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn_by_diffusers(pipe):
+    out = pipe(
+        prompt=PROMPT,
+        generator=torch.Generator().manual_seed(50),
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        output_type="pt",
+    )
+    return out.images
+
+
+@pytest.fixture(scope="module", params=[(2, 2.0), (3, 7.5)], ids=["alpha=rank", "alpha≠rank"])
+def made(request, tmp_path_factory):
+    """A LoRA with large random weights, its file, and the picture that we draw with it."""
+    rank, alpha = request.param
+    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    attach_lora(loaded.backbone, rank, alpha)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in lora_parameters(loaded.backbone):
+        parameter.data = 0.08 * torch.randn(parameter.shape, generator=generator)
+    path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    save_lora(path, LoraFile(lora_state(loaded.backbone), rank, alpha, RECIPE))
+    noise = noise_for([50], loaded.latent_shape)
+    latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
+    return path, loaded.decode(latent)
+
+
+def test_plain_diffusers_draws_our_picture_from_our_file(made):
+    path, ours = made
+    pipe = pipeline(BASES["demo"].locate())
+    without = drawn_by_diffusers(pipe)
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+    torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
+    assert (without - ours).abs().max() > 0.1
+
+
+def test_a_fused_folder_draws_our_picture(made, tmp_path):
+    path, ours = made
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32")
+    assert done.report is not None
+    assert done.report.worst_lost < 1e-5
+    torch.testing.assert_close(drawn_by_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
+    index = json.loads((tmp_path / "fused" / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert (
+        json.loads((tmp_path / "fused" / "scheduler" / "scheduler_config.json").read_text())["timestep_spacing"]
+        == "trailing"
+    )
+
+
+def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
+    path, ours = made
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base")
+    assert done.report is not None
+    assert 1e-5 < done.report.mean_lost <= done.report.worst_lost
+    fused = drawn_by_diffusers(pipeline(tmp_path / "fused"))
+    assert (fused - ours).abs().mean() < 0.01
+
+
+def test_the_update_is_what_peft_adds(made):
+    from peft.tuners.lora import LoraLayer
+
+    path, _ = made
+    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    lora = load_lora(path)
+    apply_lora(loaded.backbone, lora, path)
+    checked = 0
+    for name, module in loaded.backbone.unet.named_modules():
+        if isinstance(module, LoraLayer):
+            mine = lora_update(
+                lora.state[f"{name}.lora_A.weight"], lora.state[f"{name}.lora_B.weight"], lora.alpha / lora.rank
+            )
+            torch.testing.assert_close(mine, module.get_delta_weight("default"), rtol=1e-4, atol=1e-6)
+            checked += 1
+    assert checked == len(loaded.backbone.lora_layers) > 100
+
+
+def test_a_file_comes_back_as_it_was_written(made):
+    path, _ = made
+    lora = load_lora(path)
+    assert lora.recipe == RECIPE
+    assert path.stat().st_mode & 0o044  # others may read it: safetensors alone would not allow it
+    again = path.with_name("again.safetensors")
+    save_lora(again, lora)
+    assert load_lora(again).state.keys() == lora.state.keys()
+    assert any(name.endswith(tuple(f"{module}.lora_A.weight" for module in TARGET_MODULES)) for name in lora.state)
+
+
+def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
+    path, _ = made
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base")
+    with pytest.raises(ConfigError, match="fp8"):
+        export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
+
+
+def test_a_lora_with_nan_is_refused(made, tmp_path):
+    lora = load_lora(made[0])
+    state = dict(lora.state)
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], float("nan"))
+    from safetensors.torch import safe_open, save_file
+
+    with safe_open(made[0], "pt") as file:
+        metadata = file.metadata()
+    save_file({f"unet.{key}": value for key, value in state.items()}, tmp_path / "nan.safetensors", metadata)
+    with pytest.raises(InputError, match="NaN"):
+        load_lora(tmp_path / "nan.safetensors")
+
+
+def test_a_lora_of_another_network_is_refused(made, tmp_path, backbone):
+    with pytest.raises(InputError, match="does not fit"):
+        apply_lora(backbone, load_lora(made[0]), made[0])
