@@ -1,6 +1,7 @@
 """Devices: which to use, in what precision, and how much memory is in use."""
 
 import os
+import sys
 
 import psutil
 import torch
@@ -62,8 +63,10 @@ def peak_memory_mib(device: torch.device) -> float:
     """Most memory used since the start: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
+    memory = psutil.Process(os.getpid()).memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return float(memory.peak_wset) / MIB
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024

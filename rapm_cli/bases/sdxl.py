@@ -63,6 +63,11 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
         return (picture / 2 + 0.5).clamp(0, 1).cpu()  # type: ignore[no-any-return]
 
     config = pipeline.scheduler.config
+    if config.beta_schedule != "scaled_linear" or config.prediction_type not in ("epsilon", "v_prediction"):
+        raise InputError(
+            f"{source} has a schedule that rapm does not know: {config.beta_schedule}, {config.prediction_type}",
+            "give a base with scaled_linear betas that predicts epsilon or v_prediction",
+        )
     schedule = NoiseSchedule.scaled_linear(
         config.beta_start, config.beta_end, config.num_train_timesteps, config.prediction_type
     )

@@ -20,7 +20,6 @@ _TyperError: Any = _UsageError.__bases__[0]
 app = typer.Typer(
     name="rapm",
     help="Distil a diffusion model into a few-step LoRA on one graphics card, without real images.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
     try:
-        code = app(args=list(sys.argv[1:] if argv is None else argv), standalone_mode=False)
+        code = app(args=list(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
         return code if isinstance(code, int) else 0
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)

@@ -330,7 +330,7 @@ def _show_part(out: Output, part: "Part") -> None:
     titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
     rows = []
     for row in part.rows:
-        cells = [row.title, str(row.evaluations), f"{row.seconds:.3f}"]
+        cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
         for name in names:
             score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
             value, low, high = (f"{number * scale:.4g}" for number in (score.value, score.low, score.high))

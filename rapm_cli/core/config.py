@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.schedule import fine_grid
 
 START_FROM = ("student", "teacher")
 DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
@@ -44,8 +45,6 @@ class TeacherConfig:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        from rapm_cli.core.schedule import fine_grid
-
         _check(self.fine_steps >= 2, "fine-steps", self.fine_steps, "at least 2")
         fine_grid(self.num_slots, self.fine_steps)
         _check(1 <= self.delta < self.fine_steps, "delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")

@@ -1,7 +1,7 @@
 """Named choices, each added once, in one place."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from rapm_cli.core.errors import ConfigError
@@ -38,9 +38,6 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All names, in the order they were added."""
         return list(self._things)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._things)
 
     def __getitem__(self, name: str) -> T:
         """The thing of that name.

@@ -110,7 +110,7 @@ class Trainer:
             goals = self._goals(batch, n)
             loss = self._distances(z_student, goals, losses)
             if self.discriminators:
-                fake = self._see(z_student, n, batch.cond, iteration, "fake")
+                fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
                 loss = loss + self.config.adversarial_weight * self._adversarial(fake, losses)
             self._update_student(loss * self._slot_weight(n), iteration)
             if self.discriminators:
@@ -137,14 +137,24 @@ class Trainer:
             total = total + self.config.relative_weight * distance_relative
         return total
 
-    def _see(self, z: Tensor, n: int, cond: Conditioning, iteration: int, purpose: str) -> list[Tensor]:
-        """Frozen features of latents at edge n, noised to a random time of the slot above it."""
-        seed, low = self.config.seed, max(self.edges[n], 0)
-        time = generator_for(seed, "discriminator time", iteration, n)  # real and fake share the time
-        t = torch.randint(low, self.edges[n + 1], (len(z),), generator=time)
-        noise = torch.randn(z.shape, generator=generator_for(seed, "discriminator noise", iteration, n, purpose))
+    def _see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
+        """Frozen features of latents at edge n, noised to a random time of the slot above it, in one pass.
+
+        Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it.
+        """
+        seed, count = self.config.seed, len(latents)
+        z = torch.cat(list(latents.values()))
+        time = generator_for(seed, "discriminator time", iteration, n)
+        t = torch.randint(max(self.edges[n], 0), self.edges[n + 1], (len(cond),), generator=time).repeat(count)
+        noise = torch.cat(
+            [
+                torch.randn(part.shape, generator=generator_for(seed, "discriminator noise", iteration, n, kind))
+                for kind, part in latents.items()
+            ]
+        )
         noised = noise_forward(z, noise.to(z.device), self.edges[n], t, self.backbone.schedule)
-        return self.kind.features(self.backbone, noised, t.to(z.device), cond)
+        features = self.kind.features(self.backbone, noised, t.to(z.device), Conditioning.cat([cond] * count))
+        return {kind: [f.chunk(count)[k] for f in features] for k, kind in enumerate(latents)}
 
     def _adversarial(self, fake: list[Tensor], losses: SlotLosses) -> Tensor:
         total = torch.zeros((), device=fake[0].device)
@@ -176,11 +186,11 @@ class Trainer:
         losses: SlotLosses,
     ) -> None:
         assert self.judge_optimizer is not None
+        with torch.no_grad():
+            real = self._see({position: goals[position] for position in self.discriminators}, n, cond, iteration)
         total = torch.zeros((), device=fake[0].device)
         for position, judge in self.discriminators.items():
-            with torch.no_grad():
-                real = self._see(goals[position], n, cond, iteration, position)
-            real_logits, fake_logits = judge(real), judge(fake)
+            real_logits, fake_logits = judge(real[position]), judge(fake)
             part = hinge_discriminator_mean(real_logits, fake_logits)
             losses.discriminator[position] = part.item()
             losses.real_logits[position] = [logits.mean().item() for logits in real_logits]

@@ -37,16 +37,23 @@ class Contestant:
     """One way to draw.
 
     Args:
-        title: As in tables.
+        role: "teacher", "base" or "student".
+        steps: Steps that it takes.
         evaluations: Network evaluations for each picture; guidance doubles them.
         draw: Noise and conditioning to clean latents.
         identity: What makes its pictures, for the cache; empty for those that are not cached.
     """
 
-    title: str
+    role: str
+    steps: int
     evaluations: int
     draw: Draw
     identity: str = ""
+
+    @property
+    def title(self) -> str:
+        """As in tables."""
+        return f"{self.role}, {self.steps} steps"
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison."""
+    """One line of the comparison: who, and the seconds and scores of the pictures."""
 
-    title: str
-    evaluations: int
+    contestant: Contestant
     seconds: float
     scores: dict[str, Score]
 
@@ -79,7 +85,7 @@ class Part:
 
     def closed(self) -> float | None:
         """(FD_base - FD_student) / (FD_base - FD_teacher): 1 where the student is as near as its teacher."""
-        value = {row.title.split(",")[0]: row.scores["fd-demo"].value for row in self.rows if "fd-demo" in row.scores}
+        value = {row.contestant.role: row.scores["fd-demo"].value for row in self.rows if "fd-demo" in row.scores}
         if not {"teacher", "base", "student"} <= value.keys() or value["base"] == value["teacher"]:
             return None
         return (value["base"] - value["student"]) / (value["base"] - value["teacher"])
@@ -101,15 +107,16 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
     guided = f"{identity} {fine} guidance {config.guidance_scale} {config.precision}"
     bare = f"{identity} {coarse} guidance 1 {config.precision}"
     return [
-        Contestant(f"teacher, {len(fine) - 1} steps", evaluations, walk(fine, config.guidance_scale), guided),
-        Contestant(f"base, {config.num_slots} steps", config.num_slots, walk(coarse, 1.0), bare),
+        Contestant("teacher", len(fine) - 1, evaluations, walk(fine, config.guidance_scale), guided),
+        Contestant("base", config.num_slots, config.num_slots, walk(coarse, 1.0), bare),
     ]
 
 
 def student(base: LoadedBase, num_slots: int) -> Contestant:
     """The LoRA that the backbone carries."""
     return Contestant(
-        f"student, {num_slots} steps",
+        "student",
+        num_slots,
         num_slots,
         lambda z, cond: sample_student(base.backbone, z, cond, num_slots)[0],
     )
@@ -194,7 +201,7 @@ def compare(
     for contestant in contestants:
         readings, seconds = _examine(base, loaded, contestant, samples, seed, held_out, watcher)
         scores = {metric: _score(readings, metric) for metric in metrics}
-        rows.append(Row(contestant.title, contestant.evaluations, seconds, scores))
+        rows.append(Row(contestant, seconds, scores))
     return Part(name, samples, seed, rows)
 
 
@@ -267,8 +274,8 @@ def to_record(part: Part) -> dict[str, Any]:
         "closed": part.closed(),
         "rows": [
             {
-                "name": row.title,
-                "evaluations": row.evaluations,
+                "name": row.contestant.title,
+                "evaluations": row.contestant.evaluations,
                 "seconds_per_picture": round(row.seconds, 4),
                 "metrics": {
                     name: {"value": score.value, "low": score.low, "high": score.high}

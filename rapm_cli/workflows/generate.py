@@ -19,7 +19,7 @@ from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora
 from rapm_cli.workflows.pictures import grid, read_recipe, save_png, to_image
-from rapm_cli.workflows.rundir import find_lora, newest_run
+from rapm_cli.workflows.rundir import all_loras, find_lora, newest_run
 from rapm_cli.workflows.watch import Watcher, batches
 
 
@@ -170,7 +170,6 @@ def _recipe(chosen: Chosen, prompt: str, seed: int, steps: int, precision: str) 
         "seed": seed,
         "steps": steps,
         "base": chosen.base.name,
-        "lora": str(chosen.lora_path.resolve()),
         "lora_sha256": _sha256(chosen.lora_path),
         "precision": precision,
         "sampler": chosen.lora.recipe.get("sampler", {}),
@@ -193,20 +192,25 @@ def _path(output: Path, index: int, seed: int, suffix: str) -> Path:
 
 
 def recall(path: Path, lora_name: str | None) -> dict[str, Any]:
-    """The recipe of a picture, once its LoRA is found to be the one that made it.
+    """The recipe of a picture, with the `lora` file that made it.
+
+    The picture holds the LoRA's sha256 and no path, so that it can be given away; the file is looked for among
+    the runs and what ships with the base.
 
     Args:
         path: A PNG of ours.
-        lora_name: Where the LoRA is now, if it has moved.
+        lora_name: Where the LoRA is, if it is elsewhere.
 
     Raises:
-        InputError: It says no recipe, or its LoRA is gone or has changed.
+        InputError: It says no recipe, or its LoRA is not found.
     """
     recipe = read_recipe(path)
-    lora = find_lora(lora_name) if lora_name else Path(str(recipe.get("lora")))
-    recipe["lora"] = str(lora)
-    if not lora.is_file():
-        raise InputError(f"{path} was made with {lora}, which is not there", "name a LoRA with --lora")
-    if _sha256(lora) != recipe.get("lora_sha256"):
-        raise InputError(f"{path} was made with {lora}, which has changed since", "name a LoRA with --lora")
-    return recipe
+    shipped = find_base(str(recipe["base"])).student
+    places = [find_lora(lora_name)] if lora_name else [*all_loras(), *([shipped] if shipped else [])]
+    for place in places:
+        if place.is_file() and _sha256(place) == recipe.get("lora_sha256"):
+            return recipe | {"lora": str(place)}
+    raise InputError(
+        f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
+        f"name the file whose sha256 is {recipe.get('lora_sha256')} with --lora",
+    )

@@ -80,12 +80,15 @@ def new_run(base: str, folder: Path | None) -> Run:
     return Run(path)
 
 
+def all_loras() -> list[Path]:
+    """The LoRAs of all finished runs, the newest first."""
+    runs = map(Run, runs_dir().iterdir()) if runs_dir().is_dir() else []
+    return sorted((run.lora for run in runs if run.is_finished), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
 def newest_run() -> Run | None:
     """The finished run that was written last, if there is one."""
-    if not runs_dir().is_dir():
-        return None
-    runs = [run for run in map(Run, runs_dir().iterdir()) if run.is_finished]
-    return max(runs, key=lambda run: run.lora.stat().st_mtime, default=None)
+    return next((Run(path.parent) for path in all_loras()), None)
 
 
 def newest_lora() -> Path:

@@ -122,7 +122,12 @@ def test_a_picture_can_be_made_again_from_itself(rapm, short_run, tmp_path):
     first = tmp_path / "a" / "000-seed3.png"
     text = json.loads(Image.open(first).info["rapm"])
     assert (text["prompt"], text["seed"], text["steps"], text["base"]) == (prompt, 3, 4, "demo")
-    assert rapm("generate", "--from", str(first), "--output", str(tmp_path / "b"))[0] == 0
+    assert str(short_run) not in Image.open(first).info["rapm"]
+    code, _, err = rapm("generate", "--from", str(first), "--output", str(tmp_path / "b"))
+    assert code == 3
+    assert text["lora_sha256"] in err
+    argv = ["generate", "--from", str(first), "--lora", str(short_run), "--output", str(tmp_path / "b")]
+    assert rapm(*argv)[0] == 0
     assert torch.equal(_pixels(first), _pixels(tmp_path / "b" / "000-seed3.png"))
     code, _, err = rapm("generate", "--from", str(first), "another prompt", "--output", str(tmp_path / "b"))
     assert code == 2

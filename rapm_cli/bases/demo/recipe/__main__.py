@@ -20,7 +20,7 @@ from rapm_cli.bases.demo.recipe.package import write_package
 from rapm_cli.bases.demo.recipe.reader import score_reader, train_reader
 from rapm_cli.bases.demo.recipe.text import train_text
 from rapm_cli.bases.demo.recipe.unet import train_unet
-from rapm_cli.bases.demo.recipe.vae import train_vae
+from rapm_cli.bases.demo.recipe.vae import sharpen_vae, train_vae
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained parts and the package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=1300)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--text-steps", type=int, default=700)
     parser.add_argument("--reader-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=3800)
@@ -60,6 +61,8 @@ class _Recipe:
         self.stage("text_encoder_2", self.text)
         vae = AutoencoderKL.from_pretrained(self.folder / "vae").eval()
         self.stage("unet", lambda: self.unet(vae))
+        self.stage("vae-sharp", lambda: self.sharpen(vae))
+        vae = AutoencoderKL.from_pretrained(self.folder / "vae-sharp").eval()
         self.stage("reader.safetensors", lambda: self.reader(vae))
         reader = Reader().eval()
         reader.load_state_dict(load_file(self.folder / "reader.safetensors"))
@@ -89,6 +92,11 @@ class _Recipe:
         parts = train_text(self.options.text_steps, self.options.seed, self.report)
         for part, name in zip(parts, ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"), strict=True):
             part.save_pretrained(self.folder / name)
+
+    def sharpen(self, vae: AutoencoderKL) -> None:
+        """The decoder, trained on once the UNet has what it needs."""
+        sharp = sharpen_vae(vae, self.options.decoder_steps, self.options.seed, self.report)
+        sharp.save_pretrained(self.folder / "vae-sharp")
 
     def reader(self, vae: AutoencoderKL) -> None:
         """The attribute reader."""

@@ -26,7 +26,7 @@ def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None
         "text_encoder_2": CLIPTextModelWithProjection.from_pretrained(parts / "text_encoder_2"),
     }
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
+        vae=AutoencoderKL.from_pretrained(parts / "vae-sharp"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet"),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(parts / "tokenizer_2"),

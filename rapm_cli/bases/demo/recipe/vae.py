@@ -107,13 +107,37 @@ def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> Autoencod
         report: Receives a line of progress now and then.
     """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    _fit(vae, list(vae.parameters()), steps, seed, report)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        parts = [vae.encode(_drawn(32, generator)[:, :3].float() / 127.5 - 1).latent_dist.mean for _ in range(8)]
+    vae.register_to_config(scaling_factor=round(1 / float(torch.cat(parts).std()), 5))
+    return vae.eval()
+
+
+def sharpen_vae(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
+    """Train the decoder alone for longer: the latents, and so the UNet, stay as they are.
+
+    Args:
+        vae: Autoencoder from `train_vae`.
+        steps: Optimizer steps on batches of 8 pictures.
+        seed: Seed of the data.
+        report: Receives a line of progress now and then.
+    """
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    _fit(vae, [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()], steps, seed + 2, report)
+    return vae.eval()
+
+
+def _fit(
+    vae: AutoencoderKL, parameters: list[nn.Parameter], steps: int, seed: int, report: Callable[[str], None]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = cosine_with_warmup(optimizer, 100, steps)
-    pool = torch.empty(POOL, 4, PICTURE_PX, PICTURE_PX, dtype=torch.uint8)  # RGB, and where the solids are
-    for start in range(0, POOL, 64):
-        pool[start : start + 64] = _drawn(64, generator)
+    pool = torch.cat([_drawn(64, generator) for _ in range(0, POOL, 64)])
     for step in range(steps):
         chosen = pool[torch.randint(POOL, (8,), generator=generator)].float() / 255
         picture, weight = chosen[:, :3] * 2 - 1, 1 + SOLID_WEIGHT * chosen[:, 3:]
@@ -123,20 +147,14 @@ def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> Autoencod
         loss = loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 8 == 0:
-            fresh = torch.randint(POOL, (4,), generator=generator)
-            pool[fresh] = _drawn(4, generator)
+            pool[torch.randint(POOL, (4,), generator=generator)] = _drawn(4, generator)
         if step % 50 == 0:
             error = (decoded - picture).square().mean().item()
             report(f"vae {step}: loss {loss.item():.4f}, PSNR {10 * math.log10(4 / error):.1f} dB")
-    with torch.no_grad():
-        sample = pool[:256, :3].float() / 127.5 - 1
-        deviation = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(32)]).std()
-    vae.register_to_config(scaling_factor=round(1 / float(deviation), 5))
-    return vae.eval()
 
 
 def _drawn(count: int, generator: torch.Generator) -> Tensor:
