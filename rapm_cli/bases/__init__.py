@@ -3,11 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from rapm_cli.bases.base import BASES, Base, Defaults, LoadedBase
+from rapm_cli.bases.base import BASES, Base, Defaults, Exam, LoadedBase
 from rapm_cli.bases.demo import base as _demo  # noqa: F401  registers itself
 from rapm_cli.bases.sdxl import folder_base
 
-__all__ = ["BASES", "Base", "Defaults", "LoadedBase", "base_identity", "find_base"]
+__all__ = ["BASES", "Base", "Defaults", "Exam", "LoadedBase", "base_identity", "find_base"]
 
 
 def find_base(name: str) -> Base:

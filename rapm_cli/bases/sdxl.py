@@ -90,7 +90,7 @@ def _pipeline(source: Path | str, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         return diffusers.StableDiffusionXLPipeline.from_pretrained(
-            str(source), torch_dtype=dtype, use_safetensors=True, add_watermarker=False
+            str(source), dtype=dtype, use_safetensors=True, add_watermarker=False
         )
     except OSError as error:
         if isinstance(source, Path):

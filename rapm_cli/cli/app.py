@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Distil a diffusion model into a few-step LoRA on one graphics card, without real images.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "RAPM"},
 )
 for _name, _function in (
     ("distill", commands.distill),
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
     try:
-        code = app(args=list(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
+        code = app(
+            args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="rapm", standalone_mode=False
+        )
         return code if isinstance(code, int) else 0
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)

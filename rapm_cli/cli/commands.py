@@ -73,7 +73,7 @@ def distill(
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[
         int, typer.Option(min=0, help="Prompts of the comparison at the end; 0 for none.", rich_help_panel=RUN)
-    ] = 128,
+    ] = 64,
     output: Annotated[Path | None, typer.Option(help="Run folder; a new one by default.", rich_help_panel=RUN)] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",

@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import torch
 
+WIDE = 200
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -28,7 +29,8 @@ class Output:
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.is_silent = as_json, quiet or as_json
-        self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else WIDE  # programs get whole lines
+        self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
         self._err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def data(self, line: str) -> None:
@@ -50,7 +52,7 @@ class Output:
             table.add_column(Text(column), justify="right" if k else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
-        self._out.print(table, soft_wrap=False, width=None if self._out.is_terminal else 160)
+        self._out.print(table, soft_wrap=False)
 
     def say(self, line: str) -> None:
         """One line of talk."""
@@ -97,6 +99,7 @@ class _LiveBar(_Bar):
 class _PlainBar(_Bar):
     def __init__(self, output: Output, title: str, total: int, unit: str, device: "torch.device") -> None:
         self._output, self._title, self._total, self._unit, self._device = output, title, total, unit, device
+        self._last = -1
         self._done, self._note, self._begun, self._shown = 0, "", time.monotonic(), time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -105,12 +108,13 @@ class _PlainBar(_Bar):
             self._show()
 
     def finish(self) -> None:
-        self._show()
+        if self._last != self._done:
+            self._show()
 
     def _show(self) -> None:
         from rapm_cli.bases.device import memory_in_use
 
-        self._shown = time.monotonic()
+        self._shown, self._last = time.monotonic(), self._done
         seconds = self._shown - self._begun
         rate = self._done / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate else 0.0

@@ -90,7 +90,7 @@ class TrainConfig:
     batch_size: int = 1
     learning_rate: float = 5e-5
     discriminator_learning_rate: float = 1e-5
-    warmup: int = 20
+    warmup: int = 10
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     relative_weight: float = 1.0

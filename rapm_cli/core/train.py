@@ -41,6 +41,20 @@ class Progress:
     slots: list[SlotLosses]
 
 
+def check_fit(config: TrainConfig, num_slots: int) -> None:
+    """Refuse settings that `num_slots` slots cannot use, before any work is done.
+
+    Raises:
+        ConfigError: There is no such discriminator, or the slot weights are too many or too few.
+    """
+    DISCRIMINATORS[config.discriminator]
+    if config.slot_weights and len(config.slot_weights) != num_slots:
+        raise ConfigError(
+            f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",
+            f"give {num_slots}, the noisiest slot first",
+        )
+
+
 class Trainer:
     """The student, its discriminators and their optimizers.
 
@@ -53,11 +67,7 @@ class Trainer:
     """
 
     def __init__(self, backbone: Backbone, config: TrainConfig, *, num_slots: int, fine_steps: int, delta: int) -> None:
-        if config.slot_weights and len(config.slot_weights) != num_slots:
-            raise ConfigError(
-                f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",
-                f"give {num_slots}, the noisiest slot first",
-            )
+        check_fit(config, num_slots)
         self.backbone, self.config, self.num_slots = backbone, config, num_slots
         self.edges = slot_edges(num_slots, backbone.schedule.length)
         grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
@@ -66,7 +76,9 @@ class Trainer:
         if config.checkpointing:
             backbone.enable_checkpointing()
         self.parameters = lora_parameters(backbone)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self.kind = DISCRIMINATORS[config.discriminator]
         self.discriminators = {
             position: Discriminator(self.kind, backbone, config.seed, position).to(backbone.device)
@@ -74,7 +86,9 @@ class Trainer:
         }
         self.judges = [p for judge in self.discriminators.values() for p in judge.parameters()]
         self.judge_optimizer = (
-            torch.optim.AdamW(self.judges, lr=config.discriminator_learning_rate, betas=(0.0, 0.999), weight_decay=1e-3)
+            torch.optim.AdamW(
+                self.judges, lr=config.discriminator_learning_rate, betas=(0.0, 0.999), weight_decay=1e-3, fused=True
+            )
             if self.judges
             else None
         )

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rapm_cli import __version__
 from rapm_cli.bases import Base, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, peak_memory_mib
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
-from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import slot_edges
 from rapm_cli.core.student import lora_state
-from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
+from rapm_cli.core.train import Progress, SlotLosses, Trainer, check_fit, train
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.collect import collect, training_prompts
-from rapm_cli.workflows.evaluate import Part, compare, student, teacher_and_base, to_record
-from rapm_cli.workflows.pictures import contact_sheet, in_batches
+from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
+from rapm_cli.workflows.pictures import contact_sheet
 from rapm_cli.workflows.rundir import CONFIG, RESULT, Run, new_run
 from rapm_cli.workflows.watch import Watcher
 
@@ -71,6 +71,7 @@ def distill(
         samples: Held-out prompts in the comparison at the end; 0 for none.
         watcher: Sees bars and talk.
     """
+    check_fit(training, teacher.num_slots)
     chosen = training_prompts(base, teacher, prompts)
     run = new_run(base.name, output)
     run.write(CONFIG, _record(base, teacher, training))
@@ -81,6 +82,14 @@ def distill(
     identity = base_identity(base)
     trajectories = collect(loaded, teacher, chosen, base.defaults.rollout_batch, identity, watcher)
     clock.lap("trajectories")
+    exam, sheet = None, Sheet(base, loaded, teacher.seed, chosen)
+    if samples and base.set_exam:
+        exam = Examination(base, loaded, samples, teacher.seed, True, QUICK_METRICS, watcher)
+    for contestant in teacher_and_base(loaded, teacher, identity):
+        sheet.draw(contestant)
+        if exam:
+            exam.sit(contestant)
+    clock.lap("teacher and base")
     trainer = Trainer(
         loaded.backbone,
         training,
@@ -95,21 +104,13 @@ def distill(
     recipe = _record(base, teacher, training) | {"sampler": sampler_recipe(teacher.num_slots)}
     save_lora(run.lora, LoraFile(lora_state(loaded.backbone), training.rank, training.alpha, recipe))
     clock.lap("training")
-    draw_sheet(base, loaded, teacher, run.sheet, chosen)
-    part = None
-    if samples and base.set_exam:
-        contestants = [*teacher_and_base(loaded, teacher, identity), student(loaded, teacher.num_slots)]
-        part = compare(
-            base,
-            loaded,
-            contestants,
-            samples=samples,
-            seed=teacher.seed,
-            held_out=True,
-            metrics=QUICK_METRICS,
-            watcher=watcher,
-        )
-    clock.lap("comparison")
+    contestant = student(loaded, teacher.num_slots)
+    sheet.draw(contestant)
+    sheet.save(run.sheet)
+    if exam:
+        exam.sit(contestant)
+    clock.lap("student")
+    part = exam.part() if exam else None
     result = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
     record: dict[str, Any] = {"seconds": clock.laps, "peak_mib": result.peak_mib, "machine": result.machine}
     run.write(RESULT, record | {"comparison": to_record(part) if part else None})
@@ -129,24 +130,32 @@ def sampler_recipe(num_slots: int) -> dict[str, Any]:
     }
 
 
-def draw_sheet(base: Base, loaded: LoadedBase, teacher: TeacherConfig, path: Path, prompts: list[str]) -> None:
-    """Write a contact sheet: teacher, base and student on the same prompts with the same noise.
+class Sheet:
+    """A contact sheet: one row for each contestant, the same prompts and noise in every row.
 
     A base with an exam shows prompts that no training saw.
     """
-    shown = base.set_exam(0, SHEET_COLUMNS, teacher.seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
-    noise = initial_noise(teacher.seed, "sheet", list(range(len(shown))), loaded.latent_shape)
-    noise = noise.to(loaded.backbone.device)
-    cond = loaded.encode(shown)
-    rows = {}
-    for contestant in teacher_and_base(loaded, teacher, ""):
-        latents = contestant.draw(noise, cond)
+
+    def __init__(self, base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> None:
+        shown = base.set_exam(0, SHEET_COLUMNS, seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
+        noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape)
+        self._noise, self._cond = noise.to(loaded.backbone.device), loaded.encode(shown)
+        self._decode, self._batch = loaded.decode, base.defaults.picture_batch
+        self._rows: dict[str, Tensor] = {}
+
+    def draw(self, contestant: Contestant) -> None:
+        """Add a contestant's row."""
+        size = self._batch
+        latents = [
+            contestant.draw(self._noise[k : k + size], self._cond[k : k + size])
+            for k in range(0, len(self._noise), size)
+        ]
         title = f"{contestant.title}, {contestant.evaluations} evaluations"
-        rows[title] = in_batches(loaded.decode, latents, base.defaults.picture_batch)
-    latents = sample_student(loaded.backbone, noise, cond, teacher.num_slots)[0]
-    title = f"student, {teacher.num_slots} steps, {teacher.num_slots} evaluations"
-    rows[title] = in_batches(loaded.decode, latents, base.defaults.picture_batch)
-    contact_sheet(rows).save(path)
+        self._rows[title] = torch.cat([self._decode(part) for part in latents])
+
+    def save(self, path: Path) -> None:
+        """Write the sheet as a PNG."""
+        contact_sheet(self._rows).save(path)
 
 
 class _Clock:

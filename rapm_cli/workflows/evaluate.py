@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapm_cli.bases import Base, LoadedBase, base_identity
+from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig, teacher_config_from_json
@@ -151,58 +151,88 @@ def evaluate_lora(
     """
     for name in metrics:
         METRICS[name]
+    if base.set_exam is None:
+        raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
     loaded = base.load(device, DTYPES[find_precision(precision, device)])
-    apply_lora(loaded.backbone, lora, path)
     teacher = teacher_config_from_json(lora.recipe["teacher"])
-    contestants = [*teacher_and_base(loaded, teacher, base_identity(base)), student(loaded, teacher.num_slots)]
-    return [
-        compare(
-            base,
-            loaded,
-            contestants,
-            samples=samples,
-            seed=seed,
-            held_out=held_out,
-            metrics=metrics,
-            watcher=watcher,
-        )
-        for held_out in parts
-    ]
+    exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
+    for exam in exams:  # before the LoRA is attached: switched off, its layers still cost the teacher time
+        for contestant in teacher_and_base(loaded, teacher, base_identity(base)):
+            exam.sit(contestant)
+    apply_lora(loaded.backbone, lora, path)
+    for exam in exams:
+        exam.sit(student(loaded, teacher.num_slots))
+    return [exam.part() for exam in exams]
 
 
-def compare(
-    base: Base,
-    loaded: LoadedBase,
-    contestants: list[Contestant],
-    *,
-    samples: int,
-    seed: int,
-    held_out: bool,
-    metrics: list[str],
-    watcher: Watcher,
-) -> Part:
-    """Score every contestant on the same prompts with the same noise.
+class Examination:
+    """Contestants on the same prompts with the same noise, one after the other.
 
     Args:
-        base: The base, for its exam.
+        base: A base with an exam.
         loaded: The same, loaded.
-        contestants: Who draws.
         samples: Number of prompts.
         seed: Which prompts and noise.
         held_out: Scenes that no training saw, or the others.
         metrics: Names from `METRICS`.
         watcher: Sees one bar for each contestant.
-
-    Raises:
-        ConfigError: The base has no exam.
     """
-    name = "held-out scenes" if held_out else "scenes seen in training"
-    rows = []
-    for contestant in contestants:
-        readings, seconds = _examine(base, loaded, contestant, samples, seed, held_out, watcher)
-        scores = {metric: _score(readings, metric) for metric in metrics}
-        rows.append(Row(contestant, seconds, scores))
-    return Part(name, samples, seed, rows)
+
+    def __init__(
+        self,
+        base: Base,
+        loaded: LoadedBase,
+        samples: int,
+        seed: int,
+        held_out: bool,
+        metrics: list[str],
+        watcher: Watcher,
+    ) -> None:
+        assert base.set_exam is not None
+        self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
+        self.metrics, self.watcher, self.set_exam = metrics, watcher, base.set_exam
+        self.rows: list[Row] = []
+
+    def part(self) -> Part:
+        """The rows so far."""
+        name = "held-out scenes" if self.held_out else "scenes seen in training"
+        return Part(name, self.samples, self.seed, self.rows)
+
+    def sit(self, contestant: Contestant) -> None:
+        """Let a contestant draw, and add its row."""
+        readings, seconds = self._readings(contestant)
+        scores = {metric: _score(readings, metric) for metric in self.metrics}
+        self.rows.append(Row(contestant, seconds, scores))
+
+    def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
+        """Readings of a contestant's pictures, and the seconds that each picture took."""
+        parts, seconds = [], 0.0
+        with self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device) as bar:
+            for start in range(0, self.samples, CHUNK):
+                count = min(CHUNK, self.samples - start)
+                exam = self.set_exam(start, count, self.seed, self.held_out)
+                features, right, spent = self._chunk(contestant, exam, start)
+                seconds += spent
+                parts.append(Readings(features, right, exam.asked, exam.reference))
+                bar.advance(count)
+        columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("features", "right", "asked", "reference"))
+        return Readings(*columns), seconds / self.samples
+
+    def _chunk(self, contestant: Contestant, exam: Exam, start: int) -> tuple[Tensor, Tensor, float]:
+        """Features, right answers and seconds of one chunk, from the cache where its maker may be cached."""
+        path = _cached(contestant, self.seed, self.held_out, start, exam.prompts)
+        if path is not None and path.is_file():
+            return _recall(path)
+        indices = list(range(start, start + len(exam.prompts)))
+        noise = initial_noise(self.seed, f"exam {int(self.held_out)}", indices, self.loaded.latent_shape)
+        begun = time.perf_counter()
+        drawn = contestant.draw(noise.to(self.loaded.backbone.device), self.loaded.encode(exam.prompts))
+        pictures = self.loaded.decode(drawn)
+        spent = time.perf_counter() - begun
+        features, right = exam.read(pictures)
+        if path is not None:
+            _keep(path, features, right, spent)
+        return features, right, spent
 
 
 def _score(readings: Readings, name: str) -> Score:
@@ -216,38 +246,10 @@ def _score(readings: Readings, name: str) -> Score:
     return Score(metric.compute(readings), low, high)
 
 
-def _examine(
-    base: Base, loaded: LoadedBase, contestant: Contestant, samples: int, seed: int, held_out: bool, watcher: Watcher
-) -> tuple[Readings, float]:
-    """Readings of a contestant's pictures, and the seconds that each picture took."""
-    if base.set_exam is None:
-        raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
-    parts, seconds = [], 0.0
-    with watcher.bar(contestant.title, samples, "picture", loaded.backbone.device) as bar:
-        for start in range(0, samples, CHUNK):
-            count = min(CHUNK, samples - start)
-            exam = base.set_exam(start, count, seed, held_out)
-            key = json.dumps([contestant.identity, seed, held_out, start, exam.prompts])
-            path = _cached(key) if contestant.identity else None
-            if path is None or not path.is_file():
-                indices = list(range(start, start + count))
-                noise = initial_noise(seed, f"exam {int(held_out)}", indices, loaded.latent_shape)
-                begun = time.perf_counter()
-                pictures = loaded.decode(contestant.draw(noise.to(loaded.backbone.device), loaded.encode(exam.prompts)))
-                spent = time.perf_counter() - begun
-                features, right = exam.read(pictures)
-                if path is not None:
-                    _keep(path, features, right, spent)
-            else:
-                features, right, spent = _recall(path)
-            seconds += spent
-            parts.append(Readings(features, right, exam.asked, exam.reference))
-            bar.advance(count)
-    columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("features", "right", "asked", "reference"))
-    return Readings(*columns), seconds / samples
-
-
-def _cached(key: str) -> Path:
+def _cached(contestant: Contestant, seed: int, held_out: bool, start: int, prompts: list[str]) -> Path | None:
+    if not contestant.identity:
+        return None
+    key = json.dumps([contestant.identity, seed, held_out, start, prompts])
     return cache_dir() / "readings" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -85,8 +84,3 @@ def contact_sheet(rows: dict[str, Tensor]) -> Image.Image:
         pen.text((GAP, top), title, fill=INK, font=font)
         sheet.paste(strip, (GAP, top + LABEL_PX))
     return sheet
-
-
-def in_batches(decode: Any, latents: Tensor, size: int) -> Tensor:
-    """Decode (N, C, h, w) latents at most `size` at once."""
-    return torch.cat([decode(part) for part in latents.split(size)])

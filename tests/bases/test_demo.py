@@ -194,4 +194,4 @@ def test_the_reader_reads_fresh_pictures():
 def _vae():
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(WEIGHTS / "base" / "vae", torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(WEIGHTS / "base" / "vae", dtype=torch.float32).eval()

@@ -7,7 +7,7 @@ DISTILL = ["distill", "--base", "demo"]
     ("argv", "says"),
     [
         ([*DISTILL, "--rank", "0"], "--rank 0"),
-        ([*DISTILL, "--rank", "many"], "many"),
+        ([*DISTILL, "--rank", "many"], "'--rank'"),
         ([*DISTILL, "--steps", "3"], "choose --steps from 1, 2, 4, 5"),
         ([*DISTILL, "--steps", "4", "--fine-steps", "500"], "--fine-steps of at most 250"),
         ([*DISTILL, "--fine-steps", "1"], "at least 2"),

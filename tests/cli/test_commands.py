@@ -64,13 +64,15 @@ def test_options_come_from_file_then_environment_then_flag(rapm, tmp_path, monke
     path = tmp_path / "run.toml"
     path.write_text('base = "nobody"\nrank = 3\nlearning-rate = 2e-4\nslot-weights = [1, 1, 0.5, 0.5]\n')
     monkeypatch.setenv("RAPM_BASE", "demo")
+    monkeypatch.setenv("RAPM_DISTILL_ALPHA", "2.5")
+    monkeypatch.setenv("RAPM_DISTILL_RANK", "7")
     folder = tmp_path / "run"
     code, _, err = rapm(
         "distill", "--config", str(path), *SHORT, "--samples", "0", "--rank", "1", "--output", str(folder)
     )
     assert code == 0, err
     training = json.loads((folder / "config.json").read_text())["training"]
-    assert (training["rank"], training["alpha"], training["learning_rate"]) == (1, 1.0, 2e-4)
+    assert (training["rank"], training["alpha"], training["learning_rate"]) == (1, 2.5, 2e-4)
     assert training["slot_weights"] == [1, 1, 0.5, 0.5]
 
 

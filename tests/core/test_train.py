@@ -245,6 +245,7 @@ def test_every_discriminator_keeps_the_contract(name, backbone, make_cond, laten
     assert not all(torch.equal(a, b) for a, b in zip(judge.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRIMINATORS.names())
 def test_every_discriminator_learns_to_tell_two_positions_apart(name, backbone, trainer_of, trajectories):
     trainer = trainer_of(discriminator=name, discriminator_learning_rate=1e-2, learning_rate=1e-9)

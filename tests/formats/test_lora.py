@@ -32,7 +32,7 @@ def pipeline(folder):
             clip_sample=False,
             set_alpha_to_one=False,
         ),
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)

@@ -12,7 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from rapm_cli.bases.demo.draw import PICTURE_PX, draw_with_solids
+from rapm_cli.bases.demo.draw import draw_with_solids
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.world import random_scenes
 

@@ -1,0 +1,18 @@
+import pytest
+
+from rapm_cli.workflows.evaluate import Contestant, Part, Row, Score
+
+
+def row(role, distance):
+    return Row(Contestant(role, 4, 4, lambda z, cond: z), 0.1, {"fd-demo": Score(distance, distance, distance)})
+
+
+def test_closed_is_the_share_of_the_way_from_base_to_teacher():
+    part = Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 30.0)])
+    assert part.closed() == pytest.approx(0.8)
+    worse = Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 210.0)])
+    assert worse.closed() == pytest.approx(-1)
+
+
+def test_closed_is_unknown_without_all_three():
+    assert Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0)]).closed() is None
