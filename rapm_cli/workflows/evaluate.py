@@ -29,6 +29,7 @@ from rapm_cli.workflows.watch import Watcher
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out
 
 Draw = Callable[[Tensor, Conditioning], Tensor]  # noise and conditioning to clean latents
+MIN_FRECHET = 640  # pictures, ten for each of the reader's features
 CHUNK = 32  # prompts that are drawn, read and cached together
 
 
@@ -84,9 +85,13 @@ class Part:
     rows: list[Row]
 
     def closed(self) -> float | None:
-        """(FD_base - FD_student) / (FD_base - FD_teacher): 1 where the student is as near as its teacher."""
+        """(FD_base - FD_student) / (FD_base - FD_teacher): 1 where the student is as near as its teacher.
+
+        None where a row is missing, or where there are too few pictures for a Fréchet distance to mean anything.
+        """
         value = {row.contestant.role: row.scores["fd-demo"].value for row in self.rows if "fd-demo" in row.scores}
-        if not {"teacher", "base", "student"} <= value.keys() or value["base"] == value["teacher"]:
+        is_known = {"teacher", "base", "student"} <= value.keys() and self.samples >= MIN_FRECHET
+        if not is_known or value["base"] == value["teacher"]:
             return None
         return (value["base"] - value["student"]) / (value["base"] - value["teacher"])
 

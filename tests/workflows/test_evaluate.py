@@ -8,11 +8,13 @@ def row(role, distance):
 
 
 def test_closed_is_the_share_of_the_way_from_base_to_teacher():
-    part = Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 30.0)])
+    part = Part("held-out scenes", 1000, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 30.0)])
     assert part.closed() == pytest.approx(0.8)
-    worse = Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 210.0)])
+    worse = Part("held-out scenes", 1000, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 210.0)])
     assert worse.closed() == pytest.approx(-1)
 
 
 def test_closed_is_unknown_without_all_three():
-    assert Part("held-out scenes", 8, 0, [row("teacher", 10.0), row("base", 110.0)]).closed() is None
+    rows = [row("teacher", 10.0), row("base", 110.0)]
+    assert Part("held-out scenes", 1000, 0, rows).closed() is None
+    assert Part("held-out scenes", 64, 0, [*rows, row("student", 30.0)]).closed() is None

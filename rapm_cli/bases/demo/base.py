@@ -61,7 +61,7 @@ BASES.add("demo")(
             fine_steps=10,
             trajectories=128,
             rank=8,
-            iterations=45,
+            iterations=40,
             batch_size=8,
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
