@@ -72,7 +72,7 @@ complete -c rapm -n __fish_use_subcommand -a export -d 'Write the LoRA, or the b
 complete -c rapm -n "__fish_seen_subcommand_from export" -F -a "(__rapm_runs)"
 complete -c rapm -n "__fish_seen_subcommand_from export" -l base -r -F -a "demo sdxl" -d 'Base model: demo, sdxl, or a folder in diffusers layout'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l fuse -d 'Merge into the base: a diffusers folder'
-complete -c rapm -n "__fish_seen_subcommand_from export" -l dtype -x -a "base fp16 bf16 fp32" -d 'Of a merged UNet: base (as it is), fp16, bf16 or fp32'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l dtype -x -a "base fp16 bf16 fp32" -d 'Of what is written: base (as it is), fp16, bf16 or fp32'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'File to write, or with --fuse the folder'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l json -d 'Print the result as JSON on standard output, and nothing else'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l quiet -s q -d 'No talk and no bars'

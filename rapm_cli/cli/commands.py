@@ -265,7 +265,7 @@ def export(
     lora: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run's.")] = None,
     base: options.Base = None,
     fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of a merged UNet: base (as it is), fp16, bf16 or fp32.")] = "base",
+    dtype: Annotated[str, typer.Option(help="Of what is written: base (as it is), fp16, bf16 or fp32.")] = "base",
     output: Annotated[Path | None, typer.Option(help="File to write, or with --fuse the folder.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

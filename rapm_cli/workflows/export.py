@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rapm_cli.bases import Base
@@ -36,7 +36,7 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str)
         base: The base that it was distilled from.
         output: File to write, or with `fuse` the folder.
         fuse: Merge the LoRA into the base's weights.
-        dtype: Of the merged UNet: "base", "fp16", "bf16" or "fp32".
+        dtype: Of what is written: "fp16", "bf16", "fp32", or "base" for the merged UNet's or the LoRA's own.
 
     Raises:
         ConfigError: The base has no folder to merge into, or the dtype is unknown.
@@ -48,7 +48,8 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str)
     if dtype not in ("base", *DTYPES):
         raise ConfigError(f"--dtype {dtype} is unknown", f"give base, {', '.join(DTYPES)}")
     if not fuse:
-        save_lora(output, lora)
+        kept = {name: value.to(DTYPES.get(dtype, value.dtype)) for name, value in lora.state.items()}
+        save_lora(output, replace(lora, state=kept))
         return Exported(output, output.stat().st_size, None)
     source = base.locate()
     if not isinstance(source, Path):
