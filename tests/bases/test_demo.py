@@ -34,7 +34,7 @@ def test_a_fifth_of_the_world_is_held_out_and_never_trained_on():
     assert all(scene.is_held_out for scene in scenes(50, held_out=True))
 
 
-def test_every_word_of_every_caption_is_known_and_one_token():
+def test_every_word_of_every_caption_is_known_and_fits_the_shipped_tokenizers():
     from transformers import CLIPTokenizer
 
     tokenizers = [CLIPTokenizer.from_pretrained(WEIGHTS / "base" / name) for name in ("tokenizer", "tokenizer_2")]
@@ -44,8 +44,18 @@ def test_every_word_of_every_caption_is_known_and_one_token():
         assert captions.unknown_words(text) == []
         for tokenizer in tokenizers:
             ids = tokenizer(text).input_ids
-            assert len(ids) == len(text.replace(",", " ,").split()) + 2
             assert len(ids) <= tokenizer.model_max_length == 32
+            assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ,", ",") == text
+
+
+def test_the_recipes_tokenizer_has_one_token_for_each_known_word():
+    from rapm_cli.bases.demo.recipe.text import build_tokenizer
+
+    for pad in ("<|endoftext|>", "!"):
+        tokenizer = build_tokenizer(pad)
+        assert all(len(tokenizer(word).input_ids) == 3 for word in captions.KNOWN_WORDS)
+        assert tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) == pad
+        assert len(tokenizer("xylophone ☃").input_ids) > 5
 
 
 def test_captions_say_what_they_do_not_leave_unsaid():

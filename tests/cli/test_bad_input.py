@@ -30,7 +30,7 @@ DISTILL = ["distill", "--base", "demo"]
         ([*DISTILL, "--seed", "-3"], "--seed -3"),
         ([*DISTILL, "--device", "abacus"], "--device auto"),
         ([*DISTILL, "--precision", "fp8"], "fp32, bf16, fp16"),
-        ([*DISTILL, "--samples", "-1"], "-1"),
+        ([*DISTILL, "--samples", "-1"], "'--samples'"),
         (["distill", "--base", "demmo"], "did you mean 'demo'"),
         (["distil"], "distill"),
         ([*DISTILL, "--rnk", "1"], "--rank"),
@@ -38,14 +38,14 @@ DISTILL = ["distill", "--base", "demo"]
         (["generate", "a red cube", "--seed", "9..3"], "LOW..HIGH"),
         (["generate", "a red cube", "--seed", "1..3", "--num-images", "2"], "give one of them"),
         (["generate", "a red cube", "--base", "demo", "--steps", "6"], "choose --steps"),
-        (["generate", "a red cube", "--num-images", "0"], "0"),
+        (["generate", "a red cube", "--num-images", "0"], "'--num-images'"),
         (["eval", "--base", "demo", "--part", "middle"], "held-out, seen, both"),
         (["eval", "--base", "demo", "--metrics", "fid"], "fd-demo"),
-        (["export", "--base", "demo", "--fuse", "--dtype", "fp8"], "fp16, bf16, fp32"),
+        (["export", "--base", "demo", "--fuse", "--dtype", "fp8"], "--dtype fp8"),
     ],
 )
 def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, says):
-    code, out, err = rapm(*argv, *([] if argv[0] in ("export", "distil") else ["--quiet"]))
+    code, out, err = rapm(*argv, *([] if argv[0] == "distil" else ["--quiet"]))
     assert code == 2, err
     assert out == ""
     assert says in err
@@ -118,7 +118,7 @@ def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp
     assert code == 2
     assert "'learning_rat'" in err
     assert "'learning-rate'" in err
-    for text, says in (("rank = [", "not TOML"), ("rank = true", "wrong type"), ('rank = "x"', "'x'")):
+    for text, says in (("rank = [", "not TOML"), ("rank = true", "wrong type"), ('rank = "x"', "'--rank'")):
         path.write_text(text)
         code, _, err = rapm(*DISTILL, "--config", str(path))
         assert code in (2, 3), err

@@ -44,7 +44,7 @@ def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
     assert all(len(slot["real_logits"]["relative"]) == 4 for slot in lines[0]["slots"])
     rows = json.loads((short_run / "result.json").read_text())["comparison"]["rows"]
     assert [row["evaluations"] for row in rows] == [16, 4, 4]
-    assert Image.open(short_run / "sheet.png").size[0] > 8 * 128
+    assert _size(short_run / "sheet.png")[0] > 8 * 128
 
 
 def test_distill_finds_its_trajectories_again(rapm, home):
@@ -101,7 +101,18 @@ def _tensors(path):
 def _pixels(path):
     import numpy as np
 
-    return torch.from_numpy(np.array(Image.open(path))).int()
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image)).int()
+
+
+def _size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def _recipe_text(path):
+    with Image.open(path) as image:
+        return image.info["rapm"]
 
 
 def test_seeds_count_up_and_do_not_depend_on_the_batch(rapm, short_run, tmp_path):
@@ -115,16 +126,16 @@ def test_seeds_count_up_and_do_not_depend_on_the_batch(rapm, short_run, tmp_path
     for seed in (7, 8, 9):
         name = f"000-seed{seed}.png"
         assert (_pixels(tmp_path / "a" / name) - _pixels(tmp_path / "c" / name)).abs().max() <= 1
-    assert Image.open(tmp_path / "c" / "grid.png").size[0] > 3 * 128
+    assert _size(tmp_path / "c" / "grid.png")[0] > 3 * 128
 
 
 def test_a_picture_can_be_made_again_from_itself(rapm, short_run, tmp_path):
     prompt = "a green ring in the snow"
     assert rapm("generate", prompt, "--seed", "3", "--lora", str(short_run), "--output", str(tmp_path / "a"))[0] == 0
     first = tmp_path / "a" / "000-seed3.png"
-    text = json.loads(Image.open(first).info["rapm"])
+    text = json.loads(_recipe_text(first))
     assert (text["prompt"], text["seed"], text["steps"], text["base"]) == (prompt, 3, 4, "demo")
-    assert str(short_run) not in Image.open(first).info["rapm"]
+    assert str(short_run) not in _recipe_text(first)
     code, _, err = rapm("generate", "--from", str(first), "--output", str(tmp_path / "b"))
     assert code == 3
     assert text["lora_sha256"] in err
@@ -142,7 +153,7 @@ def test_compare_puts_the_teacher_beside_the_student(rapm, short_run, tmp_path):
     )
     assert code == 0
     assert "teacher" in out
-    assert Image.open(tmp_path / "000-seed0-compare.png").size == (262, 134 - 6)
+    assert _size(tmp_path / "000-seed0-compare.png") == (262, 134 - 6)
 
 
 def test_prompts_come_from_files_and_standard_input(rapm, short_run, tmp_path, monkeypatch):

@@ -28,13 +28,12 @@ def build_tokenizer(pad_token: str) -> CLIPTokenizer:
     vocabulary += [letter + "</w>" for letter in vocabulary]
     merges: list[str] = []
     for word in sorted(KNOWN_WORDS):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            merge, joined = f"{pieces[0]} {pieces[1]}", pieces[0] + pieces[1]
-            if joined not in vocabulary:
-                vocabulary.append(joined)
-                merges.append(merge)
-            pieces = [joined, *pieces[2:]]
+        end = word[-1] + "</w>"
+        for letter in reversed(word[:-1]):  # every merge ends a word, so no merge can split another word first
+            if letter + end not in vocabulary:
+                vocabulary.append(letter + end)
+                merges.append(f"{letter} {end}")
+            end = letter + end
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(vocabulary)},
