@@ -199,6 +199,7 @@ def test_the_reader_reads_fresh_pictures():
     vae = _vae()
     scores = score_reader(load_reader(WEIGHTS / "reader.safetensors"), vae, 1000, 12345)
     assert scores["straight"] >= 0.995
+    assert scores["round trip"] >= 0.995
 
 
 def _vae():

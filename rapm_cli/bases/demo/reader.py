@@ -27,6 +27,10 @@ class Reader(nn.Module):
             nn.Flatten(),
             nn.Linear(32 * 8 * 8, FEATURES),
         )
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(FEATURES))  # of the features of drawn pictures
+        self.register_buffer("deviation", torch.ones(FEATURES))
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(classes)) for classes in ATTRIBUTES.values())
 
     @staticmethod
@@ -40,14 +44,21 @@ class Reader(nn.Module):
             pictures: (B, 3, 128, 128) RGB in [0, 1].
 
         Returns:
-            (B, 64) float32.
+            (B, 64) float32; each has mean 0 and variance 1 over drawn pictures, so none outweighs another.
         """
-        features: Tensor = self.body(pictures * 2 - 1)
+        features: Tensor = (self.body(pictures * 2 - 1) - self.mean) / self.deviation
         return features
+
+    @torch.no_grad()
+    def standardise(self, pictures: Tensor) -> None:
+        """Set the features' mean and deviation from (N, 3, 128, 128) drawn pictures."""
+        raw = torch.cat([self.body(part * 2 - 1) for part in pictures.split(32)])
+        self.mean.copy_(raw.mean(dim=0))
+        self.deviation.copy_(raw.std(dim=0))
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Logits of every attribute, in the order of `ATTRIBUTES`."""
-        features = nn.functional.silu(self.features(pictures))
+        features = nn.functional.silu(self.body(pictures * 2 - 1))
         return [head(features) for head in self.heads]
 
     @torch.no_grad()
