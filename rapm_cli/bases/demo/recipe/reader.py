@@ -62,8 +62,8 @@ def train_reader(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[st
         pool[fresh], target[fresh] = drawn.mul(255).round().byte(), labels(scenes)
         if (step + 1) % 100 == 0:
             report(f"reader {step + 1}: loss {loss.item():.4f}")
-    drawn = [draw(random_scenes(64, generator, held_out=False), generator) for _ in range(32)]
-    reader.eval().standardise(torch.cat(drawn))
+    whole = [draw(random_scenes(64, generator, held_out=False), generator) for _ in range(32)]
+    reader.eval().standardise(torch.cat(whole))
     return reader
 
 
