@@ -1,4 +1,4 @@
-"""How a job tells what it is doing; the command line draws it, and a test may ignore it."""
+"""How a job tells what it is doing; the command line draws it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,26 +28,6 @@ class Watcher(Protocol):
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-
-
-class _NoBar:
-    def advance(self, count: int = 1, note: str = "") -> None:
-        pass
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    @contextmanager
-    def bar(self, title: str, total: int, unit: str, device: torch.device) -> Iterator[Bar]:
-        """No bar."""
-        yield _NoBar()
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def warn(self, line: str) -> None:
-        """Nothing."""
 
 
 def batches(items: range | list[T], size: int) -> Iterable[list[T]]:
