@@ -23,6 +23,21 @@ def schedule():
     return NoiseSchedule.scaled_linear()
 
 
+def authors_scheduler():
+    """The scheduler of the authors' README."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+
+
 def tiny_unet(seed: int = 0):
     """SDXL's UNet topology on 8x8 latents, a few thousand random weights."""
     from diffusers import UNet2DConditionModel

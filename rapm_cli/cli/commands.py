@@ -64,6 +64,11 @@ def distill(
     discriminator_learning_rate: Annotated[
         float | None, typer.Option(help="The discriminators'.", rich_help_panel=TRAINING)
     ] = None,
+    warmup: Annotated[int, typer.Option(help="Iterations of rising rate.", rich_help_panel=TRAINING)] = 10,
+    weight_decay: Annotated[float, typer.Option(help="The student's, AdamW.", rich_help_panel=TRAINING)] = 0.0,
+    max_grad_norm: Annotated[
+        float, typer.Option(help="Gradients are clipped to this norm.", rich_help_panel=TRAINING)
+    ] = 1.0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.", rich_help_panel=TRAINING)
     ] = False,
@@ -110,6 +115,9 @@ def distill(
         batch_size=_or(batch_size, default.batch_size),
         learning_rate=_or(learning_rate, default.learning_rate),
         discriminator_learning_rate=_or(discriminator_learning_rate, default.discriminator_learning_rate),
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
         relative_weight=relative_weight,
         absolute_weight=absolute_weight,
         adversarial_weight=adversarial_weight,
@@ -176,24 +184,25 @@ def generate(
     seeds = options.parse_seeds(seed, num_images)
     wanted = _prompts(prompt, prompts, needed=from_picture is None)
     from rapm_cli.bases.device import find_device
-    from rapm_cli.workflows import generate as workflow
+    from rapm_cli.workflows.choose import choose, recall
+    from rapm_cli.workflows.generate import generate as run_generate
     from rapm_cli.workflows.places import pictures_dir
 
     if from_picture:
         if wanted:
             raise ConfigError("--from takes its prompt from the picture", "leave the prompt out")
-        recipe = workflow.recall(from_picture, lora)
+        recipe = recall(from_picture, lora)
         wanted, seeds, steps = [recipe["prompt"]], [recipe["seed"]], recipe["steps"]
         base, lora, precision = recipe["base"], recipe["lora"], recipe["precision"]
-    chosen = workflow.choose(base, lora)
+    chosen = choose(base, lora)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     made = []
-    for picture in workflow.generate(
+    for picture in run_generate(
         chosen,
         wanted,
         seeds,
-        steps=steps or workflow.steps_of(chosen.lora),
+        steps=steps or chosen.steps,
         output=output or pictures_dir(),
         device=find_device(device),
         precision=precision,
@@ -233,12 +242,12 @@ def evaluate(
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.bases.device import describe_machine, find_device
-    from rapm_cli.workflows import generate as workflow
+    from rapm_cli.workflows.choose import choose
     from rapm_cli.workflows.evaluate import PARTS, evaluate_lora, to_record
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
-    chosen = workflow.choose(base, lora)
+    chosen = choose(base, lora)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     place = find_device(device)
     parts = evaluate_lora(
@@ -273,7 +282,7 @@ def export(
     """Write the LoRA, or the base with the LoRA merged in, for other programs."""
     out = Output(as_json=as_json, quiet=quiet)
     from rapm_cli.workflows import export as workflow
-    from rapm_cli.workflows.generate import choose
+    from rapm_cli.workflows.choose import choose
     from rapm_cli.workflows.inspect import size_in_words
 
     chosen = choose(base, lora)

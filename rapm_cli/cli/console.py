@@ -3,11 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -155,15 +155,24 @@ class _MemoryColumn(ProgressColumn):
         return Text(memory_in_use(self._device), style="cyan")
 
 
+class _Live(Progress):
+    """Bars, and below each what it notes."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim", overflow="ellipsis", no_wrap=True)
+
+
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:
-    return Progress(
+    return _Live(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeRemainingColumn(compact=True),
         _MemoryColumn(device),
-        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         refresh_per_second=4,
     )

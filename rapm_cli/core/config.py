@@ -115,7 +115,9 @@ class TrainConfig:
             self.discriminator_learning_rate,
             "a number between 0 and 1",
         )
-        for name in ("relative_weight", "absolute_weight", "adversarial_weight"):
+        _check(self.warmup >= 0, "warmup", self.warmup, "a number from 0")
+        _check(self.max_grad_norm > 0, "max-grad-norm", self.max_grad_norm, "a number above 0")
+        for name in ("weight_decay", "relative_weight", "absolute_weight", "adversarial_weight"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
         _check(all(math.isfinite(w) and w >= 0 for w in self.slot_weights), "slot-weights", self.slot_weights, "from 0")
@@ -146,12 +148,6 @@ def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
     """Settings as JSON values; tuples become lists."""
     record = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
-
-
-def train_config_from_json(record: dict[str, Any]) -> TrainConfig:
-    """Read back what `to_json` wrote."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
-    return TrainConfig(**values)
 
 
 def teacher_config_from_json(record: dict[str, Any]) -> TeacherConfig:

@@ -9,6 +9,8 @@ from torch import Tensor
 from rapm_cli.core.errors import ConfigError
 
 CLEAN = -1  # the edge below timestep 0; it carries alphas_cumprod[0], as set_alpha_to_one=False does
+# diffusers' DDIMScheduler so set visits the times of `slot_edges`, as the student does.
+DDIM_SETTINGS = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError, VerificationError
+from rapm_cli.core.errors import InputError
+from rapm_cli.core.schedule import DDIM_SETTINGS
 from rapm_cli.formats.lora import LoraFile
+from rapm_cli.formats.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -52,7 +54,7 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
         InputError: The LoRA does not fit the folder's UNet.
         VerificationError: The written weights, read back, are not the merged ones.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     path = folder / "unet" / WEIGHTS
     if not path.is_file():
@@ -76,11 +78,7 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
         size = update.norm()
         if size > 0:
             losses.append(float((weights[key].float() - before - update).norm() / size))
-    save_file(weights, path, {"format": "pt"})
-    path.chmod(0o644)
-    back = load_file(path)
-    if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
-        raise VerificationError(f"{path} did not read back as it was written", "check the disk")
+    write_tensors(path, weights, {"format": "pt"})
     _set_sampler(folder)
     return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
 
@@ -90,11 +88,6 @@ def _set_sampler(folder: Path) -> None:
     index_path, path = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
     index, scheduler = json.loads(index_path.read_text()), json.loads(path.read_text())
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    scheduler |= {
-        "_class_name": "DDIMScheduler",
-        "timestep_spacing": "trailing",
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    }
+    scheduler |= {"_class_name": "DDIMScheduler", **DDIM_SETTINGS}
     index_path.write_text(json.dumps(index, indent=2) + "\n")
     path.write_text(json.dumps(scheduler, indent=2) + "\n")

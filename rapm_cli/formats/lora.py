@@ -1,7 +1,6 @@
 """A distilled LoRA as one safetensors file in diffusers' own form, with its recipe in the header."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from rapm_cli.core.backbone import Backbone
-from rapm_cli.core.errors import InputError, VerificationError
+from rapm_cli.core.errors import InputError
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, lora_facts
+from rapm_cli.formats.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,13 @@ def save_lora(path: Path, lora: LoraFile) -> None:
     Raises:
         VerificationError: What was read back differs from what was written.
     """
-    from safetensors.torch import save_file
-
     adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": sorted(TARGET_MODULES), "lora_dropout": 0.0}
     metadata = {
         "format": "pt",
         ADAPTER_KEY: json.dumps({PREFIX + name: value for name, value in adapter.items()}, sort_keys=True),
         RECIPE_KEY: json.dumps(lora.recipe, sort_keys=True),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({PREFIX + name: value for name, value in lora.state.items()}, path, metadata)
-    os.chmod(path, 0o666 & ~_umask())  # safetensors writes files that only their owner can read
-    back = load_lora(path)
-    if (back.rank, back.alpha) != (lora.rank, lora.alpha) or not _equal(back.state, lora.state):
-        path.unlink()
-        raise VerificationError(f"{path} did not read back as it was written and was removed", "check the disk")
+    write_tensors(path, {PREFIX + name: value for name, value in lora.state.items()}, metadata)
 
 
 def load_lora(path: Path) -> LoraFile:
@@ -87,13 +79,3 @@ def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
         raise InputError(
             f"{path} does not fit this base ({error})", f"it was made for --base {lora.recipe.get('base', 'unknown')}"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)

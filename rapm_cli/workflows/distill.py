@@ -14,7 +14,7 @@ from rapm_cli import __version__
 from rapm_cli.bases import Base, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, peak_memory_mib
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
-from rapm_cli.core.schedule import slot_edges
+from rapm_cli.core.schedule import DDIM_SETTINGS, slot_edges
 from rapm_cli.core.student import lora_state
 from rapm_cli.core.train import Progress, SlotLosses, Trainer, check_fit, train
 from rapm_cli.core.trajectories import initial_noise
@@ -121,9 +121,7 @@ def sampler_recipe(num_slots: int) -> dict[str, Any]:
     """How a student is sampled, for people and programs that read the file's header."""
     return {
         "scheduler": "DDIM",
-        "timestep_spacing": "trailing",
-        "set_alpha_to_one": False,
-        "clip_sample": False,
+        **DDIM_SETTINGS,
         "steps": num_slots,
         "timesteps": slot_edges(num_slots)[:0:-1],
         "guidance_scale": 1.0,
@@ -185,7 +183,9 @@ def _log_line(progress: Progress) -> dict[str, Any]:
 
 
 def _note(slots: list[SlotLosses]) -> str:
-    """Distance to the absolute target in each slot, the noisiest first, and both discriminators' losses."""
-    distances = " ".join(f"{slot.absolute:.3f}" for slot in slots)
+    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses."""
+    relative = " ".join(f"{slot.relative:.3f}" for slot in slots)
+    absolute = " ".join(f"{slot.absolute:.3f}" for slot in slots)
     judged = [value for slot in slots for value in slot.discriminator.values()]
-    return f"slots {distances}" + (f"  D {math.fsum(judged) / len(judged):.2f}" if judged else "")
+    end = f"  discriminators {math.fsum(judged) / len(judged):.2f}" if judged else ""
+    return f"slots: relative {relative}  absolute {absolute}{end}"

@@ -15,7 +15,7 @@ from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig, teacher_config_from_json
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
@@ -159,15 +159,24 @@ def evaluate_lora(
     if base.set_exam is None:
         raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
     loaded = base.load(device, DTYPES[find_precision(precision, device)])
-    teacher = teacher_config_from_json(lora.recipe["teacher"])
+    teacher = _teacher_of(lora, path)
     exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
-    for exam in exams:  # before the LoRA is attached: switched off, its layers still cost the teacher time
+    for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
         for contestant in teacher_and_base(loaded, teacher, base_identity(base)):
             exam.sit(contestant)
     apply_lora(loaded.backbone, lora, path)
     for exam in exams:
         exam.sit(student(loaded, teacher.num_slots))
     return [exam.part() for exam in exams]
+
+
+def _teacher_of(lora: LoraFile, path: Path) -> TeacherConfig:
+    try:
+        return teacher_config_from_json(lora.recipe["teacher"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not say which teacher it was distilled from", "give a file that rapm distill or export wrote"
+        ) from error
 
 
 class Examination:

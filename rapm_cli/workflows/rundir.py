@@ -86,9 +86,10 @@ def all_loras() -> list[Path]:
     return sorted((run.lora for run in runs if run.is_finished), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def newest_run() -> Run | None:
-    """The finished run that was written last, if there is one."""
-    return next((Run(path.parent) for path in all_loras()), None)
+def newest_run(base: str | None = None) -> Run | None:
+    """The finished run that was written last, of a base if one is named; None where there is none."""
+    runs = (Run(path.parent) for path in all_loras())
+    return next((run for run in runs if base is None or run.config()["base"] == base), None)
 
 
 def newest_lora() -> Path:

@@ -1,10 +1,14 @@
 """The commands on the demo base, with runs as short as they can be."""
 
 import json
+import os
 
 import pytest
 import torch
 from PIL import Image
+
+from rapm_cli.bases import BASES
+from rapm_cli.core.errors import RapmError
 
 SHORT = [
     "--trajectories",
@@ -47,6 +51,7 @@ def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
     assert _size(short_run / "sheet.png")[0] > 8 * 128
 
 
+@pytest.mark.slow
 def test_distill_finds_its_trajectories_again(rapm, home):
     argv = ["distill", "--base", "demo", *SHORT, "--samples", "0"]
     code, out, err = rapm(*argv)
@@ -60,20 +65,49 @@ def test_distill_finds_its_trajectories_again(rapm, home):
     assert len(list((home / "data" / "runs").iterdir())) == 2
 
 
-def test_options_come_from_file_then_environment_then_flag(rapm, tmp_path, monkeypatch):
+class _Seen(RapmError):
+    """Stands for the end of a command whose workflow is not run."""
+
+
+@pytest.fixture
+def settings_of(rapm, monkeypatch):
+    """The settings that `rapm distill` would run with."""
+
+    def settings(*argv):
+        seen = {}
+
+        def workflow(base, teacher, training, **rest):
+            seen.update(base=base, teacher=teacher, training=training, **rest)
+            raise _Seen("seen")
+
+        monkeypatch.setattr("rapm_cli.workflows.distill.distill", workflow)
+        code, _, err = rapm("distill", *argv)
+        assert (code, err) == (1, "error: seen\n")
+        return seen
+
+    return settings
+
+
+def test_options_come_from_file_then_environment_then_flag(settings_of, tmp_path, monkeypatch):
     path = tmp_path / "run.toml"
     path.write_text('base = "nobody"\nrank = 3\nlearning-rate = 2e-4\nslot-weights = [1, 1, 0.5, 0.5]\n')
     monkeypatch.setenv("RAPM_BASE", "demo")
     monkeypatch.setenv("RAPM_DISTILL_ALPHA", "2.5")
     monkeypatch.setenv("RAPM_DISTILL_RANK", "7")
-    folder = tmp_path / "run"
-    code, _, err = rapm(
-        "distill", "--config", str(path), *SHORT, "--samples", "0", "--rank", "1", "--output", str(folder)
-    )
-    assert code == 0, err
-    training = json.loads((folder / "config.json").read_text())["training"]
-    assert (training["rank"], training["alpha"], training["learning_rate"]) == (1, 2.5, 2e-4)
-    assert training["slot_weights"] == [1, 1, 0.5, 0.5]
+    training = settings_of("--config", str(path), "--rank", "1", "--quiet")["training"]
+    assert (training.rank, training.alpha, training.learning_rate) == (1, 2.5, 2e-4)
+    assert training.slot_weights == (1, 1, 0.5, 0.5)
+
+
+def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of):
+    for name in ("demo", "sdxl"):
+        default = BASES[name].defaults
+        seen = settings_of("--base", name, "--quiet")
+        for field in ("rank", "iterations", "batch_size", "learning_rate", "discriminator_learning_rate"):
+            assert getattr(seen["training"], field) == getattr(default, field)
+        assert seen["training"].alpha == default.rank
+        assert (seen["teacher"].fine_steps, seen["teacher"].guidance_scale) == (10, default.guidance_scale)
+    assert settings_of("--base", "demo", "--rank", "3", "--quiet")["training"].alpha == 3
 
 
 def test_json_is_the_only_thing_on_stdout(rapm, short_run, tmp_path):
@@ -190,6 +224,40 @@ def test_markup_and_escapes_in_prompts_are_text(rapm, short_run, tmp_path):
     assert "\x1b" not in err
 
 
+def test_other_steps_than_the_loras_are_drawn_with_a_warning(rapm, short_run, tmp_path):
+    argv = ["generate", "a red cube at dawn", "--lora", str(short_run), "--output", str(tmp_path)]
+    code, out, err = rapm(*argv, "--steps", "2")
+    assert code == 0
+    assert "was distilled for 4 steps, not 2" in err
+    assert "000-seed0.png" in out
+    assert "was distilled" not in rapm(*argv, "--steps", "4")[2]
+
+
+def test_a_named_base_takes_its_own_newest_run(rapm, short_run, home, tmp_path):
+    import shutil
+
+    for name, base in (("ours", "demo"), ("newer", "elsewhere")):
+        run = home / "data" / "runs" / name
+        shutil.copytree(short_run, run)
+        (run / "config.json").write_text(json.dumps({"base": base}))
+    os.utime(run / "lora.safetensors", (4e9, 4e9))
+    code, _, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
+    assert code == 0
+    assert f"newest run, {home / 'data' / 'runs' / 'ours'}" in err
+
+
+def test_eval_needs_to_know_the_teacher(rapm, short_run, tmp_path):
+    from dataclasses import replace
+
+    from rapm_cli.formats.lora import load_lora, save_lora
+
+    path = tmp_path / "anonymous.safetensors"
+    save_lora(path, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "demo"}))
+    code, _, err = rapm("eval", "--base", "demo", "--lora", str(path), "--samples", "8")
+    assert code == 3
+    assert "which teacher" in err
+
+
 def test_without_a_run_the_shipped_lora_draws(rapm, tmp_path):
     code, out, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
@@ -197,6 +265,7 @@ def test_without_a_run_the_shipped_lora_draws(rapm, tmp_path):
     assert "000-seed0.png" in out
 
 
+@pytest.mark.slow
 def test_eval_reports_both_parts_with_intervals(rapm, short_run):
     code, out, err = rapm(
         "eval",

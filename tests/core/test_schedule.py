@@ -2,7 +2,6 @@ import itertools
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.schedule import (
@@ -14,26 +13,13 @@ from rapm_cli.core.schedule import (
     slot_edges,
     split_prediction,
 )
-
-
-def diffusers_ddim(steps: int) -> DDIMScheduler:
-    """The scheduler of the authors' README."""
-    scheduler = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler
+from tests.conftest import authors_scheduler
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 10, 20, 40, 50])
 def test_ddim_is_diffusers_wherever_diffusers_can_express_the_grid(steps, schedule):
-    scheduler = diffusers_ddim(steps)
+    scheduler = authors_scheduler()
+    scheduler.set_timesteps(steps)
     edges = slot_edges(steps)[::-1]
     assert scheduler.timesteps.tolist() == edges[:-1]
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -46,7 +32,7 @@ def test_ddim_is_diffusers_wherever_diffusers_can_express_the_grid(steps, schedu
 
 
 def test_the_schedule_is_diffusers_schedule(schedule):
-    torch.testing.assert_close(schedule.alphas_cumprod, diffusers_ddim(4).alphas_cumprod, rtol=0, atol=0)
+    torch.testing.assert_close(schedule.alphas_cumprod, authors_scheduler().alphas_cumprod, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 4, 8])

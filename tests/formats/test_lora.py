@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 
 from rapm_cli.bases import BASES
 from rapm_cli.core.errors import ConfigError, InputError
@@ -14,6 +14,7 @@ from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
 from rapm_cli.workflows.generate import noise_for
+from tests.conftest import authors_scheduler
 
 PROMPT = "a large red cube left of a small blue sphere at dawn"
 RECIPE = {"base": "demo"}
@@ -23,15 +24,7 @@ def pipeline(folder):
     """The authors' README, with its forgotten import, on the demo base."""
     pipe = StableDiffusionXLPipeline.from_pretrained(
         folder,
-        scheduler=DDIMScheduler(
-            num_train_timesteps=1000,
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            timestep_spacing="trailing",
-            clip_sample=False,
-            set_alpha_to_one=False,
-        ),
+        scheduler=authors_scheduler(),
         dtype=torch.float32,
         add_watermarker=False,
     )

@@ -14,6 +14,7 @@ from rapm_cli.bases.demo.draw import PICTURE_PX, draw
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.recipe.text import MAX_TOKENS, OMIT, WIDTHS
 from rapm_cli.bases.demo.world import random_scenes
+from rapm_cli.core.schedule import DDIM_SETTINGS
 
 DROPPED = 0.1  # share of prompts replaced by zeros, pooled too, as the pipeline's guidance does
 SNR_CAP = 5.0  # min-SNR weighting, arXiv:2303.09556
@@ -89,40 +90,19 @@ def train_unet(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    alphas_cumprod = noise_schedule().alphas_cumprod
     unet, average = build_unet().to(device), build_unet().to(device).requires_grad_(False)
     average.load_state_dict(unet.state_dict())
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     schedule = cosine_with_warmup(optimizer, 200, steps)
-
     pool = _Pool.empty(pool_size)
     for start in range(0, pool_size, 64):
         count = min(64, pool_size - start)
         pool[slice(start, start + count)] = _encoded(vae, tokenizers, encoders, count, generator)
     report(f"unet: {pool_size} scenes encoded")
 
-    time_ids = torch.tensor([[PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX]], device=device).float()
-    running = math.nan
+    alphas_cumprod, running = noise_schedule().alphas_cumprod, math.nan
     for step in range(steps):
-        chosen = torch.randint(pool_size, (batch,), generator=generator)
-        kept = (torch.rand(batch, generator=generator) >= DROPPED).float()
-        latent = pool.mean[chosen] + pool.deviation[chosen] * torch.randn(batch, 4, 16, 16, generator=generator)
-        noise = torch.randn(batch, 4, 16, 16, generator=generator)
-        t = torch.randint(1000, (batch,), generator=generator)
-        alpha_bar = alphas_cumprod[t].reshape(-1, 1, 1, 1)
-        noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
-        predicted = unet(
-            noisy.to(device),
-            t.to(device),
-            (pool.tokens[chosen] * kept.reshape(-1, 1, 1)).to(device),
-            added_cond_kwargs={
-                "text_embeds": (pool.pooled[chosen] * kept.reshape(-1, 1)).to(device),
-                "time_ids": time_ids.expand(batch, -1),
-            },
-        ).sample
-        snr = alphas_cumprod[t] / (1 - alphas_cumprod[t])
-        weight = (snr.clamp(max=SNR_CAP) / snr).to(device)
-        loss = (weight * (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))).mean()
+        loss = _denoising_loss(unet, pool, batch, alphas_cumprod, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -138,6 +118,31 @@ def train_unet(
         if (step + 1) % 500 == 0:
             snapshot(average)
     return average.cpu().eval()
+
+
+def _denoising_loss(
+    unet: UNet2DConditionModel, pool: _Pool, batch: int, alphas_cumprod: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the predicted noise on random scenes at random times, weighted by min-SNR."""
+    chosen = torch.randint(len(pool.mean), (batch,), generator=generator)
+    kept = (torch.rand(batch, generator=generator) >= DROPPED).float()
+    latent = pool.mean[chosen] + pool.deviation[chosen] * torch.randn(batch, 4, 16, 16, generator=generator)
+    noise = torch.randn(batch, 4, 16, 16, generator=generator)
+    t = torch.randint(1000, (batch,), generator=generator)
+    alpha_bar = alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
+    time_ids = torch.tensor([[PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX]]).float()
+    added = {"text_embeds": pool.pooled[chosen] * kept.reshape(-1, 1), "time_ids": time_ids.expand(batch, -1)}
+    predicted = unet(
+        noisy.to(unet.device),
+        t.to(unet.device),
+        (pool.tokens[chosen] * kept.reshape(-1, 1, 1)).to(unet.device),
+        added_cond_kwargs={name: value.to(unet.device) for name, value in added.items()},
+    ).sample
+    snr = alphas_cumprod[t] / (1 - alphas_cumprod[t])
+    weight = (snr.clamp(max=SNR_CAP) / snr).to(unet.device)
+    loss: Tensor = (weight * (predicted - noise.to(unet.device)).square().mean(dim=(1, 2, 3))).mean()
+    return loss
 
 
 @torch.no_grad()
@@ -171,8 +176,6 @@ def noise_schedule() -> DDIMScheduler:
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
         prediction_type="epsilon",
+        **DDIM_SETTINGS,
     )

@@ -1,0 +1,36 @@
+"""Tensors to a safetensors file that other users of the machine can read too, verified by reading it back."""
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from rapm_cli.core.errors import VerificationError
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one file, with the permissions of the user's umask.
+
+    Args:
+        path: File to write; its folder is made.
+        tensors: What to write.
+        metadata: Of the header.
+
+    Raises:
+        VerificationError: What was read back differs from what was written; the file is removed.
+    """
+    from safetensors.torch import load_file, save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata)
+    path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+    back = load_file(path)
+    if back.keys() != tensors.keys() or not all(back[name].equal(value) for name, value in tensors.items()):
+        path.unlink()
+        raise VerificationError(f"{path} did not read back as it was written and was removed", "check the disk")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

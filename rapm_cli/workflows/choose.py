@@ -1,0 +1,86 @@
+"""Which base and which LoRA a command means, when the user names both, one or neither."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapm_cli.bases import Base, find_base
+from rapm_cli.core.errors import ConfigError, InputError, WeightsError
+from rapm_cli.formats.lora import LoraFile, load_lora
+from rapm_cli.workflows.pictures import read_recipe
+from rapm_cli.workflows.rundir import all_loras, find_lora, newest_run
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A base and the LoRA to use with it, and a sentence on how they were chosen."""
+
+    base: Base
+    lora_path: Path
+    lora: LoraFile
+    reason: str
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
+        return int(self.lora.recipe.get("sampler", {}).get("steps", 4))
+
+
+def choose(base_name: str | None, lora_name: str | None) -> Chosen:
+    """Base and LoRA: as named, else the newest run's, else what ships with the base.
+
+    Raises:
+        WeightsError: Nothing was named, there is no run, and the default weights are not here.
+        InputError: The LoRA was made for another base.
+    """
+    if lora_name:
+        path, reason = find_lora(lora_name), ""
+    elif run := newest_run(base_name):
+        path, reason = run.lora, f"newest run, {run.folder}"
+    elif base_name and (shipped := find_base(base_name).student) and shipped.is_file():
+        path, reason = shipped, f"the LoRA that ships with {base_name}"
+    elif base_name in (None, "sdxl"):
+        raise WeightsError(
+            "there is no run yet, and the authors' weights for sdxl (guoqiang-x/RAPM_SDXL) are not supported yet",
+            'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
+        )
+    else:
+        raise WeightsError(f"there is no LoRA for base {base_name}", f"run: rapm distill --base {base_name}")
+    lora = load_lora(path)
+    made_for = lora.recipe.get("base")
+    if base_name and made_for and made_for != base_name:
+        raise InputError(f"{path} was distilled from base {made_for}, not {base_name}", f"use --base {made_for}")
+    if not (base_name or made_for):
+        raise ConfigError(f"{path} does not name its base", "give --base")
+    return Chosen(find_base(base_name or str(made_for)), path, lora, reason)
+
+
+def recall(path: Path, lora_name: str | None) -> dict[str, Any]:
+    """The recipe of a picture, with the `lora` file that made it.
+
+    The picture holds the LoRA's sha256 and no path, so that it can be given away; the file is looked for among
+    the runs and what ships with the base.
+
+    Args:
+        path: A PNG of ours.
+        lora_name: Where the LoRA is, if it is elsewhere.
+
+    Raises:
+        InputError: It says no recipe, or its LoRA is not found.
+    """
+    recipe = read_recipe(path)
+    shipped = find_base(str(recipe["base"])).student
+    places = [find_lora(lora_name)] if lora_name else [*all_loras(), *([shipped] if shipped else [])]
+    for place in places:
+        if place.is_file() and file_sha256(place) == recipe.get("lora_sha256"):
+            return recipe | {"lora": str(place)}
+    raise InputError(
+        f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
+        f"name the file whose sha256 is {recipe.get('lora_sha256')} with --lora",
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
