@@ -23,6 +23,7 @@ class Defaults:
     batch_size: int
     learning_rate: float
     discriminator_learning_rate: float
+    warmup: int
     rollout_batch: int  # prompts that the teacher draws at once
     picture_batch: int  # pictures sampled and decoded at once
 

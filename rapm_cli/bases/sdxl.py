@@ -21,6 +21,7 @@ SDXL_DEFAULTS = Defaults(
     batch_size=1,
     learning_rate=5e-5,
     discriminator_learning_rate=1e-5,
+    warmup=100,
     rollout_batch=4,
     picture_batch=1,
 )

@@ -64,7 +64,7 @@ def distill(
     discriminator_learning_rate: Annotated[
         float | None, typer.Option(help="The discriminators'.", rich_help_panel=TRAINING)
     ] = None,
-    warmup: Annotated[int, typer.Option(help="Iterations of rising rate.", rich_help_panel=TRAINING)] = 10,
+    warmup: Annotated[int | None, typer.Option(help="Iterations of rising rate.", rich_help_panel=TRAINING)] = None,
     weight_decay: Annotated[float, typer.Option(help="The student's, AdamW.", rich_help_panel=TRAINING)] = 0.0,
     max_grad_norm: Annotated[
         float, typer.Option(help="Gradients are clipped to this norm.", rich_help_panel=TRAINING)
@@ -115,7 +115,7 @@ def distill(
         batch_size=_or(batch_size, default.batch_size),
         learning_rate=_or(learning_rate, default.learning_rate),
         discriminator_learning_rate=_or(discriminator_learning_rate, default.discriminator_learning_rate),
-        warmup=warmup,
+        warmup=_or(warmup, default.warmup),
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         relative_weight=relative_weight,

@@ -103,7 +103,7 @@ def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of):
     for name in ("demo", "sdxl"):
         default = BASES[name].defaults
         seen = settings_of("--base", name, "--quiet")
-        for field in ("rank", "iterations", "batch_size", "learning_rate", "discriminator_learning_rate"):
+        for field in ("rank", "iterations", "batch_size", "learning_rate", "discriminator_learning_rate", "warmup"):
             assert getattr(seen["training"], field) == getattr(default, field)
         assert seen["training"].alpha == default.rank
         assert (seen["teacher"].fine_steps, seen["teacher"].guidance_scale) == (10, default.guidance_scale)

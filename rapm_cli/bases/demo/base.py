@@ -65,6 +65,7 @@ BASES.add("demo")(
             batch_size=8,
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
+            warmup=3,
             rollout_batch=32,
             picture_batch=16,
         ),
