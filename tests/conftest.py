@@ -1,6 +1,12 @@
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "TERMINAL_WIDTH": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": "/nonexistent",
+    "NO_COLOR": "1",
+    "TERMINAL_WIDTH": "100",
+    "_TYPER_FORCE_DISABLE_TERMINAL": "1",
+}
 
 import pytest
 import torch

@@ -1,6 +1,8 @@
 """Teachers: what is loaded, and how."""
 
+import contextlib
 import hashlib
+import json
 from pathlib import Path
 
 from rapm_cli.bases.base import BASES, Base, Defaults, Exam, LoadedBase
@@ -16,15 +18,25 @@ def find_base(name: str) -> Base:
     Raises:
         ConfigError: Neither exists.
     """
-    if name not in BASES.names() and Path(name).is_dir():
-        return folder_base(Path(name))
+    with contextlib.suppress(OSError):  # no folder has such a name
+        if name and name not in BASES.names() and Path(name).is_dir():
+            return folder_base(Path(name))
     return BASES[name]
 
 
 def base_identity(base: Base) -> str:
-    """What identifies a base's weights: the hash of its checksums where it has some, else where they come from."""
+    """What identifies a base's weights: a hash of their recorded checksums, else of the files' sizes and times.
+
+    For a hub id, which is not located before it is loaded, the id itself.
+    """
     source = base.locate()
-    if isinstance(source, Path):
-        sums = source.parent / "checksums.json"
-        return hashlib.sha256(sums.read_bytes()).hexdigest()[:16] if sums.is_file() else str(source.resolve())
-    return source
+    if not isinstance(source, Path):
+        return source
+    sums = source.parent / "checksums.json"
+    if sums.is_file():
+        student = base.student.name if base.student else ""
+        about = repr([item for item in json.loads(sums.read_text()).items() if item[0] != student])
+    else:
+        stats = {path: path.stat() for path in sorted(source.resolve().rglob("*.safetensors"))}
+        about = repr([(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]

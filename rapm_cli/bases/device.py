@@ -9,6 +9,7 @@ import torch
 from rapm_cli.core.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 MIB = 2**20
 
 
@@ -25,7 +26,9 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device", "give --device auto, cpu, cuda, cuda:1 or mps") from error
+        raise ConfigError(f"--device {name!r} is no device", f"give {DEVICES}") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"--device {name} is not supported", f"give {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -34,9 +37,15 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
-    if name != "auto":
+    """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name in DTYPES:
         return name
+    if name != "auto":
+        raise ConfigError(f"--precision {name} is unknown", f"give auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"

@@ -40,6 +40,9 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
         InputError: The folder is not an SDXL in diffusers layout.
     """
     pipeline = _pipeline(source, dtype)
+    if pipeline.text_encoder is None or pipeline.text_encoder_2 is None:
+        raise InputError(f"{source} lacks a text encoder of Stable Diffusion XL", "give the folder of a whole SDXL")
+    schedule = _schedule(source, pipeline.scheduler.config)
     pipeline.unet.to(device)
     pipeline.text_encoder.to(device)
     pipeline.text_encoder_2.to(device)
@@ -63,15 +66,6 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
         picture = vae.decode(z.float() / vae.config.scaling_factor, return_dict=False)[0]
         return (picture / 2 + 0.5).clamp(0, 1).cpu()  # type: ignore[no-any-return]
 
-    config = pipeline.scheduler.config
-    if config.beta_schedule != "scaled_linear" or config.prediction_type not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"{source} has a schedule that rapm does not know: {config.beta_schedule}, {config.prediction_type}",
-            "give a base with scaled_linear betas that predicts epsilon or v_prediction",
-        )
-    schedule = NoiseSchedule.scaled_linear(
-        config.beta_start, config.beta_end, config.num_train_timesteps, config.prediction_type
-    )
     return LoadedBase(
         backbone=Backbone(pipeline.unet, schedule),
         encode=encode,
@@ -81,9 +75,22 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
     )
 
 
+def _schedule(source: Path | str, config: Any) -> NoiseSchedule:
+    is_known = config.beta_schedule == "scaled_linear" and config.prediction_type in ("epsilon", "v_prediction")
+    if not is_known or config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"{source} has a noise schedule that rapm does not know: {config.beta_schedule}, {config.prediction_type}",
+            "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
+        )
+    return NoiseSchedule.scaled_linear(
+        config.beta_start, config.beta_end, config.num_train_timesteps, config.prediction_type
+    )
+
+
 def _pipeline(source: Path | str, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
+    from safetensors import SafetensorError
 
     diffusers.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
@@ -93,7 +100,7 @@ def _pipeline(source: Path | str, dtype: torch.dtype) -> Any:
         return diffusers.StableDiffusionXLPipeline.from_pretrained(
             str(source), dtype=dtype, use_safetensors=True, add_watermarker=False
         )
-    except OSError as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         if isinstance(source, Path):
             raise InputError(
                 f"{source} is not a Stable Diffusion XL in diffusers layout: {_first_line(error)}",
@@ -112,7 +119,7 @@ def _first_line(error: BaseException) -> str:
 def folder_base(folder: Path) -> Base:
     """A base for any SDXL in diffusers layout."""
     return Base(
-        name=str(folder),
+        name=str(folder.resolve()),
         defaults=SDXL_DEFAULTS,
         load=lambda device, dtype: load_sdxl(folder, device, dtype),
         locate=lambda: folder,

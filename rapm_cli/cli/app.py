@@ -1,6 +1,7 @@
 """The Typer app, and the one place where an error becomes a line and an exit code."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ app = typer.Typer(
     help="Distil a diffusion model into a few-step LoRA on one graphics card, without real images.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "RAPM"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _function in (
     ("distill", commands.distill),
@@ -31,7 +32,7 @@ for _name, _function in (
     ("export", commands.export),
     ("inspect", commands.inspect),
 ):
-    app.command(_name)(_function)
+    app.command(_name, context_settings={"auto_envvar_prefix": f"RAPM_{_name.upper()}"})(_function)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -77,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The `rapm` command."""
+    """The `rapm` command; a terminal that lacks a letter shows a question mark in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     raise SystemExit(main())
 
 
@@ -89,13 +93,12 @@ def _tell(message: str, remedy: str, code: int) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return _tell(f"cannot write {error.filename or 'to disk'}: {error.strerror}", "free space", DiskError.exit_code)
-    if type(error).__name__ == "OutOfMemoryError":
-        return _tell(
-            "the device is out of memory",
-            "use --checkpointing, --discriminator latent or a smaller --batch-size",
-            OutOfMemoryError.exit_code,
-        )
+    if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+        disk = DiskError.of(error, error.filename or "a file")
+        return _tell(disk.message, disk.remedy, disk.exit_code)
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if is_torchs or isinstance(error, MemoryError):
+        remedy = "use a smaller --batch-size, and in distill --checkpointing or --discriminator latent"
+        return _tell("out of memory", remedy, OutOfMemoryError.exit_code)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return _tell(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where", EXIT_BUG)

@@ -3,6 +3,7 @@
 Workflows are imported inside the functions, so that help and completion load no model library.
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,7 @@ def distill(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[
-        int, typer.Option(min=0, help="Prompts of the comparison at the end; 0 for none.", rich_help_panel=RUN)
+        int, typer.Option(help="Prompts of the comparison at the end, at least 8; 0 for none.", rich_help_panel=RUN)
     ] = 64,
     output: Annotated[Path | None, typer.Option(help="Run folder; a new one by default.", rich_help_panel=RUN)] = None,
     device: options.Device = "auto",
@@ -96,7 +97,9 @@ def distill(
     from rapm_cli.workflows.evaluate import to_record
     from rapm_cli.workflows.prompts import read_prompts
 
-    chosen = find_base(_named(base))
+    if samples < 8 and samples != 0:
+        raise ConfigError(f"--samples {samples} is out of range", "give at least 8, or 0 for no comparison")
+    chosen = find_base(_or(base, "sdxl"))
     default, place = chosen.defaults, find_device(device)
     teacher = TeacherConfig(
         base=chosen.name,
@@ -133,7 +136,7 @@ def distill(
         teacher,
         training,
         device=place,
-        prompts=read_prompts(prompts) if prompts else None,
+        prompts=None if prompts is None else read_prompts(prompts),
         output=output,
         samples=samples,
         watcher=out,
@@ -144,7 +147,7 @@ def distill(
     out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
     out.data(f"run    {done.run.folder}")
     out.data(f"sheet  {done.run.sheet}")
-    out.data(f"next   rapm generate {_example(chosen.name)} --steps {steps} --lora {done.run.folder}")
+    out.data(f"next   rapm generate {_example(chosen.name)} --steps {steps} --lora {shlex.quote(str(done.run.folder))}")
     out.result(
         {
             "run": str(done.run.folder),
@@ -189,11 +192,11 @@ def generate(
     from rapm_cli.workflows.places import pictures_dir
 
     if from_picture:
-        if wanted:
-            raise ConfigError("--from takes its prompt from the picture", "leave the prompt out")
+        if wanted or base or steps is not None or len(seeds) > 1 or seed != "0" or compare:
+            raise ConfigError("--from takes prompt, seed, steps and base from the picture", "leave them out")
         recipe = recall(from_picture, lora)
-        wanted, seeds, steps = [recipe["prompt"]], [recipe["seed"]], recipe["steps"]
-        base, lora, precision = recipe["base"], recipe["lora"], recipe["precision"]
+        wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
+        base, lora, precision = recipe.base, str(recipe.lora), recipe.precision
     chosen = choose(base, lora)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
@@ -202,7 +205,7 @@ def generate(
         chosen,
         wanted,
         seeds,
-        steps=steps or chosen.steps,
+        steps=_or(steps, chosen.steps),
         output=output or pictures_dir(),
         device=find_device(device),
         precision=precision,
@@ -228,7 +231,7 @@ def generate(
 def evaluate(
     base: options.Base = None,
     lora: options.Lora = None,
-    samples: Annotated[int, typer.Option(min=8, help="Prompts in each part.")] = 500,
+    samples: Annotated[int, typer.Option(min=8, help="Prompts in each part.")] = 640,
     part: Annotated[str, typer.Option(help="held-out, seen or both.")] = "both",
     metrics: Annotated[str, typer.Option(help="Names with commas between.")] = "attributes,pictures,fd-demo,kd-demo",
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,
@@ -249,6 +252,8 @@ def evaluate(
         raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
     chosen = choose(base, lora)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
+    if chosen.doubt:
+        out.warn(chosen.doubt)
     place = find_device(device)
     parts = evaluate_lora(
         chosen.base,
@@ -310,10 +315,11 @@ def inspect(
 ) -> None:
     """Show what a run or a LoRA is, without loading it."""
     out = Output(as_json=as_json)
+    from rapm_cli.formats.recipe import GROUPS
     from rapm_cli.workflows.inspect import inspect_lora, size_in_words
     from rapm_cli.workflows.rundir import newest_lora
 
-    facts = inspect_lora(thing or str(newest_lora()))
+    facts = inspect_lora(str(newest_lora()) if thing is None else thing)
     recipe = facts["recipe"]
     rows = [
         ["file", facts["file"]],
@@ -323,7 +329,7 @@ def inspect(
         ["by block", ", ".join(f"{name} {count}" for name, count in facts["blocks"].items())],
         ["base", str(recipe.get("base", "not said"))],
     ]
-    for group in ("sampler", "teacher", "training"):
+    for group in GROUPS:
         settings = recipe.get(group, {})
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
         rows += [[group, text]] if text else []
@@ -360,7 +366,7 @@ def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list
     from rapm_cli.workflows.prompts import check_prompt, read_prompts
 
     given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
-    if file:
+    if file is not None:
         given += read_prompts(file)
     elif "-" in (words or []):
         given += read_prompts("-")
@@ -371,10 +377,6 @@ def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list
             )
         given = read_prompts("-")
     return list(dict.fromkeys(given))
-
-
-def _named(base: str | None) -> str:
-    return base or "sdxl"
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -38,6 +38,11 @@ class Option:
     help: str
     takes_value: bool
 
+    @property
+    def flags(self) -> list[str]:
+        """As typed, the long one first."""
+        return [f"--{self.name}", *([f"-{self.short}"] if self.short else [])]
+
 
 def command_tree() -> dict[str, tuple[str, list[Option]]]:
     """Every command's first line of help and its options."""
@@ -81,7 +86,7 @@ def bash() -> str:
         lines.append(f"        --{name}) COMPREPLY=({' '.join(parts)}); return ;;")
     lines += ["    esac", '    case "$command" in']
     for command, (_, options) in tree.items():
-        words = " ".join(f"--{option.name}" for option in options) + " --help"
+        words = " ".join(flag for option in options for flag in option.flags) + " --help"
         lines.append(f'        {command}) COMPREPLY=($(compgen -W "{words}" -- "$word")) ;;')
     lines += [
         "    esac",
@@ -140,10 +145,11 @@ def _zsh_option(option: Option) -> str:
         if option.name in RUN_OPTIONS:
             action = ":run:_rapm_runs"
         elif option.name in VALUES:
-            action = f":value:({' '.join(VALUES[option.name])})"
+            words = " ".join(VALUES[option.name])
+            action = f":value:{{compadd {words}; _files -/}}" if option.name in FILE_OPTIONS else f":value:({words})"
         else:
             action = ":file:_files" if option.name in FILE_OPTIONS else ":value: "
-    return f"'--{option.name}[{_zsh(option.help)}]{action}'"
+    return " ".join(f"'{flag}[{_zsh(option.help)}]{action}'" for flag in option.flags)
 
 
 def _zsh(text: str) -> str:
@@ -179,6 +185,7 @@ def fish() -> str:
             line += f' -a "{" ".join(VALUES[option.name])}"' if option.name in VALUES else ""
             line += ' -a "(__rapm_runs)"' if option.name in RUN_OPTIONS else ""
             lines.append(f"{line} -d {_fish(option.help)}")
+        lines.append(f"complete -c rapm {seen} -l help -s h -d 'Show this message and exit'")
     return "\n".join(lines) + "\n"
 
 

@@ -25,22 +25,26 @@ def read_config_file(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}", "write lines such as rank = 4") from error
-    known = {str(p.name): p for p in context.command.params if p.name not in ("config", "help")}
+    known = {flag[2:]: p for p in context.command.params for flag in p.opts if flag.startswith("--")}
+    known = {flag: p for flag, p in known.items() if flag not in ("config", "help")}
     values: dict[str, Any] = {}
     for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0].replace('_', '-')!r}?" if close else "see --help for the known ones"
+        flag = key.replace("_", "-")
+        if flag not in known:
+            close = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see --help for the known ones"
             raise ConfigError(f"{path} has an unknown key {key!r}", hint)
-        values[name] = _checked(path, key, value, is_flag=getattr(known[name], "is_flag", False))
+        name = str(known[flag].name)
+        if name in values:
+            raise ConfigError(f"{path} says {flag} twice", "keep one of the two")
+        values[name] = _checked(path, key, value, is_flag=getattr(known[flag], "is_flag", False))
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
 def _checked(path: Path, key: str, value: Any, *, is_flag: bool) -> Any:
     """The value as a flag would give it: text or a number; a list becomes text with commas."""
-    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+    if isinstance(value, list) and all(type(item) in (int, float, str) for item in value):
         return ",".join(map(str, value))
     if isinstance(value, bool) != is_flag or not isinstance(value, str | int | float | bool):
         raise ConfigError(f"{path}: {key} has a value of a wrong type", f"write it as --{key} takes it")

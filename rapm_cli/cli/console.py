@@ -185,4 +185,4 @@ def _plain(text: str) -> str:
 
 def is_terminal() -> bool:
     """True where standard input is typed by a person."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -40,6 +40,12 @@ class DiskError(RapmError):
 
     exit_code = 5
 
+    @classmethod
+    def of(cls, error: Exception, path: object) -> "DiskError":
+        """The error that stopped the writing of `path`, in the words of the system."""
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return cls(f"{path} cannot be written: {reason}", "free space, or name a place that can be written")
+
 
 class OutOfMemoryError(RapmError):
     """The device is out of memory."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rapm_cli.core.errors import VerificationError
+from rapm_cli.core.errors import DiskError, VerificationError
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -17,13 +17,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         metadata: Of the header.
 
     Raises:
+        DiskError: The file cannot be written.
         VerificationError: What was read back differs from what was written; the file is removed.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
-    path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata)
+        path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+    except (OSError, SafetensorError) as error:
+        raise DiskError.of(error, path) from error
     back = load_file(path)
     if back.keys() != tensors.keys() or not all(back[name].equal(value) for name, value in tensors.items()):
         path.unlink()

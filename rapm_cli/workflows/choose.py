@@ -1,11 +1,11 @@
 """Which base and which LoRA a command means, when the user names both, one or neither."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rapm_cli.bases import Base, find_base
+from rapm_cli.bases import Base, base_identity, find_base
 from rapm_cli.core.errors import ConfigError, InputError, WeightsError
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows.pictures import read_recipe
@@ -22,6 +22,14 @@ class Chosen:
     reason: str
 
     @property
+    def doubt(self) -> str:
+        """A sentence on why the LoRA may not suit the base as it is now; empty where nothing speaks against it."""
+        made_for = self.lora.recipe.get("base_identity")
+        if made_for in (None, base_identity(self.base)):
+            return ""
+        return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
+
+    @property
     def steps(self) -> int:
         """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
         return int(self.lora.recipe.get("sampler", {}).get("steps", 4))
@@ -34,7 +42,8 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
         WeightsError: Nothing was named, there is no run, and the default weights are not here.
         InputError: The LoRA was made for another base.
     """
-    if lora_name:
+    base_name = None if base_name is None else find_base(base_name).name
+    if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run := newest_run(base_name):
         path, reason = run.lora, f"newest run, {run.folder}"
@@ -46,18 +55,35 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
             'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         )
     else:
-        raise WeightsError(f"there is no LoRA for base {base_name}", f"run: rapm distill --base {base_name}")
+        raise WeightsError(
+            f"there is no LoRA for base {base_name}", f"run: rapm distill --base {shlex.quote(base_name)}"
+        )
     lora = load_lora(path)
     made_for = lora.recipe.get("base")
     if base_name and made_for and made_for != base_name:
-        raise InputError(f"{path} was distilled from base {made_for}, not {base_name}", f"use --base {made_for}")
+        raise InputError(
+            f"{path} was distilled from base {made_for}, not {base_name}", f"use --base {shlex.quote(str(made_for))}"
+        )
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
     return Chosen(find_base(base_name or str(made_for)), path, lora, reason)
 
 
-def recall(path: Path, lora_name: str | None) -> dict[str, Any]:
-    """The recipe of a picture, with the `lora` file that made it.
+@dataclass(frozen=True)
+class Recalled:
+    """What a picture says of how it was made, and the LoRA file that made it."""
+
+    prompt: str
+    seed: int
+    steps: int
+    base: str
+    precision: str
+    is_compared: bool
+    lora: Path
+
+
+def recall(path: Path, lora_name: str | None) -> Recalled:
+    """How a picture of ours was made.
 
     The picture holds the LoRA's sha256 and no path, so that it can be given away; the file is looked for among
     the runs and what ships with the base.
@@ -70,14 +96,15 @@ def recall(path: Path, lora_name: str | None) -> dict[str, Any]:
         InputError: It says no recipe, or its LoRA is not found.
     """
     recipe = read_recipe(path)
-    shipped = find_base(str(recipe["base"])).student
+    shipped = find_base(recipe["base"]).student
     places = [find_lora(lora_name)] if lora_name else [*all_loras(), *([shipped] if shipped else [])]
     for place in places:
-        if place.is_file() and file_sha256(place) == recipe.get("lora_sha256"):
-            return recipe | {"lora": str(place)}
+        if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
+            known = {name: recipe[name] for name in ("prompt", "seed", "steps", "base", "precision")}
+            return Recalled(**known, is_compared=recipe.get("teacher") is not None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
-        f"name the file whose sha256 is {recipe.get('lora_sha256')} with --lora",
+        f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",
     )
 
 

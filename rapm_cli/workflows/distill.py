@@ -73,13 +73,12 @@ def distill(
     """
     check_fit(training, teacher.num_slots)
     chosen = training_prompts(base, teacher, prompts)
-    run = new_run(base.name, output)
-    run.write(CONFIG, _record(base, teacher, training))
     clock = _Clock()
     watcher.say(f"loading {base.name}")
     loaded = base.load(device, DTYPES[teacher.precision])
     clock.lap("loading")
-    identity = base_identity(base)
+    run, identity = new_run(base.name, output), base_identity(base)
+    run.write(CONFIG, _record(base, teacher, training))
     trajectories = collect(loaded, teacher, chosen, base.defaults.rollout_batch, identity, watcher)
     clock.lap("trajectories")
     exam, sheet = None, Sheet(base, loaded, teacher.seed, chosen)
@@ -172,6 +171,7 @@ def _record(base: Base, teacher: TeacherConfig, training: TrainConfig) -> dict[s
     return {
         "rapm": __version__,
         "base": base.name,
+        "base_identity": base_identity(base),
         "teacher": to_json(teacher),
         "training": to_json(training),
     }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
-from rapm_cli.bases.device import DTYPES, find_precision
+from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig, teacher_config_from_json
 from rapm_cli.core.errors import ConfigError, InputError
@@ -21,6 +21,7 @@ from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import initial_noise, walk_teacher
 from rapm_cli.formats.lora import LoraFile, apply_lora
+from rapm_cli.formats.tensors import write_tensors
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
 from rapm_cli.workflows.places import cache_dir
@@ -109,8 +110,8 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
         return draw
 
     evaluations = (len(fine) - 1) * (1 if config.guidance_scale == 1 else 2)
-    guided = f"{identity} {fine} guidance {config.guidance_scale} {config.precision}"
-    bare = f"{identity} {coarse} guidance 1 {config.precision}"
+    made_by = f"{identity} {config.precision} {describe_machine(base.backbone.device)}"
+    guided, bare = f"{made_by} {fine} guidance {config.guidance_scale}", f"{made_by} {coarse} guidance 1"
     return [
         Contestant("teacher", len(fine) - 1, evaluations, walk(fine, config.guidance_scale), guided),
         Contestant("base", config.num_slots, config.num_slots, walk(coarse, 1.0), bare),
@@ -158,8 +159,9 @@ def evaluate_lora(
         METRICS[name]
     if base.set_exam is None:
         raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
-    loaded = base.load(device, DTYPES[find_precision(precision, device)])
-    teacher = _teacher_of(lora, path)
+    precision = find_precision(precision, device)
+    teacher = replace(_teacher_of(lora, path), precision=precision)
+    loaded = base.load(device, DTYPES[precision])
     exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
     for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
         for contestant in teacher_and_base(loaded, teacher, base_identity(base)):
@@ -268,10 +270,7 @@ def _cached(contestant: Contestant, seed: int, held_out: bool, start: int, promp
 
 
 def _keep(path: Path, features: Tensor, right: Tensor, seconds: float) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"features": features, "right": right, "seconds": torch.tensor(seconds)}, path)
+    write_tensors(path, {"features": features, "right": right, "seconds": torch.tensor(seconds)}, {})
 
 
 def _recall(path: Path) -> tuple[Tensor, Tensor, float]:

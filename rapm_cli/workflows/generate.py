@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rapm_cli import __version__
-from rapm_cli.bases import LoadedBase
+from rapm_cli.bases import LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.errors import DiskError
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
@@ -79,11 +80,24 @@ def generate(
     if steps != chosen.steps:
         watcher.warn(f"{chosen.lora_path} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
-    if unknown:
-        watcher.warn(unknown)
+    for doubt in (chosen.doubt, unknown):
+        if doubt:
+            watcher.warn(doubt)
+    _make_folder(output)
     precision = find_precision(precision, device)
     loaded = chosen.base.load(device, DTYPES[precision])
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
+    teacher_settings = _teacher_settings(chosen) if compare else None
+    recipe = {
+        "rapm": __version__,
+        "steps": steps,
+        "base": chosen.base.name,
+        "base_identity": base_identity(chosen.base),
+        "lora_sha256": file_sha256(chosen.lora_path),
+        "precision": precision,
+        "sampler": chosen.lora.recipe.get("sampler", {}),
+        "teacher": teacher_settings,
+    }
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
     with watcher.bar("pictures", len(jobs), "picture", device) as bar:
@@ -93,49 +107,52 @@ def generate(
             begun = time.perf_counter()
             drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])
             seconds = (time.perf_counter() - begun) / len(part)
-            teacher, teacher_seconds = _teacher_pictures(chosen, loaded, noise, cond) if compare else (None, None)
+            teacher, teacher_seconds = (
+                _teacher_pictures(teacher_settings, loaded, noise, cond) if teacher_settings else (None, None)
+            )
             for k, (prompt, seed) in enumerate(part):
-                recipe = _recipe(chosen, prompt, seed, steps, precision)
                 image = to_image(drawn[k])
                 if teacher is not None:
                     image = grid([to_image(teacher[k]), image], columns=2)
-                path = _path(output, prompts.index(prompt), seed, "-compare" if compare else "")
-                save_png(image, path, recipe)
-                images.append(image)
+                path = _free(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
+                save_png(image, path, recipe | {"prompt": prompt, "seed": seed})
+                images += [image] if with_grid else []
                 yield Picture(path, prompt, seed, seconds, teacher_seconds)
             bar.advance(len(part))
     if with_grid and len(images) > 1:
         columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
-        save_png(grid(images, columns), output / "grid.png", {"prompts": prompts, "seeds": seeds})
+        path = _free(output, "grid")
+        save_png(grid(images, columns), path, {"prompts": prompts, "seeds": seeds})
+        watcher.say(f"{path}  all {len(images)} pictures")
 
 
-def _teacher_pictures(chosen: Chosen, loaded: LoadedBase, noise: Tensor, cond: Conditioning) -> tuple[Tensor, float]:
+def _teacher_settings(chosen: Chosen) -> dict[str, Any]:
+    """Slots, fine steps and guidance of the LoRA's teacher; the base's defaults where its file does not say."""
+    default = chosen.base.defaults
+    usual = {"num_slots": 4, "fine_steps": default.fine_steps, "guidance_scale": default.guidance_scale}
+    said = chosen.lora.recipe.get("teacher", {})
+    return {name: said.get(name, value) for name, value in usual.items()}
+
+
+def _teacher_pictures(
+    settings: dict[str, Any], loaded: LoadedBase, noise: Tensor, cond: Conditioning
+) -> tuple[Tensor, float]:
     """The guided teacher's pictures, and seconds for each."""
-    settings = chosen.lora.recipe.get("teacher", {})
-    fine_steps = settings.get("fine_steps", chosen.base.defaults.fine_steps)
-    guidance_scale = settings.get("guidance_scale", chosen.base.defaults.guidance_scale)
-    times = fine_grid(settings.get("num_slots", 4), fine_steps, loaded.backbone.schedule.length)
+    times = fine_grid(settings["num_slots"], settings["fine_steps"], loaded.backbone.schedule.length)
     begun = time.perf_counter()
-    *_, clean = walk_teacher(loaded.backbone, noise, times, cond, loaded.unconditional, guidance_scale)
+    *_, clean = walk_teacher(loaded.backbone, noise, times, cond, loaded.unconditional, settings["guidance_scale"])
     return loaded.decode(clean), (time.perf_counter() - begun) / len(noise)
 
 
-def _recipe(chosen: Chosen, prompt: str, seed: int, steps: int, precision: str) -> dict[str, Any]:
-    return {
-        "rapm": __version__,
-        "prompt": prompt,
-        "seed": seed,
-        "steps": steps,
-        "base": chosen.base.name,
-        "lora_sha256": file_sha256(chosen.lora_path),
-        "precision": precision,
-        "sampler": chosen.lora.recipe.get("sampler", {}),
-    }
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError.of(error, output) from error
 
 
-def _path(output: Path, index: int, seed: int, suffix: str) -> Path:
-    """A file name that is not there yet; the prompt never becomes part of it."""
-    stem = f"{index:03d}-seed{seed}{suffix}"
+def _free(output: Path, stem: str) -> Path:
+    """A PNG's name that is not there yet; a prompt never becomes part of one."""
     path, copy = output / f"{stem}.png", 1
     while path.exists():
         path, copy = output / f"{stem}-{copy}.png", copy + 1

@@ -9,9 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.errors import DiskError, InputError
 
 RECIPE_KEY = "rapm"
+RECIPE = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}  # at least
 GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
 
 
@@ -24,7 +25,7 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     """Write a PNG that says how it was made, for rapm as JSON and for other programs as plain text.
 
     Raises:
-        InputError: The folder cannot be written.
+        DiskError: It cannot be written.
     """
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
@@ -35,7 +36,7 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, pnginfo=info)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", "give --output another folder") from error
+        raise DiskError.of(error, path) from error
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -47,13 +48,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(RECIPE_KEY)
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a picture", "give a PNG that rapm generate wrote") from error
     try:
         recipe = json.loads(text or "")
     except (TypeError, ValueError):
         recipe = None
-    if not isinstance(recipe, dict) or not {"prompt", "seed", "steps", "base"} <= recipe.keys():
+    if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in RECIPE.items()):
         raise InputError(f"{path} does not say how it was made", "give a PNG that rapm generate wrote")
     return recipe
 

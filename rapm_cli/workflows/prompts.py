@@ -1,6 +1,7 @@
 """Prompts from a file or standard input."""
 
 import sys
+import unicodedata
 from pathlib import Path
 
 from rapm_cli.core.errors import InputError
@@ -20,6 +21,8 @@ def read_prompts(source: str) -> list[str]:
     """
     name = "standard input" if source == "-" else source
     try:
+        if source == "-" and sys.stdin is None:
+            raise InputError("standard input is closed", "give a text file, one prompt a line")
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
@@ -45,6 +48,6 @@ def check_prompt(prompt: str, place: str) -> str:
         raise InputError(f"{place} is empty", "write what the picture shows")
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{place} has {len(text):,} characters, the limit is {MAX_CHARACTERS:,}", "shorten it")
-    if any(ord(character) < 32 and character != "\t" for character in text):
-        raise InputError(f"{place} has a control character", "remove it")
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character != "\t" for character in text):
+        raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text

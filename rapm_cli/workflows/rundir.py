@@ -1,5 +1,6 @@
 """The folder of one distillation: settings, log, LoRA, comparison and contact sheet."""
 
+import contextlib
 import json
 import os
 import time
@@ -7,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.errors import DiskError, InputError
+from rapm_cli.formats.header import read_header
+from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.places import runs_dir
 
 CONFIG, LORA, METRICS, RESULT, SHEET = "config.json", "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
@@ -65,31 +68,46 @@ class Run:
 
 
 def new_run(base: str, folder: Path | None) -> Run:
-    """A fresh run folder, named by base and time unless the user named one.
+    """A fresh run folder, named by base and time unless the user named one, which is then linked among the runs.
 
     Raises:
-        InputError: The named folder exists and is not empty, or cannot be made.
+        InputError: The named folder exists and is not empty.
+        DiskError: It cannot be made.
     """
-    path = folder or runs_dir() / f"{Path(base).name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    usual = runs_dir() / f"{Path(base).name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    path = folder or usual
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise InputError(f"{path} is not empty", "give --output a new folder")
     except OSError as error:
-        raise InputError(f"{path} cannot be made: {error.strerror}", "give --output another folder") from error
+        raise DiskError.of(error, path) from error
+    if folder:
+        with contextlib.suppress(OSError):  # where links are not allowed, the run is found by its path alone
+            usual.parent.mkdir(parents=True, exist_ok=True)
+            usual.symlink_to(path.resolve(), target_is_directory=True)
     return Run(path)
 
 
 def all_loras() -> list[Path]:
     """The LoRAs of all finished runs, the newest first."""
-    runs = map(Run, runs_dir().iterdir()) if runs_dir().is_dir() else []
+    runs = [Run(folder.resolve()) for folder in runs_dir().iterdir()] if runs_dir().is_dir() else []
     return sorted((run.lora for run in runs if run.is_finished), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def newest_run(base: str | None = None) -> Run | None:
     """The finished run that was written last, of a base if one is named; None where there is none."""
-    runs = (Run(path.parent) for path in all_loras())
-    return next((run for run in runs if base is None or run.config()["base"] == base), None)
+    return next((Run(path.parent) for path in all_loras() if base is None or base_of(path) == base), None)
+
+
+def base_of(lora: Path) -> str | None:
+    """The base that a LoRA file says it was distilled from; None where it cannot be read or does not say."""
+    try:
+        header = read_header(lora)
+        base = lora_facts(lora, header.metadata, list(header.tensors))[2].get("base")
+    except InputError:
+        return None
+    return None if base is None else str(base)
 
 
 def newest_lora() -> Path:
@@ -110,9 +128,10 @@ def find_lora(name: str) -> Path:
     Raises:
         InputError: There is none.
     """
-    for path in (Path(name), runs_dir() / name):
-        if path.is_file():
-            return path
-        if Run(path).is_finished:
-            return Run(path).lora
-    raise InputError(f"{name} is neither a LoRA file nor a finished run", f"runs are in {runs_dir()}")
+    for path in (Path(name), runs_dir() / name) if name else ():
+        with contextlib.suppress(OSError):  # no file has such a name
+            if path.is_file():
+                return path
+            if Run(path).is_finished:
+                return Run(path).lora
+    raise InputError(f"{name!r} is neither a LoRA file nor a finished run", f"runs are in {runs_dir()}")

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 DISTILL = ["distill", "--base", "demo"]
@@ -30,7 +32,14 @@ DISTILL = ["distill", "--base", "demo"]
         ([*DISTILL, "--seed", "-3"], "--seed -3"),
         ([*DISTILL, "--device", "abacus"], "--device auto"),
         ([*DISTILL, "--precision", "fp8"], "fp32, bf16, fp16"),
-        ([*DISTILL, "--samples", "-1"], "'--samples'"),
+        ([*DISTILL, "--samples", "-1"], "--samples -1"),
+        ([*DISTILL, "--samples", "7"], "at least 8"),
+        ([*DISTILL, "--device", "meta"], "--device meta"),
+        (["generate", "a red cube", "--base", "demo", "--precision", "fp8"], "--precision fp8"),
+        (["generate", "a red cube", "--base", "demo", "--steps", "0"], "choose --steps"),
+        (["generate", "--from", "x.png", "--seed", "9"], "--from takes"),
+        (["eval", "--base", "demo", "--precision", "fp8"], "--precision fp8"),
+        (["generate", "a red cube", "--base", ""], "no base is called ''"),
         (["distill", "--base", "demmo"], "did you mean 'demo'"),
         (["distil"], "distill"),
         ([*DISTILL, "--rnk", "1"], "--rank"),
@@ -65,6 +74,12 @@ def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, says):
         (["generate", "a photo of a woman"], 4, "--base demo"),
         (["inspect"], 3, "rapm distill --base demo"),
         (["inspect", "nowhere"], 3, "nowhere"),
+        (["inspect", ""], 3, "'' is neither"),
+        (["inspect", "x" * 300], 3, "is neither"),
+        (["generate", "a red \udcff cube"], 3, "not UTF-8"),
+        (["generate", "a red cube", "--base", "demo", "--output", __file__], 5, "cannot be written"),
+        (["distill", "--base", "demo", "--output", __file__ + "/run"], 5, "cannot be written"),
+        (["export", "--base", "demo", "--output", __file__ + "/lora.safetensors"], 5, "cannot be written"),
         (["distill", "--base", "sdxl", "--samples", "0"], 2, "--prompts FILE"),
         (["distill", "--base", "demo", "--config", "nowhere.toml"], 3, "nowhere.toml"),
     ],
@@ -111,6 +126,32 @@ def test_damaged_loras_are_refused_with_the_reason(rapm, tmp_path, shipped_lora)
             assert (code, says in err) == (3, True), (argv, err)
 
 
+def test_headers_that_cannot_be_true_are_refused(rapm, tmp_path, shipped_lora):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(shipped_lora, "pt") as file:
+        about = file.metadata()
+    tensors, path = load_file(shipped_lora), tmp_path / "x.safetensors"
+    adapter = json.loads(about["lora_adapter_metadata"])
+    for change in ({"unet.r": 0}, {"unet.r": float("inf")}, {"unet.lora_alpha": float("nan")}, {"unet.lora_alpha": 0}):
+        save_file(tensors, path, about | {"lora_adapter_metadata": json.dumps(adapter | change)})
+        assert rapm("inspect", str(path))[0] == 3, change
+    for recipe in ("[]", '{"teacher": [1]}', "{"):
+        save_file(tensors, path, about | {"rapm_recipe": recipe})
+        assert rapm("inspect", str(path))[0] == 3, recipe
+    lost = "unet.mid_block.resnets.0.conv1.lora_B.weight"
+    half = {name: value for name, value in tensors.items() if name != lost}
+    save_file(half, path, about)
+    code, _, err = rapm("inspect", str(path))
+    assert (code, "lacks half of unet.mid_block.resnets.0.conv1" in err) == (3, True), err
+
+
+def test_names_in_the_environment_that_are_no_options_do_nothing(rapm, monkeypatch, shipped_lora):
+    monkeypatch.setenv("RAPM_VERSION", "0.1.0")
+    assert rapm("inspect", str(shipped_lora))[0] == 0
+
+
 def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("learning_rat = 1e-3\n")
@@ -118,7 +159,12 @@ def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp
     assert code == 2
     assert "'learning_rat'" in err
     assert "'learning-rate'" in err
-    for text, says in (("rank = [", "not TOML"), ("rank = true", "wrong type"), ('rank = "x"', "'--rank'")):
+    for text, says in (
+        ("rank = [", "not TOML"),
+        ("rank = true", "wrong type"),
+        ("batch-size = 1\nbatch_size = 2", "twice"),
+        ('rank = "x"', "'--rank'"),
+    ):
         path.write_text(text)
         code, _, err = rapm(*DISTILL, "--config", str(path))
         assert code in (2, 3), err

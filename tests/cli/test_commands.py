@@ -224,6 +224,39 @@ def test_markup_and_escapes_in_prompts_are_text(rapm, short_run, tmp_path):
     assert "\x1b" not in err
 
 
+def test_a_compared_picture_is_made_again_with_its_teacher(rapm, short_run, tmp_path):
+    argv = ["--lora", str(short_run), "--output", str(tmp_path)]
+    assert rapm("generate", "a red cone at dusk", "--compare", *argv)[0] == 0
+    first, again = tmp_path / "000-seed0-compare.png", tmp_path / "000-seed0-compare-1.png"
+    assert rapm("generate", "--from", str(first), *argv)[0] == 0
+    assert torch.equal(_pixels(first), _pixels(again))
+
+
+def test_a_run_in_a_folder_of_the_users_is_among_the_runs(home, tmp_path, short_run):
+    from rapm_cli.workflows.rundir import new_run, newest_run
+
+    run = new_run("demo", tmp_path / "mine")
+    assert newest_run() is None
+    run.lora.write_bytes((short_run / "lora.safetensors").read_bytes())
+    found = newest_run("demo")
+    assert found is not None
+    assert found.folder == (tmp_path / "mine").resolve()
+    assert newest_run("sdxl") is None
+
+
+def test_a_lora_of_other_weights_is_used_with_a_warning(rapm, short_run, tmp_path):
+    from dataclasses import replace
+
+    from rapm_cli.formats.lora import load_lora, save_lora
+
+    lora = load_lora(short_run / "lora.safetensors")
+    path = tmp_path / "older.safetensors"
+    save_lora(path, replace(lora, recipe=lora.recipe | {"base_identity": "0123"}))
+    code, _, err = rapm("generate", "a red cube at dawn", "--lora", str(path), "--output", str(tmp_path))
+    assert code == 0
+    assert "distilled from other weights of demo" in err
+
+
 def test_other_steps_than_the_loras_are_drawn_with_a_warning(rapm, short_run, tmp_path):
     argv = ["generate", "a red cube at dawn", "--lora", str(short_run), "--output", str(tmp_path)]
     code, out, err = rapm(*argv, "--steps", "2")
@@ -235,12 +268,15 @@ def test_other_steps_than_the_loras_are_drawn_with_a_warning(rapm, short_run, tm
 
 def test_a_named_base_takes_its_own_newest_run(rapm, short_run, home, tmp_path):
     import shutil
+    from dataclasses import replace
 
-    for name, base in (("ours", "demo"), ("newer", "elsewhere")):
-        run = home / "data" / "runs" / name
-        shutil.copytree(short_run, run)
-        (run / "config.json").write_text(json.dumps({"base": base}))
-    os.utime(run / "lora.safetensors", (4e9, 4e9))
+    from rapm_cli.formats.lora import load_lora, save_lora
+
+    runs = home / "data" / "runs"
+    shutil.copytree(short_run, runs / "ours")
+    newer = runs / "newer" / "lora.safetensors"
+    save_lora(newer, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "elsewhere"}))
+    os.utime(newer, (4e9, 4e9))
     code, _, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
     assert f"newest run, {home / 'data' / 'runs' / 'ours'}" in err

@@ -76,10 +76,12 @@ def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
     random_lora(backbone)
     plain = gradients(backbone, make_cond, latents)
     backbone.enable_checkpointing()
-    assert backbone.unet.down_blocks[0].gradient_checkpointing
+    calls = []
+    backbone.unet.down_blocks[1].resnets[0].register_forward_hook(lambda *args: calls.append(torch.is_grad_enabled()))
     for kept, recomputed in zip(plain, gradients(backbone, make_cond, latents), strict=True):
         torch.testing.assert_close(kept, recomputed, rtol=1e-5, atol=1e-7)
     assert any(g.abs().max() > 1e-3 for g in plain)
+    assert len(calls) == 4  # once in each of the two forward passes, and once more for each in backward
 
 
 def test_the_frozen_network_gets_no_gradient_and_the_latent_does(backbone, make_cond, latents):

@@ -6,6 +6,7 @@ import torch
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError, DivergedError
+from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.sample import position_errors, sample_student
 from rapm_cli.core.student import lora_parameters, lora_state
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
@@ -197,6 +198,19 @@ def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, traject
     for end, start in zip(ends, starts[1:], strict=False):
         torch.testing.assert_close(start, end.detach(), rtol=0, atol=0)
         assert not start.requires_grad
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_rows(trainer_of, trajectories):
+    trainer = trainer_of()
+
+    def gradients(batch):
+        z = student_step(trainer.backbone, batch.z_teacher[:, 4], 999, 749, batch.cond)
+        return torch.autograd.grad(pseudo_huber_mean(z, batch.z_teacher[:, 3]), trainer.parameters)
+
+    trainer.train_step(trajectories[0:2], 0)  # so that no gradient is zero
+    both, one, two = (gradients(trajectories[rows]) for rows in (slice(0, 2), slice(0, 1), slice(1, 2)))
+    for whole, first, second in zip(both, one, two, strict=True):
+        torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-3, atol=1e-6)
 
 
 def test_a_gradient_that_is_not_finite_makes_no_update(trainer_of, trajectories):

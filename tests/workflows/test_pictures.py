@@ -6,6 +6,7 @@ from rapm_cli.core.errors import InputError
 from rapm_cli.workflows.pictures import contact_sheet, grid, read_recipe, save_png, to_image
 
 RECIPE = {"prompt": "a <b>cube</b> \x1b[31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
+RECIPE |= {"precision": "fp32", "lora_sha256": "0" * 64}
 
 
 def test_a_recipe_comes_back_as_it_was_written(tmp_path):
@@ -20,7 +21,10 @@ def test_pixels_are_rounded_not_cut_off():
 
 def test_pictures_of_others_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", RECIPE | {"seed": "seven"})
     (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="does not say"):
+        read_recipe(tmp_path / "odd.png")
     for name, says in (("plain.png", "does not say"), ("text.png", "cannot be read"), ("none.png", "cannot be read")):
         with pytest.raises(InputError, match=says):
             read_recipe(tmp_path / name)

@@ -1,9 +1,11 @@
 """`python -m rapm_cli.bases.demo.recipe --output DIR`: train every part of the demo base, in order, from nothing.
 
-A part that is already in DIR is kept, so a stopped run goes on with the next part.
+A part that is already in DIR is kept, so a stopped run goes on with the next part; its minutes are then those of the
+last call alone. `DIR/package` is what ships, but for the distilled LoRA.
 """
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -38,14 +40,19 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for the UNet")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    _Recipe(options).run()
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    kept = options.output / "settings.json"
+    if kept.is_file() and json.loads(kept.read_text()) != settings:
+        parser.error(f"{options.output} holds parts made with other settings: {kept.read_text()}")
+    kept.write_text(json.dumps(settings))
+    _Recipe(options, settings).run()
 
 
 class _Recipe:
     """The stages; each is skipped where its result is on disk."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.folder, self.begun = options, options.output, time.monotonic()
+    def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+        self.options, self.settings, self.folder, self.begun = options, settings, options.output, time.monotonic()
 
     def report(self, line: str) -> None:
         """Print a line with the minutes since the start, and keep it beside the results."""
@@ -68,12 +75,12 @@ class _Recipe:
         reader.load_state_dict(load_file(self.folder / "reader.safetensors"))
         scores = score_reader(reader, vae, 2000, seed + 1)
         self.report(f"reader on held-out pictures: {scores}")
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         provenance = {
             "command": "python -m rapm_cli.bases.demo.recipe",
-            "settings": settings,
+            "settings": self.settings,
             "machine": machine,
+            "minutes": round((time.monotonic() - self.begun) / 60, 1),
             "reader": scores,
             "log": (self.folder / "log.txt").read_text().splitlines()[-400:],
         }

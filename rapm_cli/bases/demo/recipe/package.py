@@ -1,7 +1,11 @@
-"""The trained parts as what ships: a diffusers folder in 16 bits, the reader, provenance and checksums."""
+"""The trained parts as what ships: a diffusers folder in 16 bits, the reader, provenance and checksums.
+
+`python -m rapm_cli.bases.demo.recipe.package FOLDER` records the checksums again, once the distilled LoRA lies there.
+"""
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +56,7 @@ def write_checksums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
     sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    write_checksums(Path(sys.argv[1]))

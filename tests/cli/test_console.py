@@ -1,0 +1,70 @@
+"""What a person sees while a job works."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from rapm_cli.cli.console import Output
+
+CPU = torch.device("cpu")
+
+
+def on_a_terminal(monkeypatch) -> io.StringIO:
+    """Standard error as a terminal 100 letters wide."""
+    written = io.StringIO()
+    real = Console
+
+    def console(*, stderr=False, width=None, **options):
+        return real(file=written, width=100, force_terminal=True, color_system=None) if stderr else real(**options)
+
+    monkeypatch.setattr("rapm_cli.cli.console.Console", console)
+    return written
+
+
+def test_a_bar_on_a_terminal_shows_count_rate_memory_and_its_note_below(monkeypatch):
+    written = on_a_terminal(monkeypatch)
+    with Output().bar("training", 3, "iteration", CPU) as bar:
+        for _ in range(3):
+            bar.advance(note="slots: relative 0.1 [red]")
+    shown = written.getvalue()
+    assert "training" in shown
+    assert "3/3" in shown
+    assert "iteration/s" in shown
+    assert "RAM " in shown
+    assert "MiB" in shown
+    assert "\n  slots: relative 0.1 [red]" in shown.replace("\r", "")
+
+
+def test_without_a_terminal_a_job_ends_with_one_plain_line(capsys):
+    with Output().bar("trajectories", 4, "trajectory", CPU) as bar:
+        bar.advance(2)
+        bar.advance(2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    for part in ("trajectories 4/4", "trajectory/s", "RAM "):
+        assert part in err
+
+
+def test_slow_jobs_say_so_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("rapm_cli.cli.console.PLAIN_SECONDS", 0.0)
+    with Output().bar("training", 2, "iteration", CPU) as bar:
+        bar.advance(note="one")
+        bar.advance(note="two")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["training 1/2", "training 2/2"]
+    assert "s left" in lines[0]
+    assert lines[0].endswith("one")
+
+
+@pytest.mark.parametrize("silence", [{"quiet": True}, {"as_json": True}])
+def test_silence_is_silent_but_for_warnings(capsys, silence):
+    out = Output(**silence)
+    with out.bar("training", 2, "iteration", CPU) as bar:
+        bar.advance(2)
+    out.say("talk")
+    assert capsys.readouterr().err == ""
+    out.warn("beware")
+    assert capsys.readouterr().err == "warning: beware\n"
