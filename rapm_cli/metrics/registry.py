@@ -8,7 +8,7 @@ from torch import Tensor
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.registry import Registry
 from rapm_cli.metrics.frechet import frechet_distance, moments
-from rapm_cli.metrics.kernel import kernel_distance_subsets
+from rapm_cli.metrics.kernel import paired_kernel_distance
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _frechet(readings: Readings) -> float:
 
 
 def _kernel(readings: Readings) -> float:
-    return kernel_distance_subsets(readings.features, readings.reference, generator_for("kernel distance subsets"))
+    return paired_kernel_distance(readings.features, readings.reference, generator_for("kernel distance subsets"))
 
 
 METRICS.add("attributes")(Metric("attributes right", True, _attributes, "%"))

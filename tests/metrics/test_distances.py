@@ -6,7 +6,7 @@ from torchmetrics.image.fid import _compute_fid
 
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.frechet import frechet_distance, moments
-from rapm_cli.metrics.kernel import kernel_distance, kernel_distance_subsets
+from rapm_cli.metrics.kernel import kernel_distance, paired_kernel_distance
 from rapm_cli.metrics.registry import METRICS, Readings
 
 
@@ -82,9 +82,29 @@ def test_kernel_distance_is_unbiased_between_equal_distributions():
     assert abs(mean) < 4 * error
 
 
-def test_subsets_of_everything_are_everything():
-    a, b = features(50, 4, 0), features(50, 4, 1)
-    assert kernel_distance_subsets(a, b, torch.Generator()) == kernel_distance(a, b)
+def test_pairs_of_the_same_scene_do_not_make_it_too_low():
+    """Rows of one distribution, alike in pairs: the true distance is zero."""
+
+    def values(are_paired):
+        made = []
+        for _ in range(200):
+            scene = torch.randn(40, 8)
+            views = (scene + 0.3 * torch.randn(40, 8) for _ in range(2))
+            made.append(kernel_distance(*views, are_paired=are_paired))
+        return np.mean(made), np.std(made) / len(made) ** 0.5
+
+    mean, error = values(True)
+    assert abs(mean) < 4 * error
+    mean, error = values(False)
+    assert mean < -4 * error
+
+
+def test_subsets_have_the_mean_of_the_whole():
+    a, b = features(1200, 4, 0), features(1200, 4, 1) + 0.5
+    whole = kernel_distance(a, b, are_paired=True)
+    assert paired_kernel_distance(a, b, torch.Generator().manual_seed(0)) == pytest.approx(whole, rel=0.02)
+    few = a[:50], b[:50]
+    assert paired_kernel_distance(*few, torch.Generator()) == kernel_distance(*few, are_paired=True)
 
 
 def test_the_bootstrap_of_a_mean_is_its_standard_error():

@@ -57,11 +57,11 @@ BASES.add("demo")(
     Base(
         name="demo",
         defaults=Defaults(
-            guidance_scale=3.0,
+            guidance_scale=2.0,
             fine_steps=10,
             trajectories=128,
             rank=8,
-            iterations=40,
+            iterations=60,
             batch_size=8,
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
