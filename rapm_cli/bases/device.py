@@ -9,7 +9,7 @@ import torch
 from rapm_cli.core.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+DEVICES = "--device auto, cpu, cuda, cuda:1 or mps"
 MIB = 2**20
 
 

@@ -69,7 +69,7 @@ def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, says):
         (["generate", "a" * 2001], 3, "2,001 characters"),
         (["generate", "a\x00b"], 3, "control character"),
         (["generate", "--prompts", "nowhere.txt"], 3, "nowhere.txt cannot be read"),
-        (["generate", "a red cube", "--lora", "nowhere"], 3, "nowhere is neither"),
+        (["generate", "a red cube", "--lora", "nowhere"], 3, "'nowhere' is neither"),
         (["generate", "--from", "nowhere.png"], 3, "nowhere.png"),
         (["generate", "a photo of a woman"], 4, "--base demo"),
         (["inspect"], 3, "rapm distill --base demo"),
