@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rapm_cli.core.errors import DiskError, VerificationError
+from rapm_cli.formats.header import read_header
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -29,8 +30,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise DiskError.of(error, path) from error
-    back = load_file(path)
-    if back.keys() != tensors.keys() or not all(back[name].equal(value) for name, value in tensors.items()):
+    back, is_same = load_file(path), read_header(path).metadata == metadata
+    if not is_same or back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
         path.unlink()
         raise VerificationError(f"{path} did not read back as it was written and was removed", "check the disk")
 
