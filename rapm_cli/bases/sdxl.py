@@ -92,9 +92,7 @@ def _pipeline(source: Path | str, dtype: torch.dtype) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    diffusers.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         return diffusers.StableDiffusionXLPipeline.from_pretrained(

@@ -15,6 +15,13 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError
 
 EXIT_BUG, EXIT_INTERRUPT = 1, 130
+LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
+    "TOKENIZERS_PARALLELISM": "false",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 _UsageError = typer.BadParameter.__bases__[0]  # Typer keeps these two in a private module
 _TyperError: Any = _UsageError.__bases__[0]
 
@@ -59,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, one of `rapm_cli.core.errors`, 130 after Ctrl-C, or 1 for a bug of ours.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+    for name, value in LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         code = app(
             args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="rapm", standalone_mode=False

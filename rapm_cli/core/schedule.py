@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,17 @@ def slot_edges(num_slots: int, length: int = 1000) -> list[int]:
             f"choose --steps from {', '.join(map(str, allowed))}",
         )
     return [length * n // num_slots - 1 for n in range(num_slots + 1)]
+
+
+def sampler_recipe(num_slots: int) -> dict[str, Any]:
+    """How a student is sampled, for people and programs that read the file's header."""
+    return {
+        "scheduler": "DDIM",
+        **DDIM_SETTINGS,
+        "steps": num_slots,
+        "timesteps": slot_edges(num_slots)[:0:-1],
+        "guidance_scale": 1.0,
+    }
 
 
 def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:

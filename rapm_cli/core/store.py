@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.trajectories import Trajectories
 
 INDEX = "store.json"
@@ -81,7 +82,7 @@ class TrajectoryStore:
         path = self._path(rows)
         if path.name not in self._sums or not path.exists():
             return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == self._sums[path.name]
+        return file_sha256(path) == self._sums[path.name]
 
 
 def _commit(path: Path, data: bytes) -> None:

@@ -1,13 +1,14 @@
 """Which base and which LoRA a command means, when the user names both, one or neither."""
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from rapm_cli.bases import Base, base_identity, find_base
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError, WeightsError
 from rapm_cli.formats.lora import LoraFile, load_lora
+from rapm_cli.workflows import authors
 from rapm_cli.workflows.pictures import read_recipe
 from rapm_cli.workflows.rundir import all_loras, find_lora, newest_run
 
@@ -36,10 +37,10 @@ class Chosen:
 
 
 def choose(base_name: str | None, lora_name: str | None) -> Chosen:
-    """Base and LoRA: as named, else the newest run's, else what ships with the base.
+    """Base and LoRA: as named, else the newest run's, else what ships with the base, for SDXL its authors' own.
 
     Raises:
-        WeightsError: Nothing was named, there is no run, and the default weights are not here.
+        WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
         InputError: The LoRA was made for another base.
     """
     base_name = None if base_name is None else find_base(base_name).name
@@ -49,11 +50,8 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
         path, reason = run.lora, f"newest run, {run.folder}"
     elif base_name and (shipped := find_base(base_name).student) and shipped.is_file():
         path, reason = shipped, f"the LoRA that ships with {base_name}"
-    elif base_name in (None, "sdxl"):
-        raise WeightsError(
-            "there is no run yet, and the authors' weights for sdxl (guoqiang-x/RAPM_SDXL) are not supported yet",
-            'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
-        )
+    elif base_name in (None, authors.BASE):
+        path, reason = authors.authors_lora(), f"the authors' LoRA, {authors.REPO}"
     else:
         raise WeightsError(
             f"there is no LoRA for base {base_name}", f"run: rapm distill --base {shlex.quote(base_name)}"
@@ -97,8 +95,8 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     """
     recipe = read_recipe(path)
     shipped = find_base(recipe["base"]).student
-    places = [find_lora(lora_name)] if lora_name else [*all_loras(), *([shipped] if shipped else [])]
-    for place in places:
+    known_loras = [*all_loras(), *([shipped] if shipped else []), *authors.converted_loras()]
+    for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
             known = {name: recipe[name] for name in ("prompt", "seed", "steps", "base", "precision")}
             return Recalled(**known, is_compared=recipe.get("teacher") is not None, lora=place)
@@ -106,8 +104,3 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,7 +14,7 @@ from rapm_cli import __version__
 from rapm_cli.bases import Base, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, peak_memory_mib
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
-from rapm_cli.core.schedule import DDIM_SETTINGS, slot_edges
+from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.student import lora_state
 from rapm_cli.core.train import Progress, SlotLosses, Trainer, check_fit, train
 from rapm_cli.core.trajectories import initial_noise
@@ -114,17 +114,6 @@ def distill(
     record: dict[str, Any] = {"seconds": clock.laps, "peak_mib": result.peak_mib, "machine": result.machine}
     run.write(RESULT, record | {"comparison": to_record(part) if part else None})
     return result
-
-
-def sampler_recipe(num_slots: int) -> dict[str, Any]:
-    """How a student is sampled, for people and programs that read the file's header."""
-    return {
-        "scheduler": "DDIM",
-        **DDIM_SETTINGS,
-        "steps": num_slots,
-        "timesteps": slot_edges(num_slots)[:0:-1],
-        "guidance_scale": 1.0,
-    }
 
 
 class Sheet:

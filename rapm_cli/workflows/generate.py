@@ -13,12 +13,13 @@ from rapm_cli import __version__
 from rapm_cli.bases import LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import apply_lora
-from rapm_cli.workflows.choose import Chosen, file_sha256
+from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.watch import Watcher, batches
 

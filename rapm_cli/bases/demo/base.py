@@ -1,6 +1,5 @@
 """The demo base: weights inside the package, checked by their sha256 before they are loaded."""
 
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.sdxl import load_sdxl
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import InputError
 from rapm_cli.core.randomness import generator_for
 
@@ -27,7 +27,7 @@ def verified(folder: Path = WEIGHTS) -> Path:
     try:
         sums = json.loads((folder / "checksums.json").read_text())
         for name, expected in sums.items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            if file_sha256(folder / name) != expected:
                 raise InputError(f"{folder / name} is damaged: its sha256 differs from the recorded one", remedy)
     except OSError as error:
         raise InputError(f"the demo base is incomplete: {error.filename} cannot be read", remedy) from error

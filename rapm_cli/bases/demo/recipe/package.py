@@ -3,7 +3,6 @@
 `python -m rapm_cli.bases.demo.recipe.package FOLDER` records the checksums again, once the distilled LoRA lies there.
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rapm_cli.bases.demo.recipe.unet import noise_schedule
+from rapm_cli.core.checksum import file_sha256
 
 
 def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None
 def write_checksums(folder: Path) -> None:
     """Record the sha256 of every file below `folder` in its `checksums.json`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
-    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
 
 

@@ -1,0 +1,116 @@
+"""Pickled LoRAs under every form of keys, against the update that they came from."""
+
+import pickle
+
+import pytest
+import torch
+
+from rapm_cli.bases.demo.base import WEIGHTS
+from rapm_cli.core.errors import InputError
+from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.formats.fuse import lora_update
+from rapm_cli.formats.lora import load_lora
+
+ALPHA = 3.0  # of a rank of 8
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_lora(WEIGHTS / "rapm-demo.safetensors")
+
+
+def as_peft(state):
+    return {f"unet.{name}": value for name, value in state.items()}
+
+
+def as_diffusers(state):
+    return {
+        name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): v
+        for name, v in as_peft(state).items()
+    }
+
+
+def as_kohya(state):
+    """Dots become underscores, as in PCM's converter."""
+    made = {}
+    for name, value in state.items():
+        module, half = name.removesuffix(".weight").rsplit(".lora_", 1)
+        made[f"lora_unet_{module.replace('.', '_')}.lora_{'down' if half == 'A' else 'up'}.weight"] = value
+    return made
+
+
+def with_alphas(state):
+    modules = {name.split(".")[0] for name in state}
+    return state | {f"{module}.alpha": torch.tensor(ALPHA) for module in modules}
+
+
+@pytest.mark.parametrize(
+    ("form", "scale"),
+    [
+        (as_peft, 1),
+        (as_diffusers, 1),
+        (as_kohya, 1),
+        (lambda state: with_alphas(as_kohya(state)), ALPHA / 8),
+    ],
+    ids=["peft", "diffusers", "kohya", "kohya with alpha"],
+)
+def test_every_form_keeps_its_update(shipped, tmp_path, form, scale):
+    torch.save(form(shipped.state), tmp_path / "lora.pt")
+    convert_pickle(tmp_path / "lora.pt", tmp_path / "made" / "lora.safetensors", {"base": "sdxl"})
+    made = load_lora(tmp_path / "made" / "lora.safetensors")
+    assert (made.rank, made.alpha, made.recipe) == (8, 8.0, {"base": "sdxl"})
+    assert made.state.keys() == shipped.state.keys()
+    for name in (name for name in made.state if ".lora_A." in name):
+        before, after = (
+            lora_update(lora.state[name], lora.state[name.replace("_A.", "_B.")], share)
+            for lora, share in ((shipped, scale), (made, 1.0))
+        )
+        torch.testing.assert_close(after, before)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["lora.safetensors"]
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("trap-was-run", "w"))
+
+
+def nan(state):
+    return state | {next(iter(state)): torch.tensor(float("nan")).expand(8, 1)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: Trap(), "holds more than tensors"),
+        (lambda state: {}, "is not a state dict"),
+        (lambda state: [1], "is not a state dict"),
+        (lambda state: {"conv.weight": torch.zeros(2)}, "which is not a LoRA's"),
+        (nan, "dense tensor of finite values"),
+        (lambda state: state | {"unet.lora_": "text"}, "dense tensor of finite values"),
+        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "a LoRA's shape"),
+        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "a LoRA's shape"),
+        (lambda state: state | {"text_encoder.q_proj.lora_A.weight": torch.zeros(8, 4)}, "more than the UNet"),
+        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "several ranks, [4, 8]"),
+        (
+            lambda state: state | {"unet.lora_x.alpha": torch.tensor(1.0)},
+            "an alpha for unet.lora_x and not both weights",
+        ),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(shipped, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(spoil(as_peft(shipped.state)), tmp_path / "lora.pt")
+    with pytest.raises(InputError) as caught:
+        convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
+    assert message in caught.value.message
+    assert str(tmp_path / "lora.pt") in caught.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]  # no trap was run, nothing was written
+
+
+@pytest.mark.parametrize("data", [b"", b"version https://git-lfs.github.com/spec/v1\n", pickle.dumps(Trap())])
+def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora.pt").write_bytes(data)
+    with pytest.raises(InputError, match="holds more than tensors, or is damaged"):
+        convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
