@@ -348,8 +348,8 @@ def _show_part(out: Output, part: "Part") -> None:
         cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
         for name in names:
             score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
-            value, low, high = (f"{number * scale:.4g}" for number in (score.value, score.low, score.high))
-            cells.append(f"{value}{METRICS[name].unit} [{low}, {high}]")
+            value, low, high = (f"{number * scale:.3g}" for number in (score.value, score.low, score.high))
+            cells.append(f"{value}{METRICS[name].unit} [{low},{high}]")
         rows.append(cells)
     out.table(
         f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",

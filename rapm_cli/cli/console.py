@@ -32,11 +32,13 @@ class Output:
         width = None if sys.stdout.isatty() else WIDE  # programs get whole lines
         self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
         self._err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._is_live = False  # a bar is on the screen
 
     def data(self, line: str) -> None:
         """One line of the result."""
         if not self.as_json:
-            self._out.print(_plain(line))
+            is_above_bar = self._is_live and self._out.is_terminal  # only the bar's own console can print there
+            (self._err if is_above_bar else self._out).print(_plain(line))
 
     def result(self, record: object) -> None:
         """The whole result for programs, shown under --json alone."""
@@ -49,7 +51,7 @@ class Output:
             return
         table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for k, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if k else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if k else "left", overflow="fold", no_wrap=not k)
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
         self._out.print(table, soft_wrap=False)
@@ -74,7 +76,11 @@ class Output:
             yield _Bar()
         elif self._err.is_terminal:
             with _live(self._err, unit, device) as progress:
-                yield _LiveBar(progress, progress.add_task(title, total=total, note=""))
+                self._is_live = True
+                try:
+                    yield _LiveBar(progress, progress.add_task(title, total=total, note=""))
+                finally:
+                    self._is_live = False
         else:
             plain = _PlainBar(self, title, total, unit, device)
             yield plain

@@ -37,6 +37,18 @@ def test_a_bar_on_a_terminal_shows_count_rate_memory_and_its_note_below(monkeypa
     assert "\n  slots: relative 0.1 [red]" in shown.replace("\r", "")
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_data_goes_above_a_live_bar_on_a_terminal_and_else_to_standard_output(monkeypatch, capsys, is_terminal):
+    written = on_a_terminal(monkeypatch)
+    output = Output()
+    monkeypatch.setattr(output._out, "_force_terminal", is_terminal)
+    with output.bar("pictures", 1, "picture", CPU):
+        output.data("picture.png")
+    output.data("grid.png")
+    assert ("picture.png\n" in written.getvalue()) == is_terminal
+    assert capsys.readouterr().out == ("grid.png\n" if is_terminal else "picture.png\ngrid.png\n")
+
+
 def test_without_a_terminal_a_job_ends_with_one_plain_line(capsys):
     with Output().bar("trajectories", 4, "trajectory", CPU) as bar:
         bar.advance(2)
