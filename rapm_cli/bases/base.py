@@ -38,6 +38,7 @@ class LoadedBase:
         unconditional: The empty prompt's conditioning as the pipeline's guidance uses it, one row.
         decode: (B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU.
         latent_shape: (C, h, w).
+        unread: The end of a prompt that is too long for the text encoders to read; empty for most.
     """
 
     backbone: Backbone
@@ -45,6 +46,7 @@ class LoadedBase:
     unconditional: Conditioning
     decode: Callable[[Tensor], Tensor]
     latent_shape: tuple[int, int, int]
+    unread: Callable[[str], str]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
         _, tokens, _, pooled = pipeline.encode_prompt("", device=device, do_classifier_free_guidance=True)
         return Conditioning(tokens.float(), pooled.float(), time_ids)
 
+    def unread(prompt: str) -> str:
+        tokenizer = pipeline.tokenizer
+        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return str(tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1]))
+
     @torch.no_grad()
     def decode(z: Tensor) -> Tensor:
         picture = vae.decode(z.float() / vae.config.scaling_factor, return_dict=False)[0]
@@ -72,6 +77,7 @@ def load_sdxl(source: Path | str, device: torch.device, dtype: torch.dtype) -> L
         unconditional=unconditional(),
         decode=decode,
         latent_shape=(pipeline.unet.config.in_channels, side, side),
+        unread=unread,
     )
 
 

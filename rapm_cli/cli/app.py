@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app(
             args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="rapm", standalone_mode=False
         )
+        if code == EXIT_INTERRUPT:  # what Typer makes of Ctrl-C
+            Output().say("stopped")
         return code if isinstance(code, int) else 0
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
-        return _tell(error.format_message().replace("\n", " "), f"see {name} --help", error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _tell("stopped", "", EXIT_INTERRUPT)
+        return _tell(_place(error) + error.format_message().replace("\n", " "), f"see {name} --help", error.exit_code)
     except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
         return _unexpected(error)
 
@@ -90,6 +90,15 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     raise SystemExit(main())
+
+
+def _place(error: Any) -> str:
+    """The configuration file that a refused value came from."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None:
+        return ""
+    source = context.get_parameter_source(parameter.name)
+    return f"{context.params['config']}: " if source and source.name == "DEFAULT_MAP" else ""
 
 
 def _tell(message: str, remedy: str, code: int) -> int:

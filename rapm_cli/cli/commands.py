@@ -353,7 +353,7 @@ def _show_part(out: Output, part: "Part") -> None:
         rows.append(cells)
     out.table(
         f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",
-        ["", "evaluations", "s/picture", *titles],
+        ["", "NFE", "s/picture", *titles],
         rows,
     )
     closed = part.closed()

@@ -46,12 +46,17 @@ class Output:
             print(json.dumps(record, indent=2))  # noqa: T201
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table; the first column is text, the others are figures."""
+        """A table; the first column is text, the others are figures. Where it is too wide, cells break at spaces."""
         if self.as_json:
             return
-        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for k, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if k else "left", overflow="fold", no_wrap=not k)
+        self._out.print(Text(title))
+        upright = list(zip(columns, *rows, strict=True))
+        is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
+        table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
+        for k, column in enumerate(upright):
+            longest = max(len(word) for cell in column for word in cell.split() or [""])
+            width = None if is_roomy else longest
+            table.add_column(Text(column[0]), justify="right" if k else "left", overflow="fold", width=width)
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
         self._out.print(table, soft_wrap=False)
@@ -142,7 +147,7 @@ class _RateColumn(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0)
         return Text(f"{speed:.2f} {self._unit}/s" if speed else f"- {self._unit}/s")
 
 

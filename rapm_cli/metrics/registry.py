@@ -1,5 +1,6 @@
 """The demo metrics by name; each says which direction is better."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ class Metric:
         is_higher_better: Which direction is better.
         compute: Readings to the number.
         unit: "%" for shares, which are computed in [0, 1].
+        least: No value is below it.
+        most: No value is above it.
         draws: Bootstrap resamples that its interval takes.
     """
 
@@ -50,6 +53,8 @@ class Metric:
     is_higher_better: bool
     compute: Callable[[Readings], float]
     unit: str = ""
+    least: float = -math.inf
+    most: float = math.inf
     draws: int = 200
 
 
@@ -72,7 +77,7 @@ def _kernel(readings: Readings) -> float:
     return paired_kernel_distance(readings.features, readings.reference, generator_for("kernel distance subsets"))
 
 
-METRICS.add("attributes")(Metric("attributes right", True, _attributes, "%"))
-METRICS.add("pictures")(Metric("pictures all right", True, _pictures, "%"))
-METRICS.add("fd-demo")(Metric("FD-demo", False, _frechet))
+METRICS.add("attributes")(Metric("attributes right", True, _attributes, "%", least=0, most=1))
+METRICS.add("pictures")(Metric("pictures all right", True, _pictures, "%", least=0, most=1))
+METRICS.add("fd-demo")(Metric("FD-demo", False, _frechet, least=0))
 METRICS.add("kd-demo")(Metric("KD-demo", False, _kernel, draws=50))

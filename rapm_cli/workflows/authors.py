@@ -25,7 +25,7 @@ def authors_lora() -> Path:
         source = Path(hf_hub_download(REPO, FILE))
     except (OSError, EntryNotFoundError) as error:
         raise WeightsError(
-            f"there is no run yet, and the authors' LoRA for {BASE}, {REPO}, is not here and cannot be fetched",
+            f"there is no run of {BASE} yet, and the authors' LoRA for {BASE}, {REPO}, cannot be fetched",
             'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         ) from error
     digest = file_sha256(source)

@@ -22,6 +22,7 @@ from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.collect import collect, training_prompts
 from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
 from rapm_cli.workflows.pictures import contact_sheet
+from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.rundir import CONFIG, RESULT, Run, new_run
 from rapm_cli.workflows.watch import Watcher
 
@@ -77,6 +78,7 @@ def distill(
     watcher.say(f"loading {base.name}")
     loaded = base.load(device, DTYPES[teacher.precision])
     clock.lap("loading")
+    warn_of_unread(loaded, chosen, watcher)
     run, identity = new_run(base.name, output), base_identity(base)
     run.write(CONFIG, _record(base, teacher, training))
     trajectories = collect(loaded, teacher, chosen, base.defaults.rollout_batch, identity, watcher)

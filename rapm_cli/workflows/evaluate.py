@@ -217,7 +217,7 @@ class Examination:
     def sit(self, contestant: Contestant) -> None:
         """Let a contestant draw, and add its row."""
         readings, seconds = self._readings(contestant)
-        scores = {metric: _score(readings, metric) for metric in self.metrics}
+        scores = {metric: score(readings, metric) for metric in self.metrics}
         self.rows.append(Row(contestant, seconds, scores))
 
     def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
@@ -251,7 +251,8 @@ class Examination:
         return features, right, spent
 
 
-def _score(readings: Readings, name: str) -> Score:
+def score(readings: Readings, name: str) -> Score:
+    """A metric's value and interval; the interval keeps to the values that the metric can take."""
     metric = METRICS[name]
     low, high = bootstrap_interval(
         lambda chosen: metric.compute(readings[chosen]),
@@ -259,7 +260,7 @@ def _score(readings: Readings, name: str) -> Score:
         generator_for("bootstrap", name),
         draws=metric.draws,
     )
-    return Score(metric.compute(readings), low, high)
+    return Score(metric.compute(readings), max(low, metric.least), min(high, metric.most))
 
 
 def _cached(contestant: Contestant, seed: int, held_out: bool, start: int, prompts: list[str]) -> Path | None:

@@ -21,6 +21,7 @@ from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.pictures import grid, save_png, to_image
+from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.watch import Watcher, batches
 
 
@@ -87,6 +88,7 @@ def generate(
     _make_folder(output)
     precision = find_precision(precision, device)
     loaded = chosen.base.load(device, DTYPES[precision])
+    warn_of_unread(loaded, prompts, watcher)
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     teacher_settings = _teacher_settings(chosen) if compare else None
     recipe = {

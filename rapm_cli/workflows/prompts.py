@@ -1,10 +1,15 @@
-"""Prompts from a file or standard input."""
+"""Prompts from a file or standard input, and what is wrong with them."""
 
 import sys
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rapm_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rapm_cli.bases import LoadedBase
+    from rapm_cli.workflows.watch import Watcher
 
 MAX_CHARACTERS = 2000
 MAX_PROMPTS = 1_000_000
@@ -51,3 +56,10 @@ def check_prompt(prompt: str, place: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") and character != "\t" for character in text):
         raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text
+
+
+def warn_of_unread(base: "LoadedBase", prompts: list[str], watcher: "Watcher") -> None:
+    """Say once that prompts are longer than the base reads, and show what is lost of the first."""
+    cut = [text for prompt in dict.fromkeys(prompts) if (text := base.unread(prompt))]
+    if cut:
+        watcher.warn(f"the base does not read the end of {len(cut)} of {len(prompts)} prompts: {cut[0]}")

@@ -169,6 +169,7 @@ def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp
         code, _, err = rapm(*DISTILL, "--config", str(path))
         assert code in (2, 3), err
         assert says in err
+        assert str(path) in err
 
 
 def test_a_run_folder_that_is_not_empty_is_left_alone(rapm, tmp_path):
@@ -199,8 +200,9 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
             raise error
 
         monkeypatch.setattr("rapm_cli.workflows.inspect.inspect_lora", raise_it)
-        return rapm("inspect", "x")[0]
+        code, _, err = rapm("inspect", "x")
+        return code, err
 
-    assert stop(KeyboardInterrupt()) == 130
-    assert stop(OSError(28, "No space left on device", "x")) == 5
-    assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA")) == 6
+    assert stop(KeyboardInterrupt()) == (130, "stopped\n")
+    assert stop(OSError(28, "No space left on device", "x"))[0] == 5
+    assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA"))[0] == 6

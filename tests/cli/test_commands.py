@@ -216,6 +216,16 @@ def test_unknown_words_are_named_once_and_the_picture_is_drawn(rapm, short_run, 
     assert "sphere" in err
 
 
+def test_what_a_prompt_says_beyond_the_last_token_is_named(rapm, short_run, tmp_path):
+    filler = " and".join([" a red cube"] * 12)
+    argv = ["generate", f"a cube{filler} left of a blue ring", "a cube", "--lora", str(short_run)]
+    code, _, err = rapm(*argv, "--output", str(tmp_path))
+    assert code == 0
+    line = next(line for line in err.splitlines() if "does not read" in line)
+    assert line.startswith("warning: the base does not read the end of 1 of 2 prompts: ")
+    assert line.endswith("left of a blue ring")
+
+
 def test_markup_and_escapes_in_prompts_are_text(rapm, short_run, tmp_path):
     argv = ["generate", "[red]a cube[/red] [link=x]", "--lora", str(short_run), "--output", str(tmp_path), "--json"]
     code, out, err = rapm(*argv)

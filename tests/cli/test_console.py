@@ -80,3 +80,23 @@ def test_silence_is_silent_but_for_warnings(capsys, silence):
     assert capsys.readouterr().err == ""
     out.warn("beware")
     assert capsys.readouterr().err == "warning: beware\n"
+
+
+@pytest.mark.parametrize(("width", "lines"), [(120, 3), (80, 6)])
+def test_a_table_breaks_cells_at_spaces_alone(monkeypatch, capsys, width, lines):
+    monkeypatch.setattr("rapm_cli.cli.console.WIDE", width)
+    row = [
+        "teacher, 40 steps",
+        "80",
+        "98.4% [94.7,99.9]",
+        "87.5% [61.7,99.2]",
+        "0.608 [0.515,0.695]",
+        "-0.05 [-0.32,0.30]",
+    ]
+    columns = ["", "NFE", "attributes right", "pictures all right", "FD-demo", "KD-demo"]
+    Output().table("title", columns, [row, row])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 1 + lines
+    assert max(map(len, shown.splitlines())) <= width
+    for word in " ".join(columns + row).split():
+        assert word in shown.split()
