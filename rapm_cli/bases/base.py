@@ -24,6 +24,7 @@ class Defaults:
     learning_rate: float
     discriminator_learning_rate: float
     warmup: int
+    save_every: int  # iterations between commits
     rollout_batch: int  # prompts that the teacher draws at once
     picture_batch: int  # pictures sampled and decoded at once
 
@@ -71,7 +72,8 @@ class Base:
     """A base model that can be loaded.
 
     Args:
-        name: As in `--base`.
+        name: Of a registered base, or of its folder; goes into every file that leaves the machine.
+        source: What `--base` takes to find it here again.
         defaults: Settings that suit it.
         load: (device, dtype) to the loaded model.
         locate: The verified folder or the hub id of its weights.
@@ -82,6 +84,7 @@ class Base:
     """
 
     name: str
+    source: str
     defaults: Defaults
     load: Callable[[torch.device, torch.dtype], LoadedBase]
     locate: Callable[[], Path | str]

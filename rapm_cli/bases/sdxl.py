@@ -22,6 +22,7 @@ SDXL_DEFAULTS = Defaults(
     learning_rate=5e-5,
     discriminator_learning_rate=1e-5,
     warmup=100,
+    save_every=200,
     rollout_batch=4,
     picture_batch=1,
 )
@@ -123,7 +124,8 @@ def _first_line(error: BaseException) -> str:
 def folder_base(folder: Path) -> Base:
     """A base for any SDXL in diffusers layout."""
     return Base(
-        name=str(folder.resolve()),
+        name=folder.resolve().name,
+        source=str(folder.resolve()),
         defaults=SDXL_DEFAULTS,
         load=lambda device, dtype: load_sdxl(folder, device, dtype),
         locate=lambda: folder,
@@ -133,6 +135,7 @@ def folder_base(folder: Path) -> Base:
 BASES.add("sdxl")(
     Base(
         name="sdxl",
+        source="sdxl",
         defaults=SDXL_DEFAULTS,
         load=lambda device, dtype: load_sdxl(SDXL_ID, device, dtype),
         locate=lambda: SDXL_ID,

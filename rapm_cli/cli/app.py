@@ -12,9 +12,10 @@ import typer
 from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError
+from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full
+from rapm_cli.workflows.stop import heeding
 
-EXIT_BUG, EXIT_INTERRUPT = 1, 130
+EXIT_BUG = 1
 LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
@@ -64,17 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, one of `rapm_cli.core.errors`, 130 after Ctrl-C, or 1 for a bug of ours.
+        The exit code: 0, one of `rapm_cli.core.errors`, 128 plus the number of a signal, or 1 for a bug of ours.
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        code = app(
-            args=list(sys.argv[1:] if argv is None else argv) or ["--help"], prog_name="rapm", standalone_mode=False
-        )
-        if code == EXIT_INTERRUPT:  # what Typer makes of Ctrl-C
-            Output().say("stopped")
+        with heeding():
+            code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except Stopped as stopped:
+        Output().stopped(stopped.message, stopped.remedy)
+        return stopped.exit_code
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)
     except _TyperError as error:
@@ -109,8 +111,9 @@ def _tell(message: str, remedy: str, code: int) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
-    if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
-        disk = DiskError.of(error, error.filename or "a file")
+    is_disks = is_disk_full(error) or (isinstance(error, OSError) and (error.filename or error.errno == errno.EROFS))
+    if is_disks:
+        disk = DiskError.of(error, getattr(error, "filename", None) or "a file")
         return _tell(disk.message, disk.remedy, disk.exit_code)
     is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if is_torchs or isinstance(error, MemoryError):

@@ -15,11 +15,16 @@ from rapm_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rapm_cli.workflows.evaluate import Part
+    from rapm_cli.workflows.start import Start
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
 
 
 def distill(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(help="With --resume: folder or name of a run; the newest unfinished one's.")
+    ] = None,
     base: options.Base = None,
     steps: Annotated[int, typer.Option(help="N, the student's steps.", rich_help_panel=METHOD)] = 4,
     fine_steps: Annotated[
@@ -80,74 +85,77 @@ def distill(
     samples: Annotated[
         int, typer.Option(help="Prompts of the comparison at the end, at least 8; 0 for none.", rich_help_panel=RUN)
     ] = 64,
-    output: Annotated[Path | None, typer.Option(help="Run folder; a new one by default.", rich_help_panel=RUN)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder; one of its own by default.", rich_help_panel=RUN)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with RUN, with its own settings.", rich_help_panel=RUN)
+    ] = False,
+    new: Annotated[
+        bool,
+        typer.Option(
+            "--new", help="Begin another run, even where an unfinished one has these settings.", rich_help_panel=RUN
+        ),
+    ] = False,
+    save_every: Annotated[int | None, typer.Option(help="Iterations between commits.", rich_help_panel=RUN)] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at damaged data instead of repeating work.", rich_help_panel=RUN)
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time on a GPU; slower.", rich_help_panel=RUN)
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     config: options.Config = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a base model into a LoRA that draws in a few steps."""
+    """Distil a base model into a LoRA that draws in a few steps.
+
+    The same command again goes on with a run that was stopped.
+    """
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.bases import find_base
-    from rapm_cli.bases.device import find_device, find_precision
-    from rapm_cli.core.config import TeacherConfig, TrainConfig
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows import start
     from rapm_cli.workflows.distill import distill as run_distill
     from rapm_cli.workflows.evaluate import to_record
     from rapm_cli.workflows.prompts import read_prompts
 
-    if samples < 8 and samples != 0:
-        raise ConfigError(f"--samples {samples} is out of range", "give at least 8, or 0 for no comparison")
-    chosen = find_base(_or(base, "sdxl"))
-    default, place = chosen.defaults, find_device(device)
-    teacher = TeacherConfig(
-        base=chosen.name,
-        num_slots=steps,
-        fine_steps=_or(fine_steps, default.fine_steps),
-        delta=delta,
-        guidance_scale=_or(guidance, default.guidance_scale),
-        trajectories=_or(trajectories, default.trajectories),
-        seed=seed,
-        precision=find_precision(precision, place),
-    )
-    training = TrainConfig(
-        rank=_or(rank, default.rank),
-        alpha=_or(alpha, float(_or(rank, default.rank))),
-        iterations=_or(iterations, default.iterations),
-        batch_size=_or(batch_size, default.batch_size),
-        learning_rate=_or(learning_rate, default.learning_rate),
-        discriminator_learning_rate=_or(discriminator_learning_rate, default.discriminator_learning_rate),
-        warmup=_or(warmup, default.warmup),
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        relative_weight=relative_weight,
-        absolute_weight=absolute_weight,
-        adversarial_weight=adversarial_weight,
-        slot_weights=options.parse_numbers(slot_weights, "--slot-weights"),
-        start_from=start_from,
-        discriminators=discriminators,
-        discriminator=discriminator,
-        checkpointing=checkpointing,
-        seed=seed,
-    )
+    if resume and (new or output):
+        raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
+    if run and not resume:
+        raise ConfigError(f"there is an argument too many: {run}", f"to go on with that run give --resume {run}")
+    given = options.given(context)
+    if "slot_weights" in given:
+        given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
+    place, wanted = find_device(device), None if prompts is None else read_prompts(prompts)
+    if resume:
+        begun = start.resume(run, base, given, wanted, place, out, is_strict=strict)
+    else:
+        begun = start.begin(find_base(_or(base, "sdxl")), given, wanted, place, out, output=output, is_new=new)
+    iterations = begun.settings.training.iterations
+    if begun.is_begun and begun.run.is_complete(iterations):
+        out.say(f"this run is finished; --iterations above {iterations} goes on with it")
+        _show_run(out, begun)
+        out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
+        return
+    out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
     done = run_distill(
-        chosen,
-        teacher,
-        training,
+        begun.run,
+        begun.settings,
+        begun.base,
         device=place,
-        prompts=None if prompts is None else read_prompts(prompts),
-        output=output,
-        samples=samples,
+        is_strict=strict,
+        is_deterministic=deterministic,
         watcher=out,
     )
     if done.part:
         _show_part(out, done.part)
-    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
+    spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
     out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
-    out.data(f"run    {done.run.folder}")
-    out.data(f"sheet  {done.run.sheet}")
-    out.data(f"next   rapm generate {_example(chosen.name)} --steps {steps} --lora {shlex.quote(str(done.run.folder))}")
+    _show_run(out, begun)
     out.result(
         {
             "run": str(done.run.folder),
@@ -159,6 +167,13 @@ def distill(
             "comparison": to_record(done.part) if done.part else None,
         }
     )
+
+
+def _show_run(out: Output, begun: "Start") -> None:
+    folder, steps = begun.run.folder, begun.settings.teacher.num_slots
+    out.data(f"run    {folder}")
+    out.data(f"sheet  {begun.run.sheet}")
+    out.data(f"next   rapm generate {_example(begun.base.name)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
 def generate(
@@ -192,11 +207,11 @@ def generate(
     from rapm_cli.workflows.places import pictures_dir
 
     if from_picture:
-        if wanted or base or steps is not None or len(seeds) > 1 or seed != "0" or compare:
-            raise ConfigError("--from takes prompt, seed, steps and base from the picture", "leave them out")
+        if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
+            raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora, precision = recipe.base, str(recipe.lora), recipe.precision
+        base, lora, precision = base or recipe.base, str(recipe.lora), recipe.precision
     chosen = choose(base, lora)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
@@ -356,9 +371,9 @@ def _show_part(out: Output, part: "Part") -> None:
         ["", "NFE", "s/picture", *titles],
         rows,
     )
-    closed = part.closed()
-    if closed is not None:
-        out.data(f"the student closes {closed:.1%} of the distance from base to teacher")
+    if closed := part.closed:
+        interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
+        out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
 
 
 def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:

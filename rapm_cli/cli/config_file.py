@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.files import regular_file
 
 
 def read_config_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -20,10 +21,12 @@ def read_config_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(regular_file(path, "check the path").read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply", "write lines such as rank = 4") from error
+    except ValueError as error:  # not TOML, or not UTF-8, or a number of too many digits
         raise InputError(f"{path} is not TOML: {error}", "write lines such as rank = 4") from error
     known = {flag[2:]: p for p in context.command.params for flag in p.opts if flag.startswith("--")}
     known = {flag: p for flag, p in known.items() if flag not in ("config", "help")}

@@ -74,8 +74,12 @@ class Output:
         """What happened, and what to do, in one line."""
         self._err.print(f"error: {_plain(message)}" + (f"; {_plain(remedy)}" if remedy else ""), style="red")
 
+    def stopped(self, message: str, remedy: str) -> None:
+        """What a signal left behind, and how to go on."""
+        self._err.print(f"stopped: {_plain(message)}" + (f"; {_plain(remedy)}" if remedy else ""))
+
     @contextmanager
-    def bar(self, title: str, total: int, unit: str, device: "torch.device") -> Iterator["_Bar"]:
+    def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator["_Bar"]:
         """A live bar on a terminal; elsewhere a line now and then."""
         if self.is_silent:
             yield _Bar()
@@ -83,11 +87,11 @@ class Output:
             with _live(self._err, unit, device) as progress:
                 self._is_live = True
                 try:
-                    yield _LiveBar(progress, progress.add_task(title, total=total, note=""))
+                    yield _LiveBar(progress, progress.add_task(title, total=total, completed=done, begun=done, note=""))
                 finally:
                     self._is_live = False
         else:
-            plain = _PlainBar(self, title, total, unit, device)
+            plain = _PlainBar(self, title, total, unit, device, done)
             yield plain
             plain.finish()
 
@@ -108,10 +112,11 @@ class _LiveBar(_Bar):
 
 
 class _PlainBar(_Bar):
-    def __init__(self, output: Output, title: str, total: int, unit: str, device: "torch.device") -> None:
+    def __init__(self, output: Output, title: str, total: int, unit: str, device: "torch.device", done: int) -> None:
         self._output, self._title, self._total, self._unit, self._device = output, title, total, unit, device
         self._last = -1
-        self._done, self._note, self._begun, self._shown = 0, "", time.monotonic(), time.monotonic()
+        self._before, self._done, self._note = done, done, ""
+        self._begun, self._shown = time.monotonic(), time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self._done, self._note = self._done + count, note
@@ -127,7 +132,7 @@ class _PlainBar(_Bar):
 
         self._shown, self._last = time.monotonic(), self._done
         seconds = self._shown - self._begun
-        rate = self._done / seconds if seconds > 0 else 0.0
+        rate = max(0, self._done - self._before) / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate else 0.0
         parts = [
             f"{self._title} {self._done}/{self._total}",
@@ -147,7 +152,8 @@ class _RateColumn(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0)
+        done = task.completed - task.fields["begun"]
+        speed = task.finished_speed or task.speed or (done / task.elapsed if task.elapsed else 0)
         return Text(f"{speed:.2f} {self._unit}/s" if speed else f"- {self._unit}/s")
 
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from rapm_cli.cli.config_file import read_config_file
 from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
+FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
 
 Base = Annotated[
     str | None,
@@ -33,6 +34,13 @@ Config = Annotated[
         help="TOML file of options; the environment and flags go before it.",
     ),
 ]
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """What the user named, by flag, environment or file, under the names of the settings."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    named = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    return {FIELDS.get(name, name): context.params[name] for name in named}
 
 
 def parse_seeds(text: str, count: int) -> list[int]:

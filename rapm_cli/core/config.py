@@ -5,9 +5,9 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.schedule import fine_grid
 
 START_FROM = ("student", "teacher")
@@ -65,7 +65,7 @@ class TrainConfig:
 
     Args:
         rank: LoRA rank.
-        alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
+        alpha: The update is (alpha / rank) B A; 0, the default, becomes the rank.
         iterations: Walks over all slots; each slot is one optimizer step.
         batch_size: Trajectories in each iteration.
         learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine to a tenth.
@@ -85,7 +85,7 @@ class TrainConfig:
     """
 
     rank: int = 1
-    alpha: float = 1.0
+    alpha: float = 0.0
     iterations: int = 20_000
     batch_size: int = 1
     learning_rate: float = 5e-5
@@ -105,7 +105,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.rank <= 1024, "rank", self.rank, "1 to 1024")
-        _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
+        _check(math.isfinite(self.alpha) and self.alpha >= 0, "alpha", self.alpha, "a number above 0")
+        object.__setattr__(self, "alpha", self.alpha or float(self.rank))
         _check(self.iterations >= 1, "iterations", self.iterations, "at least 1")
         _check(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number between 0 and 1")
@@ -144,12 +145,40 @@ class TrainConfig:
         return self.relative_weight > 0 or "relative" in self.positions_judged
 
 
+C = TypeVar("C", TeacherConfig, TrainConfig)
+
+
 def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
     """Settings as JSON values; tuples become lists."""
     record = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
 
 
-def teacher_config_from_json(record: dict[str, Any]) -> TeacherConfig:
-    """Read back what `to_json` wrote."""
-    return TeacherConfig(**record)
+def from_json(kind: type[C], record: object) -> C:
+    """Read back what `to_json` wrote.
+
+    Raises:
+        InputError: A setting is unknown, missing without a default, of another type, or out of range.
+    """
+    remedy = "give a file that rapm wrote"
+    if not isinstance(record, dict):
+        raise InputError(f"{kind.__name__} is not a table of settings", remedy)
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    for name, value in values.items():
+        if name not in types or not _has_type(value, types[name]):
+            raise InputError(f"the setting {name!r} is unknown or of a wrong type", remedy)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"a setting of {kind.__name__} is missing", remedy) from error
+    except ConfigError as error:
+        raise InputError(error.message, remedy) from error
+
+
+def _has_type(value: object, wanted: object) -> bool:
+    if isinstance(value, tuple):
+        return wanted == tuple[float, ...] and all(type(item) in (int, float) for item in value)
+    return type(value) is wanted or (wanted is float and type(value) is int)

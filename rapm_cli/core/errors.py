@@ -1,5 +1,11 @@
 """Errors that a user can mend: one line of what happened, one of what to do, and an exit code."""
 
+import errno
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("PytorchStreamWriter failed writing", "unexpected pos", *(f"os error {code}" for code in _FULL))
+
 
 class RapmError(Exception):
     """An error with a remedy; anything else that escapes is a bug of ours.
@@ -29,6 +35,19 @@ class InputError(RapmError):
     exit_code = 3
 
 
+class DamagedError(InputError):
+    """A commit is not what was written.
+
+    Args:
+        place: Folder of the commit.
+        damage: Which file, and what is wrong with it.
+    """
+
+    def __init__(self, place: Path, damage: str) -> None:
+        super().__init__(f"{place} is damaged: {damage}", "restore it from a copy, or remove it")
+        self.place, self.damage = place, damage
+
+
 class WeightsError(RapmError):
     """Weights are missing and cannot be fetched."""
 
@@ -39,12 +58,22 @@ class DiskError(RapmError):
     """The disk is full or cannot be written."""
 
     exit_code = 5
+    is_full = False
 
     @classmethod
     def of(cls, error: Exception, path: object) -> "DiskError":
         """The error that stopped the writing of `path`, in the words of the system."""
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return cls(f"{path} cannot be written: {reason}", "free space, or name a place that can be written")
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        made = cls(f"{path} cannot be written: {reason}", "free space, or name a place that can be written")
+        made.is_full = is_disk_full(error)
+        return made
+
+    @classmethod
+    def full(cls, place: object, what: str, needed: int, free: int) -> "DiskError":
+        """The error of a disk that has too little room for `what`."""
+        made = cls(f"{what} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {place}", "free space")
+        made.is_full = True
+        return made
 
 
 class OutOfMemoryError(RapmError):
@@ -65,7 +94,31 @@ class LockedError(RapmError):
     exit_code = 8
 
 
+class Stopped(BaseException):  # as KeyboardInterrupt: no error, and no `except Exception` may catch it
+    """A signal asked the process to stop.
+
+    Args:
+        number: Of the signal.
+        message: What is saved.
+        remedy: How to go on.
+    """
+
+    def __init__(self, number: int, message: str = "nothing was left half done", remedy: str = "") -> None:
+        super().__init__(message)
+        self.number, self.message, self.remedy = number, message, remedy
+
+    @property
+    def exit_code(self) -> int:
+        """129, 130 or 143, as a shell has it."""
+        return 128 + self.number
+
+
 class VerificationError(RapmError):
     """A written file, read back, is not what was written."""
 
     exit_code = 9
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for a full disk, a spent quota or a file-size limit, also in the words of torch and safetensors."""
+    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)

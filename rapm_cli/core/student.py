@@ -57,14 +57,28 @@ def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: A key or a shape differs.
     """
-    mine = {name.replace(".default.", "."): value for name, value in _named(backbone).items()}
-    if mine.keys() != state.keys():
-        raise ValueError(f"LoRA keys differ: {sorted(mine.keys() ^ state.keys())[:3]}")
-    with torch.no_grad():
-        for name, value in mine.items():
-            if value.shape != state[name].shape:
-                raise ValueError(f"LoRA shape of {name} differs: {tuple(value.shape)} and {tuple(state[name].shape)}")
-            value.copy_(state[name])
+    copy_tensors(state, {name.replace(".default.", "."): value for name, value in _named(backbone).items()})
+
+
+def lora_names(backbone: Backbone) -> list[str]:
+    """The peft keys, in the order of the parameters."""
+    return [name.replace(".default.", ".") for name in _named(backbone)]
+
+
+@torch.no_grad()
+def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy values in place by name.
+
+    Raises:
+        ValueError: A name or a shape differs; nothing was copied.
+    """
+    if target.keys() != source.keys():
+        raise ValueError(f"keys differ: {sorted(target.keys() ^ source.keys())[:3]}")
+    for name, value in target.items():
+        if value.shape != source[name].shape:
+            raise ValueError(f"the shape of {name} differs: {tuple(value.shape)} and {tuple(source[name].shape)}")
+    for name, value in target.items():
+        value.copy_(source[name])
 
 
 def _named(backbone: Backbone) -> dict[str, Any]:

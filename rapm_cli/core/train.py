@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +11,27 @@ from torch import Tensor, nn
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
-from rapm_cli.core.errors import ConfigError, DivergedError
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
+from rapm_cli.core.optimizer import load_optimizer_state, optimizer_state
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
-from rapm_cli.core.student import attach_lora, lora_parameters
+from rapm_cli.core.student import attach_lora, copy_tensors, load_lora_state, lora_names, lora_parameters, lora_state
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.trajectories import Trajectories
 
 
 @dataclass
 class SlotLosses:
-    """What one slot of one iteration reports; plain numbers, read once at the end of the slot."""
+    """What one slot of one iteration reports.
+
+    Args:
+        n: The edge that the slot ends at.
+        skipped: What was not finite, so that no update was made from it; empty where all is well.
+    """
 
     n: int
+    skipped: str = ""
     relative: float = 0.0
     absolute: float = 0.0
     adversarial: dict[str, float] = field(default_factory=dict)
@@ -34,11 +42,24 @@ class SlotLosses:
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished iteration."""
+    """One finished iteration.
+
+    Args:
+        iteration: Counts from 0.
+        learning_rate: The student's.
+        trajectories: Which were trained on.
+        slots: The noisiest first; where one was skipped, the walk may have ended with it.
+    """
 
     iteration: int
     learning_rate: float
+    trajectories: list[int]
     slots: list[SlotLosses]
+
+    @property
+    def skipped(self) -> str:
+        """What was not finite; empty where all is well."""
+        return next((slot.skipped for slot in self.slots if slot.skipped), "")
 
 
 def check_fit(config: TrainConfig, num_slots: int) -> None:
@@ -69,6 +90,7 @@ class Trainer:
     def __init__(self, backbone: Backbone, config: TrainConfig, *, num_slots: int, fine_steps: int, delta: int) -> None:
         check_fit(config, num_slots)
         self.backbone, self.config, self.num_slots = backbone, config, num_slots
+        self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         self.edges = slot_edges(num_slots, backbone.schedule.length)
         grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
         self.ahead = [grid[(n + 1) * fine_steps - delta] for n in range(num_slots)]
@@ -95,10 +117,11 @@ class Trainer:
 
     def learning_rate(self, iteration: int) -> float:
         """The student's rate: a linear warm-up, then a cosine down to a tenth."""
+        rate = self.config.learning_rate * self.rate_scale
         if iteration < self.config.warmup:
-            return self.config.learning_rate * (iteration + 1) / self.config.warmup
+            return rate * (iteration + 1) / self.config.warmup
         progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)
-        return self.config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+        return rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
     def train_step(self, batch: Trajectories, iteration: int) -> list[SlotLosses]:
         """One iteration: the student walks all slots of a batch of trajectories, updated after each.
@@ -108,29 +131,32 @@ class Trainer:
             iteration: Counts from 0; with the seed it fixes every random number used here.
 
         Returns:
-            The losses of each slot, the noisiest first.
-
-        Raises:
-            DivergedError: A loss or gradient is not finite; no update was made from it.
+            The losses of each slot, the noisiest first. A slot whose target, loss or gradient is not finite makes no
+            update and ends the walk; a discriminator's gradient that is not finite makes no update of the two.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)
+        for group in self.judge_optimizer.param_groups if self.judge_optimizer else ():
+            group["lr"] = self.config.discriminator_learning_rate * self.rate_scale
         report = []
         z_start = batch.z_teacher[:, self.num_slots]  # the noise
         for n in reversed(range(self.num_slots)):
             t, s = self.edges[n + 1], self.edges[n]
             losses = SlotLosses(n)
+            report.append(losses)
+            goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
             z_student = student_step(self.backbone, z_start, t, s, batch.cond)
-            goals = self._goals(batch, n)
             loss = self._distances(z_student, goals, losses)
             if self.discriminators:
                 fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
                 loss = loss + self.config.adversarial_weight * self._adversarial(fake, losses)
-            self._update_student(loss * self._slot_weight(n), iteration)
+            if not self._update_student(loss * self._slot_weight(n)):
+                is_targets = not all(goal.isfinite().all() for goal in goals.values())
+                losses.skipped = "target" if is_targets else "gradient" if loss.isfinite() else "loss"
+                break
             if self.discriminators:
                 self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, losses)
             z_start = z_student.detach() if self.config.start_from == "student" else batch.z_teacher[:, n]
-            report.append(losses)
         return report
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
@@ -178,17 +204,19 @@ class Trainer:
             total = total + part
         return total
 
-    def _update_student(self, loss: Tensor, iteration: int) -> None:
+    def _update_student(self, loss: Tensor) -> bool:
+        """One optimizer step, or none where the gradient is not finite; whether it was made."""
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        if not math.isfinite(norm.item()):
-            raise DivergedError(
-                f"the student's gradient is not finite at iteration {iteration}",
-                "lower --learning-rate, or use --precision bf16 or fp32 instead of fp16",
-            )
-        self.optimizer.step()
+        return self._step(self.optimizer, self.parameters)
+
+    def _step(self, optimizer: torch.optim.Optimizer, parameters: list[Any]) -> bool:
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        is_finite = math.isfinite(norm.item())
+        if is_finite:
+            optimizer.step()
+        return is_finite
 
     def _update_discriminators(
         self,
@@ -212,12 +240,44 @@ class Trainer:
             total = total + part
         self.judge_optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.judges, self.config.max_grad_norm)
-        self.judge_optimizer.step()
+        if not self._step(self.judge_optimizer, self.judges):
+            losses.skipped = "discriminator"
 
     def _slot_weight(self, n: int) -> float:
         weights = self.config.slot_weights
         return weights[self.num_slots - 1 - n] if weights else 1.0
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
+        parts = {
+            "student": lora_state(self.backbone),
+            "student-optimizer": optimizer_state(self.optimizer, lora_names(self.backbone)),
+        }
+        if self.judge_optimizer:
+            judges = self._named_judges()
+            parts["discriminators"] = {name: value.detach().cpu() for name, value in judges.items()}
+            parts["discriminators-optimizer"] = optimizer_state(self.judge_optimizer, list(judges))
+        return parts
+
+    def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
+        """Go back to what `state` returned.
+
+        Raises:
+            ValueError: It is another trainer's: a name or a shape differs.
+        """
+        load_lora_state(self.backbone, parts["student"])
+        load_optimizer_state(self.optimizer, lora_names(self.backbone), parts["student-optimizer"])
+        if self.judge_optimizer:
+            judges = self._named_judges()
+            copy_tensors(parts["discriminators"], judges)
+            load_optimizer_state(self.judge_optimizer, list(judges), parts["discriminators-optimizer"])
+
+    def _named_judges(self) -> dict[str, Tensor]:
+        return {
+            f"{position}.{name}": value
+            for position, judge in self.discriminators.items()
+            for name, value in judge.named_parameters()
+        }
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
@@ -229,11 +289,11 @@ def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Ten
     return torch.stack(rows)
 
 
-def train(trainer: Trainer, trajectories: Trajectories) -> Iterator[Progress]:
-    """Run all iterations, yielding after each."""
+def train(trainer: Trainer, trajectories: Trajectories, first: int = 0) -> Iterator[Progress]:
+    """Run the iterations from `first` on, yielding after each."""
     config, count = trainer.config, len(trajectories)
-    for iteration in range(config.iterations):
+    for iteration in range(first, config.iterations):
         chosen = batch_indices(config.seed, iteration, config.batch_size, count)
         batch = trajectories[chosen].to(trainer.backbone.device)
         slots = trainer.train_step(batch, iteration)
-        yield Progress(iteration, trainer.learning_rate(iteration), slots)
+        yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots)

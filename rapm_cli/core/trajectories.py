@@ -32,6 +32,17 @@ class Trajectories:
     def __getitem__(self, rows: slice | Tensor) -> "Trajectories":
         return Trajectories(self.z_teacher[rows], self.z_ahead[rows], self.cond[rows])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is there, by name."""
+        named = {"z_teacher": self.z_teacher, "z_ahead": self.z_ahead, "tokens": self.cond.tokens}
+        named |= {} if self.cond.pooled is None else {"pooled": self.cond.pooled}
+        return named | ({} if self.cond.time_ids is None else {"time_ids": self.cond.time_ids})
+
+    @property
+    def is_finite(self) -> bool:
+        """False where the teacher overflowed."""
+        return bool(self.z_teacher.isfinite().all() and self.z_ahead.isfinite().all())
+
     def to(self, device: torch.device) -> "Trajectories":
         """The same trajectories on another device, latents in float32."""
         return Trajectories(

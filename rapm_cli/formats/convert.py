@@ -1,6 +1,5 @@
 """LoRAs that other programs pickled, to files of ours; no code that a pickle names is run."""
 
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -46,9 +45,7 @@ def convert_pickle(source: Path, target: Path, recipe: dict[str, Any]) -> None:
     if len(ranks) != 1:
         raise _refused(source, f"has updates of several ranks, {sorted(ranks)}")
     rank = ranks.pop()
-    part = target.with_name(f".{target.stem}-{os.getpid()}.safetensors")
-    save_lora(part, LoraFile(state, rank, float(rank), recipe))
-    part.replace(target)
+    save_lora(target, LoraFile(state, rank, float(rank), recipe))
 
 
 def _read_pickle(source: Path) -> dict[str, Tensor]:

@@ -83,6 +83,13 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
     return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
 
 
+def is_other_weights(path: Path, folder: Path) -> bool:
+    """True for weights of the UNet that would stay unmerged beside the merged ones: other precisions, other formats."""
+    endings = (".safetensors", ".bin", ".msgpack", ".onnx", ".h5")
+    is_weights = path.parent == folder / "unet" and (path.suffix in endings or ".safetensors" in path.name)
+    return is_weights and path.name != WEIGHTS
+
+
 def _set_sampler(folder: Path) -> None:
     """Make DDIM with trailing spacing the folder's scheduler: a few-step student needs it."""
     index_path, path = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"

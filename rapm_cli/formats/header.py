@@ -1,15 +1,28 @@
 """The header of a safetensors file, read without torch."""
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.errors import InputError
+from rapm_cli.core.files import regular_file
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MAX_TENSORS = 100_000  # a whole SDXL has under 3,000
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+REMEDY = "give a LoRA in safetensors format"
+STRANGERS = (  # how files begin that are taken for safetensors, and what they are
+    (b"version https://git-lfs", "a git-lfs pointer, not weights", "run: git lfs pull"),
+    (b"PK\x03\x04", "a zip, as torch.save writes, which can hold code", "ask for a safetensors file"),
+    (b"\x80", "a pickle, which can run code when it is opened", "ask for a safetensors file"),
+    (b"<", "a web page or XML", "download the file itself"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +35,7 @@ class TensorInfo:
     @property
     def count(self) -> int:
         """Number of elements."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -43,25 +53,62 @@ def read_header(path: Path) -> Header:
     Raises:
         InputError: The file cannot be read, or is no whole safetensors file.
     """
-    remedy = "give a LoRA in safetensors format"
+    regular_file(path, "check the path")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            start = file.read(32)
+            length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise InputError(f"{path} is not a safetensors file", remedy)
-            record: dict[str, Any] = json.loads(file.read(length))
+                raise _stranger(path, start)
+            file.seek(8)
+            record: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         metadata = record.pop("__metadata__", {})
-        tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in record.items()}
-        end = max((entry["data_offsets"][1] for entry in record.values()), default=0)
+        tensors, end = _read_entries(record)
+        if not all(isinstance(text, str) for item in metadata.items() for text in item):
+            raise ValueError("its metadata are not text")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a safetensors file: its header is malformed", remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f": {error}" if type(error) is ValueError else ""
+        raise InputError(f"{path} is not a safetensors file: its header is malformed{reason}", REMEDY) from error
     if size != 8 + length + end:
         raise InputError(
             f"{path} is truncated or padded: its header describes {8 + length + end:,} bytes, the file has {size:,}",
             "copy or download it again",
         )
     return Header(tensors, metadata, size)
+
+
+def _read_entries(record: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+    """Type and shape of every tensor, and where the last ends.
+
+    Raises:
+        ValueError: The tensors do not lie one after the other, each as long as its shape.
+    """
+    if len(record) > MAX_TENSORS:
+        raise ValueError(f"it lists {len(record):,} tensors")
+    end = 0
+    for name, entry in sorted(record.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        first, last = entry["data_offsets"]
+        shape = entry["shape"]
+        if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
+            raise ValueError(f"{name} has no sizes")
+        if first != end or last - first != math.prod(shape) * DTYPE_BYTES[entry["dtype"]]:
+            raise ValueError(f"{name} overlaps another tensor, or is not as long as its shape")
+        end = last
+    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in record.items()}, end
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("it names a tensor twice")
+    return record
+
+
+def _stranger(path: Path, start: bytes) -> InputError:
+    for sign, kind, remedy in STRANGERS:
+        if start.startswith(sign):
+            return InputError(f"{path} is {kind}, not a safetensors file", remedy)
+    return InputError(f"{path} is not a safetensors file", REMEDY)

@@ -1,10 +1,12 @@
 """A distilled LoRA as one safetensors file in diffusers' own form, with its recipe in the header."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rapm_cli.core.backbone import Backbone
@@ -31,6 +33,15 @@ class LoraFile:
     alpha: float
     recipe: dict[str, Any]
 
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the update alone: equal for files that draw the same pictures."""
+        digest = hashlib.sha256(repr((self.rank, self.alpha)).encode())
+        for name in sorted(self.state):
+            value = self.state[name].contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
 
 def save_lora(path: Path, lora: LoraFile) -> None:
     """Write a file that plain `load_lora_weights` reads at the right strength, and read it back.
@@ -53,11 +64,15 @@ def load_lora(path: Path) -> LoraFile:
     Raises:
         InputError: The file is damaged, of another kind, or has values that are not finite.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = read_header(path)
-    rank, alpha, recipe = lora_facts(path, header.metadata, list(header.tensors))
-    state = {name.removeprefix(PREFIX): value for name, value in load_file(path).items()}
+    rank, alpha, recipe = lora_facts(path, header)
+    try:
+        state = {name.removeprefix(PREFIX): value for name, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "copy or download it again") from error
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise InputError(

@@ -6,32 +6,49 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.errors import InputError
+from rapm_cli.formats.header import Header
 
 PREFIX = "unet."
 RECIPE_KEY = "rapm_recipe"
 GROUPS = ("sampler", "teacher", "training")  # of a recipe
 ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength
 
 
-def lora_facts(path: Path, metadata: dict[str, str], names: list[str]) -> tuple[int, float, dict[str, Any]]:
+def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     """Rank, alpha and recipe from a header.
 
     Raises:
         InputError: The file holds no LoRA in diffusers' form, or does not say its rank and alpha.
     """
+    names = list(header.tensors)
     if not names or not all(name.startswith(PREFIX) and ".lora_" in name for name in names):
         raise InputError(f"{path} holds no LoRA in diffusers' form", "give a file that rapm distill or export wrote")
     try:
-        adapter = json.loads(metadata[ADAPTER_KEY])
+        adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])
-        recipe = json.loads(metadata.get(RECIPE_KEY, "{}"))
-        is_sound = rank >= 1 and 0 < alpha < math.inf and isinstance(recipe, dict)
-        is_sound = is_sound and all(isinstance(recipe.get(group, {}), dict) for group in GROUPS)
-    except (KeyError, ValueError, TypeError, OverflowError):
+        recipe = json.loads(header.metadata.get(RECIPE_KEY, "{}"))
+        is_sound = rank >= 1 and 0 < alpha < math.inf and _is_recipe(recipe)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         is_sound = False
     if not is_sound:
         raise InputError(f"{path} does not say its rank and alpha as rapm writes them", "give a file that rapm wrote")
+    if variant := next((name for name in VARIANTS if adapter.get(PREFIX + name)), None):
+        raise InputError(f"{path} is a LoRA with {variant}, which rapm does not read", "give a plain LoRA")
     ups, downs = ({name.split(".lora_")[0] for name in names if f".lora_{half}." in name} for half in "BA")
     if ups != downs:
         raise InputError(f"{path} lacks half of {min(ups ^ downs)}", "give a file that is whole")
+    for name, tensor in header.tensors.items():
+        inner = tensor.shape[1 if ".lora_B." in name else 0] if len(tensor.shape) >= 2 else 0
+        if inner != rank:
+            raise InputError(f"{path} says rank {rank}, and {name} has another", "give a plain LoRA of one rank")
     return rank, alpha, recipe
+
+
+def _is_recipe(recipe: Any) -> bool:
+    """True where every part that rapm reads has its type; an empty recipe is one too."""
+    groups = [recipe.get(group, {}) for group in GROUPS]
+    steps = recipe.get("sampler", {}).get("steps", 4)
+    texts = [recipe.get(name, "") for name in ("base", "base_identity")]
+    is_typed = all(isinstance(group, dict) for group in groups) and all(isinstance(text, str) for text in texts)
+    return is_typed and type(steps) is int and 1 <= steps <= 1000

@@ -1,16 +1,19 @@
 """Tensors to a safetensors file that other users of the machine can read too, verified by reading it back."""
 
+import json
 import os
+import struct
 from pathlib import Path
 
 from torch import Tensor
 
 from rapm_cli.core.errors import DiskError, VerificationError
+from rapm_cli.core.files import replacing
 from rapm_cli.formats.header import read_header
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one file, with the permissions of the user's umask.
+    """Write one file whole or not at all, with the permissions of the user's umask.
 
     Args:
         path: File to write; its folder is made.
@@ -19,21 +22,34 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
     Raises:
         DiskError: The file cannot be written.
-        VerificationError: What was read back differs from what was written; the file is removed.
+        VerificationError: What was read back differs from what was written; nothing is left.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata)
-        path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata)
+            _sort_header(temporary)
+            temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+            back, is_same = load_file(temporary), read_header(temporary).metadata == metadata
+            is_same = is_same and back.keys() == tensors.keys()
+            if not is_same or not all(back[name].equal(tensors[name]) for name in back):
+                raise VerificationError(f"{path} did not read back as it was written", "check the disk")
     except (OSError, SafetensorError) as error:
         raise DiskError.of(error, path) from error
-    back, is_same = load_file(path), read_header(path).metadata == metadata
-    if not is_same or back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
-        path.unlink()
-        raise VerificationError(f"{path} did not read back as it was written and was removed", "check the disk")
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header's keys in order, in place: safetensors leaves the metadata's to chance, and sha256 would differ."""
+    with path.open("r+b") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+        metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+        text = json.dumps({"__metadata__": metadata, **header}, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _umask() -> int:

@@ -4,13 +4,14 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapm_cli.bases import Base, base_identity, find_base
+from rapm_cli.bases import BASES, Base, base_identity, find_base
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError, WeightsError
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
+from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.pictures import read_recipe
-from rapm_cli.workflows.rundir import all_loras, find_lora, newest_run
+from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Chosen:
     @property
     def steps(self) -> int:
         """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
-        return int(self.lora.recipe.get("sampler", {}).get("steps", 4))
+        steps: int = self.lora.recipe.get("sampler", {}).get("steps", 4)
+        return steps
 
 
 def choose(base_name: str | None, lora_name: str | None) -> Chosen:
@@ -43,18 +45,20 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
         WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
         InputError: The LoRA was made for another base.
     """
-    base_name = None if base_name is None else find_base(base_name).name
+    base = None if base_name is None else find_base(base_name)
+    base_name = base.name if base else None
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run := newest_run(base_name):
         path, reason = run.lora, f"newest run, {run.folder}"
-    elif base_name and (shipped := find_base(base_name).student) and shipped.is_file():
-        path, reason = shipped, f"the LoRA that ships with {base_name}"
+    elif base and base.student and base.student.is_file():
+        path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
         path, reason = authors.authors_lora(), f"the authors' LoRA, {authors.REPO}"
     else:
         raise WeightsError(
-            f"there is no LoRA for base {base_name}", f"run: rapm distill --base {shlex.quote(base_name)}"
+            f"there is no LoRA for base {base_name}",
+            f"run: rapm distill --base {shlex.quote(base.source if base else '')}",
         )
     lora = load_lora(path)
     made_for = lora.recipe.get("base")
@@ -64,17 +68,31 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
         )
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
-    return Chosen(find_base(base_name or str(made_for)), path, lora, reason)
+    return Chosen(base or _base_of_file(path, str(made_for)), path, lora, reason)
+
+
+def _base_of_file(path: Path, made_for: str) -> Base:
+    """The registered base that a file names, or the base of the run that it lies in; never a path that a file says.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if made_for in BASES.names():
+        return BASES[made_for]
+    run = Run(path.resolve().parent)
+    if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
+        return find_base(stored.source)
+    raise ConfigError(f"{path} was distilled from {made_for}, which is no base that rapm knows by name", "give --base")
 
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a picture says of how it was made, and the LoRA file that made it."""
+    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder."""
 
     prompt: str
     seed: int
     steps: int
-    base: str
+    base: str | None
     precision: str
     is_compared: bool
     lora: Path
@@ -94,12 +112,14 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
         InputError: It says no recipe, or its LoRA is not found.
     """
     recipe = read_recipe(path)
-    shipped = find_base(recipe["base"]).student
-    known_loras = [*all_loras(), *([shipped] if shipped else []), *authors.converted_loras()]
+    base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
+    shipped = [base.student] if base and base.student else []
+    known_loras = [*all_loras(), *shipped, *authors.converted_loras()]
     for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
-            known = {name: recipe[name] for name in ("prompt", "seed", "steps", "base", "precision")}
-            return Recalled(**known, is_compared=recipe.get("teacher") is not None, lora=place)
+            known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
+            is_compared = recipe.get("teacher") is not None
+            return Recalled(**known, base=base.name if base else None, is_compared=is_compared, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",

@@ -2,60 +2,83 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 
 import torch
 
-from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases import LoadedBase
 from rapm_cli.core.config import TeacherConfig
-from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.store import TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
-from rapm_cli.workflows.places import cache_dir
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
+from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.watch import Watcher
 
 
-def training_prompts(base: Base, config: TeacherConfig, given: list[str] | None) -> list[str]:
-    """As many prompts as the distillation wants: the user's, repeated if they are few, or the base's own.
-
-    Raises:
-        ConfigError: The base has none of its own and the user gave none.
-    """
-    if given:
-        return [given[k % len(given)] for k in range(config.trajectories)]
-    if base.training_prompts is None:
-        raise ConfigError(f"base {base.name} has no prompts of its own yet", "give a text file: --prompts FILE")
-    return base.training_prompts(config.trajectories, config.seed)
-
-
 def collect(
-    base: LoadedBase, config: TeacherConfig, prompts: list[str], shard_size: int, identity: str, watcher: Watcher
+    base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, watcher: Watcher
 ) -> Trajectories:
-    """Load the trajectories of these prompts, after making those that are not stored.
+    """Load the trajectories of a run's prompts, after making those that are not stored.
 
     Args:
         base: Loaded base model.
-        config: What identifies the trajectories.
-        prompts: `config.trajectories` of them.
+        settings: Of the run.
         shard_size: Prompts that the teacher draws at once.
-        identity: What identifies the base's weights.
+        is_strict: Stop at a damaged shard instead of making it again.
         watcher: Sees the bar.
+
+    Raises:
+        DamagedError: A shard is damaged and `is_strict`.
+        DiskError: There is no room.
+        Stopped: A signal came; the shards that were made are kept.
     """
-    prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    key = config.fingerprint(prompts_hash, identity, str(shard_size))
-    about = {"teacher": asdict(config), "base": identity, "prompts": prompts}
-    store = TrajectoryStore(cache_dir() / "trajectories" / key, len(prompts), shard_size, about)
-    missing = store.missing()
-    device = base.backbone.device
-    kept = len(prompts) - sum(map(len, missing))
-    if kept:
-        watcher.say(f"{kept} of {len(prompts)} trajectories found in {store.folder}")
+    store = store_of(settings, shard_size)
+    missing, damage = store.missing()
+    if damage and is_strict:
+        raise damage[0]
+    for error in damage:
+        watcher.warn(f"{error.message}; making its trajectories again")
+    count, to_do = store.count, sum(map(len, missing))
+    if to_do < count:
+        watcher.say(f"{count - to_do} of {count} trajectories found in {store.folder}")
+    size = _bytes_of_one(base, settings.teacher)
+    require_room(store.folder, to_do * size, f"storing {to_do} trajectories")
     if missing:
-        with watcher.bar("trajectories", sum(map(len, missing)), "trajectory", device) as bar:
+        bar = watcher.bar("trajectories", count, "trajectory", base.backbone.device, done=count - to_do)
+        with stop.patient("these trajectories"), bar as shown:
             for rows in missing:
-                store.write(rows, _roll_out(base, config, prompts, rows))
-                bar.advance(len(rows))
+                _make(base, settings, store, rows, size * len(rows), watcher)
+                shown.advance(len(rows))
+                to_do -= len(rows)
+                stop.check(f"{count - to_do} of {count} trajectories are kept")
     return store.load()
+
+
+def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
+    """Where the trajectories of a run are, or will be."""
+    prompts = list(settings.prompts)
+    prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    key = settings.teacher.fingerprint(prompts_hash, settings.base_identity, str(shard_size), f"format {CACHE_FORMAT}")
+    about = {"teacher": asdict(settings.teacher), "base": settings.base_identity}
+    return TrajectoryStore(cache_dir() / "trajectories" / key, len(prompts), shard_size, about)
+
+
+def _make(
+    base: LoadedBase, settings: Settings, store: TrajectoryStore, rows: range, size: int, watcher: Watcher
+) -> None:
+    made = _roll_out(base, settings.teacher, list(settings.prompts), rows)
+    if not made.is_finite:
+        watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
+    kept = f"{rows.start} trajectories are kept"
+    with_retries(lambda: store.write(rows, made), store.folder, size, watcher, kept, "free space, and try again")
+
+
+def _bytes_of_one(base: LoadedBase, teacher: TeacherConfig) -> int:
+    latents = (2 * teacher.num_slots + 1) * math.prod(base.latent_shape)
+    return 4 * (latents + sum(part.numel() for part in base.unconditional.parts if part is not None))
 
 
 def _roll_out(base: LoadedBase, config: TeacherConfig, prompts: list[str], rows: range) -> Trajectories:

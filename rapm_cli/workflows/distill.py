@@ -1,29 +1,31 @@
 """Trajectories, training, comparison: a base model to a few-step LoRA in a run folder."""
 
-import dataclasses
-import math
+import io
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rapm_cli import __version__
-from rapm_cli.bases import Base, LoadedBase, base_identity
-from rapm_cli.bases.device import DTYPES, describe_machine, peak_memory_mib
-from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, peak_memory_mib
+from rapm_cli.core.errors import DiskError, Stopped
+from rapm_cli.core.files import replace_file
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.student import lora_state
-from rapm_cli.core.train import Progress, SlotLosses, Trainer, check_fit, train
+from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.formats.lora import LoraFile, save_lora
-from rapm_cli.workflows.collect import collect, training_prompts
+from rapm_cli.workflows.checkpoints import Checkpoints
+from rapm_cli.workflows.collect import collect
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
+from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.pictures import contact_sheet
 from rapm_cli.workflows.prompts import warn_of_unread
-from rapm_cli.workflows.rundir import CONFIG, RESULT, Run, new_run
+from rapm_cli.workflows.rundir import Run
+from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.training import Training
 from rapm_cli.workflows.watch import Watcher
 
 SHEET_COLUMNS = 8
@@ -37,7 +39,7 @@ class Distilled:
     Args:
         run: Its folder.
         part: Comparison on held-out prompts; None where the base has no exam, or none was wanted.
-        seconds: Seconds of each phase.
+        seconds: Seconds of each phase in this process, of training in all; "saving" is the part of it spent on commits.
         peak_mib: Most memory used.
         machine: The device in words.
     """
@@ -50,100 +52,116 @@ class Distilled:
 
 
 def distill(
+    run: Run,
+    settings: Settings,
     base: Base,
-    teacher: TeacherConfig,
-    training: TrainConfig,
     *,
     device: torch.device,
-    prompts: list[str] | None,
-    output: Path | None,
-    samples: int,
+    is_strict: bool,
+    is_deterministic: bool,
     watcher: Watcher,
 ) -> Distilled:
-    """Run a whole distillation.
+    """Run a distillation, or go on with one, to its end.
 
     Args:
+        run: A folder, new or begun with these settings.
+        settings: What to do.
         base: The base model.
-        teacher: Settings of phase 1.
-        training: Settings of phase 2.
         device: Where to compute.
-        prompts: The user's prompts, or None for the base's own.
-        output: Run folder, or None for a new one among all runs.
-        samples: Held-out prompts in the comparison at the end; 0 for none.
+        is_strict: Stop at damaged data instead of using an older commit or making it again.
+        is_deterministic: Use only algorithms that give the same bits each time; a CPU always does.
         watcher: Sees bars and talk.
+
+    Raises:
+        LockedError: Another process holds the run.
+        Stopped: A signal came; what was done is kept.
     """
-    check_fit(training, teacher.num_slots)
-    chosen = training_prompts(base, teacher, prompts)
-    clock = _Clock()
+    try:
+        with locked(run.folder, watcher, "wait for it, or begin another run with --new"):
+            try:
+                Checkpoints(run, settings).begin()
+            except OSError as error:
+                raise DiskError.of(error, run.commits) from error
+            run.reopen()
+            if is_deterministic:
+                be_deterministic()
+            return _distill(run, settings, base, device, is_strict, watcher)
+    except Stopped as stopped:
+        stopped.remedy = stopped.remedy or f"go on with: {run.resume_command}"
+        raise
+
+
+def _distill(
+    run: Run, settings: Settings, base: Base, device: torch.device, is_strict: bool, watcher: Watcher
+) -> Distilled:
+    teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
     watcher.say(f"loading {base.name}")
     loaded = base.load(device, DTYPES[teacher.precision])
     clock.lap("loading")
-    warn_of_unread(loaded, chosen, watcher)
-    run, identity = new_run(base.name, output), base_identity(base)
-    run.write(CONFIG, _record(base, teacher, training))
-    trajectories = collect(loaded, teacher, chosen, base.defaults.rollout_batch, identity, watcher)
+    warn_of_unread(loaded, list(settings.prompts), watcher)
+    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, watcher=watcher)
     clock.lap("trajectories")
-    exam, sheet = None, Sheet(base, loaded, teacher.seed, chosen)
-    if samples and base.set_exam:
-        exam = Examination(base, loaded, samples, teacher.seed, True, QUICK_METRICS, watcher)
-    for contestant in teacher_and_base(loaded, teacher, identity):
-        sheet.draw(contestant)
-        if exam:
+    exam, others = None, teacher_and_base(loaded, teacher, identity)
+    if settings.samples and base.set_exam:
+        exam = Examination(base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, watcher)
+        for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
     trainer = Trainer(
         loaded.backbone,
-        training,
+        settings.training,
         num_slots=teacher.num_slots,
         fine_steps=teacher.fine_steps,
         delta=teacher.delta,
     )
-    with watcher.bar("training", training.iterations, "iteration", device) as bar:
-        for progress in train(trainer, trajectories):
-            run.append(_log_line(progress))
-            bar.advance(note=_note(progress.slots))
-    recipe = _record(base, teacher, training) | {"sampler": sampler_recipe(teacher.num_slots)}
-    save_lora(run.lora, LoraFile(lora_state(loaded.backbone), training.rank, training.alpha, recipe))
+    training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
+    training.finish()
+    lora = _lora(loaded, settings)
+    size = sum(value.nbytes for value in lora.state.values())
+    kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
+    with_retries(lambda: save_lora(run.lora, lora), run.lora, size, watcher, kept, remedy)
     clock.lap("training")
-    contestant = student(loaded, teacher.num_slots)
-    sheet.draw(contestant)
-    sheet.save(run.sheet)
+    clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
+    pupil = student(loaded, teacher, identity, lora)
     if exam:
-        exam.sit(contestant)
+        exam.sit(pupil)
+    sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
+    with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), watcher, kept, remedy)
     clock.lap("student")
     part = exam.part() if exam else None
-    result = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
-    record: dict[str, Any] = {"seconds": clock.laps, "peak_mib": result.peak_mib, "machine": result.machine}
-    run.write(RESULT, record | {"comparison": to_record(part) if part else None})
-    return result
+    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
+    record = {
+        "iterations": settings.training.iterations,
+        "seconds": made.seconds,
+        "peak_mib": made.peak_mib,
+        "machine": made.machine,
+        "comparison": to_record(part) if part else None,
+    }
+    with_retries(lambda: run.finish(record), run.folder, 0, watcher, kept, remedy)
+    return made
 
 
-class Sheet:
-    """A contact sheet: one row for each contestant, the same prompts and noise in every row.
+def _lora(loaded: LoadedBase, settings: Settings) -> LoraFile:
+    recipe = settings.recipe() | {"sampler": sampler_recipe(settings.teacher.num_slots)}
+    return LoraFile(lora_state(loaded.backbone), settings.training.rank, settings.training.alpha, recipe)
+
+
+def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
+    """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row.
 
     A base with an exam shows prompts that no training saw.
     """
-
-    def __init__(self, base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> None:
-        shown = base.set_exam(0, SHEET_COLUMNS, seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
-        noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape)
-        self._noise, self._cond = noise.to(loaded.backbone.device), loaded.encode(shown)
-        self._decode, self._batch = loaded.decode, base.defaults.picture_batch
-        self._rows: dict[str, Tensor] = {}
-
-    def draw(self, contestant: Contestant) -> None:
-        """Add a contestant's row."""
-        size = self._batch
-        latents = [
-            contestant.draw(self._noise[k : k + size], self._cond[k : k + size])
-            for k in range(0, len(self._noise), size)
-        ]
+    shown = base.set_exam(0, SHEET_COLUMNS, seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
+    noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape).to(loaded.backbone.device)
+    cond, size = loaded.encode(shown), base.defaults.picture_batch
+    rows: dict[str, Tensor] = {}
+    for contestant in contestants:
+        drawn = [contestant.draw(noise[k : k + size], cond[k : k + size]) for k in range(0, len(noise), size)]
         title = f"{contestant.title}, {contestant.evaluations} evaluations"
-        self._rows[title] = torch.cat([self._decode(part) for part in latents])
-
-    def save(self, path: Path) -> None:
-        """Write the sheet as a PNG."""
-        contact_sheet(self._rows).save(path)
+        rows[title] = torch.cat([loaded.decode(part) for part in drawn])
+    buffer = io.BytesIO()
+    contact_sheet(rows).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class _Clock:
@@ -156,27 +174,3 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = round(now - self._last, 2), now
-
-
-def _record(base: Base, teacher: TeacherConfig, training: TrainConfig) -> dict[str, Any]:
-    return {
-        "rapm": __version__,
-        "base": base.name,
-        "base_identity": base_identity(base),
-        "teacher": to_json(teacher),
-        "training": to_json(training),
-    }
-
-
-def _log_line(progress: Progress) -> dict[str, Any]:
-    slots = [dataclasses.asdict(slot) for slot in progress.slots]
-    return {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "slots": slots}
-
-
-def _note(slots: list[SlotLosses]) -> str:
-    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses."""
-    relative = " ".join(f"{slot.relative:.3f}" for slot in slots)
-    absolute = " ".join(f"{slot.absolute:.3f}" for slot in slots)
-    judged = [value for slot in slots for value in slot.discriminator.values()]
-    end = f"  discriminators {math.fsum(judged) / len(judged):.2f}" if judged else ""
-    return f"slots: relative {relative}  absolute {absolute}{end}"

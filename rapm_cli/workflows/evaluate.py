@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,26 @@ from torch import Tensor
 from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.config import TeacherConfig, teacher_config_from_json
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.commit import commit, read_commit
+from rapm_cli.core.config import TeacherConfig, from_json
+from rapm_cli.core.errors import ConfigError, DamagedError, InputError
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import initial_noise, walk_teacher
 from rapm_cli.formats.lora import LoraFile, apply_lora
-from rapm_cli.formats.tensors import write_tensors
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
-from rapm_cli.workflows.places import cache_dir
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
 from rapm_cli.workflows.watch import Watcher
 
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out
 
 Draw = Callable[[Tensor, Conditioning], Tensor]  # noise and conditioning to clean latents
 MIN_FRECHET = 640  # pictures, ten for each of the reader's features
+READINGS = "readings.safetensors"
 CHUNK = 32  # prompts that are drawn, read and cached together
 
 
@@ -43,14 +47,14 @@ class Contestant:
         steps: Steps that it takes.
         evaluations: Network evaluations for each picture; guidance doubles them.
         draw: Noise and conditioning to clean latents.
-        identity: What makes its pictures, for the cache; empty for those that are not cached.
+        identity: What makes its pictures, for the cache.
     """
 
     role: str
     steps: int
     evaluations: int
     draw: Draw
-    identity: str = ""
+    identity: str
 
     @property
     def title(self) -> str:
@@ -69,10 +73,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: who, and the seconds and scores of the pictures."""
+    """One line of the comparison: who, the seconds and readings of the pictures, and the scores."""
 
     contestant: Contestant
     seconds: float
+    readings: Readings
     scores: dict[str, Score]
 
 
@@ -85,16 +90,24 @@ class Part:
     seed: int
     rows: list[Row]
 
-    def closed(self) -> float | None:
+    @cached_property
+    def closed(self) -> Score | None:
         """(FD_base - FD_student) / (FD_base - FD_teacher): 1 where the student is as near as its teacher.
 
-        None where a row is missing, or where there are too few pictures for a Fréchet distance to mean anything.
+        Its interval resamples the prompts of all three together. None where a row is missing, or where there are too
+        few pictures for a Fréchet distance to mean anything.
         """
-        value = {row.contestant.role: row.scores["fd-demo"].value for row in self.rows if "fd-demo" in row.scores}
-        is_known = {"teacher", "base", "student"} <= value.keys() and self.samples >= MIN_FRECHET
-        if not is_known or value["base"] == value["teacher"]:
+        rows = {row.contestant.role: row.readings for row in self.rows if "fd-demo" in row.scores}
+        if not {"teacher", "base", "student"} <= rows.keys() or self.samples < MIN_FRECHET:
             return None
-        return (value["base"] - value["student"]) / (value["base"] - value["teacher"])
+
+        def share(chosen: Tensor) -> float:
+            distance = {role: METRICS["fd-demo"].compute(readings[chosen]) for role, readings in rows.items()}
+            return (distance["base"] - distance["student"]) / (distance["base"] - distance["teacher"])
+
+        draws = METRICS["fd-demo"].draws
+        low, high = bootstrap_interval(share, self.samples, generator_for("bootstrap", "closed"), draws=draws)
+        return Score(share(torch.arange(self.samples)), low, high)
 
 
 def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[Contestant]:
@@ -110,7 +123,7 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
         return draw
 
     evaluations = (len(fine) - 1) * (1 if config.guidance_scale == 1 else 2)
-    made_by = f"{identity} {config.precision} {describe_machine(base.backbone.device)}"
+    made_by = _made_by(base, identity, config)
     guided, bare = f"{made_by} {fine} guidance {config.guidance_scale}", f"{made_by} {coarse} guidance 1"
     return [
         Contestant("teacher", len(fine) - 1, evaluations, walk(fine, config.guidance_scale), guided),
@@ -118,14 +131,27 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
     ]
 
 
-def student(base: LoadedBase, num_slots: int) -> Contestant:
-    """The LoRA that the backbone carries."""
+def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> Contestant:
+    """The LoRA that the backbone carries.
+
+    Args:
+        base: Loaded, with the LoRA attached.
+        config: Of its teacher.
+        identity: Of the base's weights.
+        lora: The same LoRA, whose digest its pictures are remembered by.
+    """
+    steps = config.num_slots
     return Contestant(
         "student",
-        num_slots,
-        num_slots,
-        lambda z, cond: sample_student(base.backbone, z, cond, num_slots)[0],
+        steps,
+        steps,
+        lambda z, cond: sample_student(base.backbone, z, cond, steps)[0],
+        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}",
     )
+
+
+def _made_by(base: LoadedBase, identity: str, config: TeacherConfig) -> str:
+    return f"{identity} {config.precision} {describe_machine(base.backbone.device)} format {CACHE_FORMAT}"
 
 
 def evaluate_lora(
@@ -161,21 +187,21 @@ def evaluate_lora(
         raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
     precision = find_precision(precision, device)
     teacher = replace(_teacher_of(lora, path), precision=precision)
-    loaded = base.load(device, DTYPES[precision])
+    loaded, identity = base.load(device, DTYPES[precision]), base_identity(base)
     exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
     for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
-        for contestant in teacher_and_base(loaded, teacher, base_identity(base)):
+        for contestant in teacher_and_base(loaded, teacher, identity):
             exam.sit(contestant)
     apply_lora(loaded.backbone, lora, path)
     for exam in exams:
-        exam.sit(student(loaded, teacher.num_slots))
+        exam.sit(student(loaded, teacher, identity, lora))
     return [exam.part() for exam in exams]
 
 
 def _teacher_of(lora: LoraFile, path: Path) -> TeacherConfig:
     try:
-        return teacher_config_from_json(lora.recipe["teacher"])
-    except (KeyError, TypeError) as error:
+        return from_json(TeacherConfig, lora.recipe.get("teacher"))
+    except InputError as error:
         raise InputError(
             f"{path} does not say which teacher it was distilled from", "give a file that rapm distill or export wrote"
         ) from error
@@ -208,37 +234,49 @@ class Examination:
         self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
         self.metrics, self.watcher, self.set_exam = metrics, watcher, base.set_exam
         self.rows: list[Row] = []
+        self._exams: dict[int, Exam] = {}  # by their first question
 
     def part(self) -> Part:
         """The rows so far."""
-        name = "held-out scenes" if self.held_out else "scenes seen in training"
+        name = "held-out scenes" if self.held_out else "scenes that training may see"
         return Part(name, self.samples, self.seed, self.rows)
 
     def sit(self, contestant: Contestant) -> None:
         """Let a contestant draw, and add its row."""
         readings, seconds = self._readings(contestant)
         scores = {metric: score(readings, metric) for metric in self.metrics}
-        self.rows.append(Row(contestant, seconds, scores))
+        self.rows.append(Row(contestant, seconds, readings, scores))
 
     def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
-        parts, seconds = [], 0.0
-        with self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device) as bar:
+        parts, seconds, remembered = [], 0.0, 0
+        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device)
+        with stop.patient(f"these {CHUNK} pictures"), bar as shown:
             for start in range(0, self.samples, CHUNK):
-                count = min(CHUNK, self.samples - start)
-                exam = self.set_exam(start, count, self.seed, self.held_out)
-                features, right, spent = self._chunk(contestant, exam, start)
-                seconds += spent
-                parts.append(Readings(features, right, exam.asked, exam.reference))
-                bar.advance(count)
+                exam = self._exam(start)
+                path = self._place(contestant, exam, start)
+                stored = self._recall(path)
+                chunk = stored or self._draw(contestant, exam, start)
+                if stored is None:
+                    self._keep(path, chunk)
+                remembered += len(exam.prompts) if stored else 0
+                seconds += float(chunk["seconds"])
+                parts.append(Readings(chunk["features"], chunk["right"], exam.asked, exam.reference))
+                shown.advance(len(exam.prompts))
+                stop.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
+        if remembered:
+            self.watcher.say(f"{contestant.title}: {remembered} of {self.samples} pictures were drawn and timed before")
         columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("features", "right", "asked", "reference"))
         return Readings(*columns), seconds / self.samples
 
-    def _chunk(self, contestant: Contestant, exam: Exam, start: int) -> tuple[Tensor, Tensor, float]:
-        """Features, right answers and seconds of one chunk, from the cache where its maker may be cached."""
-        path = _cached(contestant, self.seed, self.held_out, start, exam.prompts)
-        if path is not None and path.is_file():
-            return _recall(path)
+    def _exam(self, start: int) -> Exam:
+        if start not in self._exams:
+            count = min(CHUNK, self.samples - start)
+            self._exams[start] = self.set_exam(start, count, self.seed, self.held_out)
+        return self._exams[start]
+
+    def _draw(self, contestant: Contestant, exam: Exam, start: int) -> dict[str, Tensor]:
+        """Features, right answers and seconds of one chunk."""
         indices = list(range(start, start + len(exam.prompts)))
         noise = initial_noise(self.seed, f"exam {int(self.held_out)}", indices, self.loaded.latent_shape)
         begun = time.perf_counter()
@@ -246,9 +284,37 @@ class Examination:
         pictures = self.loaded.decode(drawn)
         spent = time.perf_counter() - begun
         features, right = exam.read(pictures)
-        if path is not None:
-            _keep(path, features, right, spent)
-        return features, right, spent
+        return {"features": features, "right": right, "seconds": torch.tensor(spent)}
+
+    def _place(self, contestant: Contestant, exam: Exam, start: int) -> Path:
+        key = json.dumps([contestant.identity, self.seed, self.held_out, start, exam.prompts])
+        return cache_dir() / "readings" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def _recall(self, path: Path) -> dict[str, Tensor] | None:
+        """A chunk that was drawn before; None where there is none, or it is damaged."""
+        from safetensors.torch import load
+
+        if not path.exists():
+            return None
+        try:
+            stored: dict[str, Tensor] = load(read_commit(path)[1][READINGS])
+            return stored
+        except DamagedError as error:
+            self.watcher.warn(f"{error.message}; drawing its pictures again")
+            return None
+
+    def _keep(self, path: Path, chunk: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        data = save(chunk)
+        with_retries(
+            lambda: commit(path, {READINGS: data}, fingerprint=path.name),
+            path,
+            len(data),
+            self.watcher,
+            "what was drawn before is kept",
+            "free space, and run the same command again",
+        )
 
 
 def score(readings: Readings, name: str) -> Score:
@@ -263,40 +329,19 @@ def score(readings: Readings, name: str) -> Score:
     return Score(metric.compute(readings), max(low, metric.least), min(high, metric.most))
 
 
-def _cached(contestant: Contestant, seed: int, held_out: bool, start: int, prompts: list[str]) -> Path | None:
-    if not contestant.identity:
-        return None
-    key = json.dumps([contestant.identity, seed, held_out, start, prompts])
-    return cache_dir() / "readings" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _keep(path: Path, features: Tensor, right: Tensor, seconds: float) -> None:
-    write_tensors(path, {"features": features, "right": right, "seconds": torch.tensor(seconds)}, {})
-
-
-def _recall(path: Path) -> tuple[Tensor, Tensor, float]:
-    from safetensors.torch import load_file
-
-    stored = load_file(path)
-    return stored["features"], stored["right"], float(stored["seconds"])
-
-
 def to_record(part: Part) -> dict[str, Any]:
     """A comparison as JSON values."""
     return {
         "part": part.name,
         "samples": part.samples,
         "seed": part.seed,
-        "closed": part.closed(),
+        "closed": asdict(part.closed) if part.closed else None,
         "rows": [
             {
                 "name": row.contestant.title,
                 "evaluations": row.contestant.evaluations,
                 "seconds_per_picture": round(row.seconds, 4),
-                "metrics": {
-                    name: {"value": score.value, "low": score.low, "high": score.high}
-                    for name, score in row.scores.items()
-                },
+                "metrics": {name: asdict(score) for name, score in row.scores.items()},
             }
             for row in part.rows
         ],

@@ -2,15 +2,17 @@
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
-from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.formats.fuse import FuseReport, fuse_folder
+from rapm_cli.core.commit import committing, read_manifest
+from rapm_cli.core.errors import ConfigError, DiskError, InputError
+from rapm_cli.core.files import write_file
+from rapm_cli.formats.fuse import FuseReport, fuse_folder, is_other_weights
 from rapm_cli.formats.lora import load_lora, save_lora
+from rapm_cli.workflows.disk import require_room
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,19 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str)
     source = base.locate()
     if not isinstance(source, Path):
         raise ConfigError(f"base {base.name} has no folder to merge into", "give --base the folder of its snapshot")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        target = Path(temporary) / output.name
-        shutil.copytree(source, target)
-        report = fuse_folder(target, lora, DTYPES.get(dtype))
-        (target / "rapm_recipe.json").write_text(json.dumps(lora.recipe, indent=2) + "\n")
-        target.replace(output)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    return Exported(output, size, report)
+    files = [path for path in source.rglob("*") if path.is_file() and not is_other_weights(path, source)]
+    require_room(output, 2 * sum(path.stat().st_size for path in files), "the merged model")
+    try:
+        with committing(output, fingerprint=lora.digest()) as temporary:
+            for path in files:
+                target = temporary / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            report = fuse_folder(temporary, lora, DTYPES.get(dtype))
+            write_file(temporary / "rapm_recipe.json", (json.dumps(lora.recipe, indent=2) + "\n").encode())
+    except OSError as error:
+        raise DiskError.of(error, output) from error
+    return Exported(output, read_manifest(output).total_bytes, report)
 
 
 def default_output(lora_path: Path, *, fuse: bool) -> Path:

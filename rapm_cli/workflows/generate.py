@@ -22,7 +22,7 @@ from rapm_cli.formats.lora import apply_lora
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.prompts import warn_of_unread
-from rapm_cli.workflows.watch import Watcher, batches
+from rapm_cli.workflows.watch import Watcher
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def generate(
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
     with watcher.bar("pictures", len(jobs), "picture", device) as bar:
-        for part in batches(jobs, batch_size or chosen.base.defaults.picture_batch):
+        size = batch_size or chosen.base.defaults.picture_batch
+        for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = noise_for([seed for _, seed in part], loaded.latent_shape).to(device)
             cond = loaded.encode([prompt for prompt, _ in part])
             begun = time.perf_counter()

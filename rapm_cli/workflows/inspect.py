@@ -18,7 +18,7 @@ def inspect_lora(name: str) -> dict[str, Any]:
     """
     path = find_lora(name)
     header = read_header(path)
-    rank, alpha, recipe = lora_facts(path, header.metadata, list(header.tensors))
+    rank, alpha, recipe = lora_facts(path, header)
     modules = [key.removesuffix(".lora_A.weight") for key in header.tensors if key.endswith(".lora_A.weight")]
     facts: dict[str, Any] = {
         "file": str(path),

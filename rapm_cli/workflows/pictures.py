@@ -1,5 +1,6 @@
 """Latents to pictures on disk: PNGs with their recipe, grids and contact sheets."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rapm_cli.core.errors import DiskError, InputError
+from rapm_cli.core.files import regular_file, replace_file
 
 RECIPE_KEY = "rapm"
 RECIPE = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}  # at least
@@ -22,7 +24,7 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
-    """Write a PNG that says how it was made, for rapm as JSON and for other programs as plain text.
+    """Write a PNG, whole or not at all; it says how it was made, as JSON for rapm and as text for other programs.
 
     Raises:
         DiskError: It cannot be written.
@@ -32,9 +34,10 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     if "prompt" in recipe:
         settings = f"Steps: {recipe['steps']}, Sampler: DDIM trailing, CFG scale: 1, Seed: {recipe['seed']}"
         info.add_itxt("parameters", f"{recipe['prompt']}\n{settings}")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, pnginfo=info)
+        replace_file(path, buffer.getvalue())
     except OSError as error:
         raise DiskError.of(error, path) from error
 
@@ -45,14 +48,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is no picture, or not one of ours.
     """
+    regular_file(path, "give a PNG that rapm generate wrote")
     try:
         with Image.open(path) as image:
             text = image.info.get(RECIPE_KEY)
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a picture", "give a PNG that rapm generate wrote") from error
     try:
         recipe = json.loads(text or "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         recipe = None
     if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in RECIPE.items()):
         raise InputError(f"{path} does not say how it was made", "give a PNG that rapm generate wrote")

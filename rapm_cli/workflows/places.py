@@ -5,6 +5,8 @@ from pathlib import Path
 
 import platformdirs
 
+CACHE_FORMAT = 1  # counts up when the code makes other trajectories or readings from the same settings
+
 
 def cache_dir() -> Path:
     """Trajectories and teacher pictures: what can be made again."""

@@ -5,14 +5,17 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.files import regular_file
 
 if TYPE_CHECKING:
-    from rapm_cli.bases import LoadedBase
+    from rapm_cli.bases import Base, LoadedBase
+    from rapm_cli.core.config import TeacherConfig
     from rapm_cli.workflows.watch import Watcher
 
 MAX_CHARACTERS = 2000
-MAX_PROMPTS = 1_000_000
+MAX_PROMPTS, MAX_BYTES = 1_000_000, 64_000_000  # of one file
+REMEDY = "give a text file, one prompt a line"
 
 
 def read_prompts(source: str) -> list[str]:
@@ -26,20 +29,28 @@ def read_prompts(source: str) -> list[str]:
     """
     name = "standard input" if source == "-" else source
     try:
-        if source == "-" and sys.stdin is None:
-            raise InputError("standard input is closed", "give a text file, one prompt a line")
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        data = _read(source)
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}", "give a text file, one prompt a line") from error
+        raise InputError(f"{name} cannot be read: {error.strerror}", REMEDY) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 (byte {error.start})", "save it as UTF-8 text") from error
+    if len(data) > MAX_BYTES or len(lines) > MAX_PROMPTS:
+        raise InputError(f"{name} has more than {MAX_PROMPTS:,} lines or {MAX_BYTES / 1e6:.0f} MB", "split it")
     prompts = [check_prompt(line, f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise InputError(f"{name} holds no prompt", "write one prompt a line")
-    if len(prompts) > MAX_PROMPTS:
-        raise InputError(f"{name} holds {len(prompts):,} prompts, more than {MAX_PROMPTS:,}", "split it")
     return prompts
+
+
+def _read(source: str) -> bytes:
+    """At most one byte more than is allowed."""
+    if source != "-":
+        with regular_file(Path(source), f"{REMEDY}, or pipe them into --prompts -").open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    if sys.stdin is None:
+        raise InputError("standard input is closed", REMEDY)
+    return sys.stdin.buffer.read(MAX_BYTES + 1)
 
 
 def check_prompt(prompt: str, place: str) -> str:
@@ -56,6 +67,26 @@ def check_prompt(prompt: str, place: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") and character != "\t" for character in text):
         raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text
+
+
+def training_prompts(base: "Base", config: "TeacherConfig", given: list[str] | None, watcher: "Watcher") -> list[str]:
+    """As many prompts as the distillation wants: the user's, repeated if they are few, or the base's own.
+
+    Raises:
+        ConfigError: The base has none of its own and the user gave none.
+    """
+    if given:
+        if len(given) > config.trajectories:
+            watcher.warn(
+                f"{len(given) - config.trajectories} of {len(given)} prompts are left out: give --trajectories"
+            )
+        unknown = next((text for prompt in given[: config.trajectories] if (text := base.warn(prompt))), "")
+        if unknown:
+            watcher.warn(unknown)
+        return [given[k % len(given)] for k in range(config.trajectories)]
+    if base.training_prompts is None:
+        raise ConfigError(f"base {base.name} has no prompts of its own yet", "give a text file: --prompts FILE")
+    return base.training_prompts(config.trajectories, config.seed)
 
 
 def warn_of_unread(base: "LoadedBase", prompts: list[str], watcher: "Watcher") -> None:

@@ -1,30 +1,33 @@
-"""The folder of one distillation: settings, log, LoRA, comparison and contact sheet."""
+"""The folder of one distillation, and finding it among all runs."""
 
 import contextlib
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.errors import DiskError, InputError
+from rapm_cli.core.files import replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.places import runs_dir
 
-CONFIG, LORA, METRICS, RESULT, SHEET = "config.json", "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
+LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
+COMMITS, DAMAGED, OFFENDING = "commits", "damaged", "offending"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; a run with a LoRA is a finished one."""
+    """A run folder."""
 
     folder: Path
 
     @property
     def lora(self) -> Path:
-        """The distilled LoRA."""
+        """The distilled LoRA, there once training has ended."""
         return self.folder / LORA
 
     @property
@@ -33,38 +36,62 @@ class Run:
         return self.folder / SHEET
 
     @property
-    def is_finished(self) -> bool:
-        """True once the LoRA is written."""
+    def log(self) -> Path:
+        """Losses of every iteration, one JSON object a line."""
+        return self.folder / LOG
+
+    @property
+    def commits(self) -> Path:
+        """Folder of the commits, from which alone a run is resumed."""
+        return self.folder / COMMITS
+
+    @property
+    def is_begun(self) -> bool:
+        """True for a folder in which a run was started."""
+        return self.commits.is_dir()
+
+    @property
+    def has_lora(self) -> bool:
+        """True once training has ended."""
         return self.lora.is_file()
 
-    def config(self) -> dict[str, Any]:
-        """The settings that the run was started with.
+    @property
+    def is_finished(self) -> bool:
+        """True once everything is written."""
+        return (self.folder / RESULT).is_file()
 
-        Raises:
-            InputError: They cannot be read.
-        """
-        return self._read(CONFIG)
+    def is_complete(self, iterations: int) -> bool:
+        """True for a finished run that has done so many iterations."""
+        return self.is_finished and self.result().get("iterations", 0) >= iterations
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with it."""
+        is_usual = self.folder.resolve().parent == runs_dir().resolve()
+        return f"rapm distill --resume {shlex.quote(self.folder.name if is_usual else str(self.folder))}"
 
     def result(self) -> dict[str, Any]:
-        """The comparison at the end of the run; empty if it was skipped."""
-        return self._read(RESULT) if (self.folder / RESULT).is_file() else {}
+        """The comparison at the end of the run; empty if it was skipped.
 
-    def write(self, name: str, record: dict[str, Any]) -> None:
-        """Write one JSON file."""
-        (self.folder / name).write_text(json.dumps(record, indent=2) + "\n")
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add one line to the log of losses."""
-        with (self.folder / METRICS).open("a") as log:
-            log.write(json.dumps(record) + "\n")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
+        Raises:
+            InputError: It cannot be read.
+        """
+        path = self.folder / RESULT
+        if not path.is_file():
+            return {}
         try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as JSON", "give the folder of a run, or a LoRA file") from error
-        return record
+            record = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read as JSON", "remove it, and resume the run") from error
+        return record if isinstance(record, dict) else {}
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write the result, which makes the run a finished one."""
+        replace_file(self.folder / RESULT, (json.dumps(record, indent=2) + "\n").encode())
+
+    def reopen(self) -> None:
+        """Make a finished run an unfinished one."""
+        (self.folder / RESULT).unlink(missing_ok=True)
 
 
 def new_run(base: str, folder: Path | None) -> Run:
@@ -74,7 +101,7 @@ def new_run(base: str, folder: Path | None) -> Run:
         InputError: The named folder exists and is not empty.
         DiskError: It cannot be made.
     """
-    usual = runs_dir() / f"{Path(base).name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    usual = runs_dir() / f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     path = folder or usual
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -89,37 +116,71 @@ def new_run(base: str, folder: Path | None) -> Run:
     return Run(path)
 
 
+def all_runs() -> list[Run]:
+    """All runs, the one that was worked on last first."""
+    folders = runs_dir().iterdir() if runs_dir().is_dir() else ()
+    runs = {folder.resolve() for folder in folders if folder.is_dir()}
+    return [Run(folder) for folder in sorted(runs, key=_changed_at, reverse=True)]
+
+
+def _changed_at(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, folder / COMMITS) if path.exists())
+
+
 def all_loras() -> list[Path]:
-    """The LoRAs of all finished runs, the newest first."""
-    runs = [Run(folder.resolve()) for folder in runs_dir().iterdir()] if runs_dir().is_dir() else []
-    return sorted((run.lora for run in runs if run.is_finished), key=lambda path: path.stat().st_mtime, reverse=True)
+    """The LoRAs of all runs that have one, the newest first."""
+    loras = (run.lora for run in all_runs() if run.has_lora)
+    return sorted(loras, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def newest_run(base: str | None = None) -> Run | None:
-    """The finished run that was written last, of a base if one is named; None where there is none."""
+    """The run whose LoRA was written last, of a base if one is named; None where there is none."""
     return next((Run(path.parent) for path in all_loras() if base is None or base_of(path) == base), None)
+
+
+def newest_unfinished() -> Run:
+    """The run worked on last of those that are not finished.
+
+    Raises:
+        InputError: There is none.
+    """
+    run = next((run for run in all_runs() if run.is_begun and not run.is_finished), None)
+    if run is None:
+        raise InputError(
+            f"there is no unfinished run in {runs_dir()}", "name one, or start one: rapm distill --base demo"
+        )
+    return run
 
 
 def base_of(lora: Path) -> str | None:
     """The base that a LoRA file says it was distilled from; None where it cannot be read or does not say."""
     try:
         header = read_header(lora)
-        base = lora_facts(lora, header.metadata, list(header.tensors))[2].get("base")
+        base = lora_facts(lora, header)[2].get("base")
     except InputError:
         return None
     return None if base is None else str(base)
 
 
 def newest_lora() -> Path:
-    """The LoRA of the newest finished run.
+    """The LoRA of the newest run that has one.
 
     Raises:
-        InputError: There is no run yet.
+        InputError: There is none yet.
     """
     run = newest_run()
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
     return run.lora
+
+
+def find_run(name: str) -> Run | None:
+    """The run of a path to its folder, or of its name; None where there is none."""
+    for path in (Path(name), runs_dir() / name) if name else ():
+        with contextlib.suppress(OSError, ValueError):  # no file has such a name
+            if Run(path).is_begun or Run(path).has_lora:
+                return Run(path.resolve())
+    return None
 
 
 def find_lora(name: str) -> Path:
@@ -128,10 +189,12 @@ def find_lora(name: str) -> Path:
     Raises:
         InputError: There is none.
     """
-    for path in (Path(name), runs_dir() / name) if name else ():
-        with contextlib.suppress(OSError):  # no file has such a name
-            if path.is_file():
-                return path
-            if Run(path).is_finished:
-                return Run(path).lora
-    raise InputError(f"{name!r} is neither a LoRA file nor a finished run", f"runs are in {runs_dir()}")
+    with contextlib.suppress(OSError, ValueError):
+        if name and Path(name).exists() and not Path(name).is_dir():
+            return Path(name)
+    run = find_run(name)
+    if run and run.has_lora:
+        return run.lora
+    if run:
+        raise InputError(f"run {run.folder} has no LoRA yet", f"go on with it: {run.resume_command}")
+    raise InputError(f"{name!r} is neither a LoRA file nor a run", f"runs are in {runs_dir()}")

@@ -1,12 +1,10 @@
 """How a job tells what it is doing; the command line draws it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
-
-T = TypeVar("T")
 
 
 class Bar(Protocol):
@@ -20,17 +18,11 @@ class Watcher(Protocol):
     """Somebody who watches a job."""
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str, device: torch.device) -> Iterator[Bar]:
-        """A bar of `total` units for as long as the context lasts, with the device's memory beside it."""
+    def bar(self, title: str, total: int, unit: str, device: torch.device, done: int = 0) -> Iterator[Bar]:
+        """A bar of `total` units, `done` of them before, for as long as the context lasts; with the device's memory."""
 
     def say(self, line: str) -> None:
         """One line of talk."""
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-
-
-def batches(items: range | list[T], size: int) -> Iterable[list[T]]:
-    """Consecutive parts of at most `size`."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ def warn(prompt: str) -> str:
 BASES.add("demo")(
     Base(
         name="demo",
+        source="demo",
         defaults=Defaults(
             guidance_scale=2.0,
             fine_steps=10,
@@ -66,6 +67,7 @@ BASES.add("demo")(
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
             warmup=3,
+            save_every=10,
             rollout_batch=32,
             picture_batch=16,
         ),

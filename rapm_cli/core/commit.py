@@ -1,0 +1,249 @@
+"""The commit protocol: a folder that is there whole or not at all, and that tells when it has been damaged.
+
+Temporary folder, files, fsync, manifest, fsync, rename, fsync of the parent: in that order, so that after a kill or a
+power cut at any point the name either does not exist or stands for everything. The manifest holds the sha256 and size
+of each file and its own sha256; nothing is believed that does not agree with it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rapm_cli.core.errors import DamagedError, VerificationError
+from rapm_cli.core.files import is_litter, sync, temporary_name, write_file
+
+MANIFEST, FORMAT = "MANIFEST.json", 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a commit says of itself.
+
+    Args:
+        name: Its folder's name, so that one commit cannot stand in another's place.
+        fingerprint: Of the settings that made it.
+        files: Name, as a path inside the folder, to sha256 and size in bytes.
+        parent: The commit that it goes on from; None for a first one.
+        about: What its maker wants known, as JSON values.
+        format: Version of this protocol.
+    """
+
+    name: str
+    fingerprint: str
+    files: dict[str, dict[str, Any]]
+    parent: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+    def to_bytes(self) -> bytes:
+        """The one way to write it: any other byte is damage."""
+        digest = hashlib.sha256(_canonical(vars(self))).hexdigest()
+        return _canonical(vars(self) | {"sha256": digest})
+
+    @property
+    def is_sound(self) -> bool:
+        """True where everything has its type and no file lies outside the folder."""
+        texts = [self.name, self.fingerprint, self.parent or "", *self.files]
+        entries = [set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int for entry in self.files.values()]
+        is_typed = all(isinstance(text, str) for text in texts) and isinstance(self.about, dict)
+        return self.format == FORMAT and is_typed and all(entries) and all(map(_is_plain, self.files))
+
+
+@contextmanager
+def committing(
+    folder: Path, *, fingerprint: str, parent: str | None = None, about: dict[str, Any] | None = None
+) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end and is read back, or is removed.
+
+    Args:
+        folder: Name of the commit; what is there already is replaced.
+        fingerprint: Of the settings that made it.
+        parent: Name of the commit that it goes on from.
+        about: What should be known of it, as JSON values.
+
+    Raises:
+        OSError: It cannot be written; what was there is still there.
+        VerificationError: What was read back is not what was written; it is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(folder)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    try:
+        temporary.mkdir()
+        yield temporary
+        files, folders = {}, {temporary}
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            sync(path)
+            folders |= {parent for parent in path.parents if parent.is_relative_to(temporary)}
+            files[path.relative_to(temporary).as_posix()] = _sum(path)
+        manifest = Manifest(folder.name, fingerprint, files, parent, about or {})
+        write_file(temporary / MANIFEST, manifest.to_bytes())
+        for inner in folders:
+            sync(inner)
+        _put_in_place(temporary, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        verify(folder)
+    except DamagedError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise VerificationError(
+            f"{folder} did not read back as it was written: {error.damage}", "check the disk"
+        ) from error
+
+
+def commit(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    fingerprint: str,
+    parent: str | None = None,
+    about: dict[str, Any] | None = None,
+) -> Manifest:
+    """Write files as one commit.
+
+    Args:
+        folder: Name of the commit.
+        files: Name to content.
+        fingerprint: Of the settings that made it.
+        parent: Name of the commit that it goes on from.
+        about: What should be known of it, as JSON values.
+
+    Raises:
+        OSError: It cannot be written.
+        VerificationError: What was read back is not what was written.
+    """
+    with committing(folder, fingerprint=fingerprint, parent=parent, about=about) as temporary:
+        for name, data in files.items():
+            write_file(temporary / name, data)
+    return read_manifest(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a commit says of itself; its files are not looked at.
+
+    Raises:
+        DamagedError: The manifest is missing, damaged, of another format or of another commit.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+        record = json.loads(data)
+        record.pop("sha256")
+        manifest = Manifest(**record)
+        is_sound = manifest.is_sound and manifest.to_bytes() == data
+    except FileNotFoundError as error:
+        raise DamagedError(folder, f"{MANIFEST} is missing") from error
+    except OSError as error:
+        raise DamagedError(folder, f"{MANIFEST} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(folder, f"{MANIFEST} is not what was written") from error
+    if not is_sound:
+        raise DamagedError(folder, f"{MANIFEST} is not what was written")
+    if manifest.name != folder.name:
+        raise DamagedError(folder, f"it is commit {manifest.name}, moved to another's place")
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a commit, once every file has been found to be what was written.
+
+    Raises:
+        DamagedError: One is not.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        try:
+            found = _sum(folder / name)
+        except OSError as error:
+            raise DamagedError(folder, _missing(name, error)) from error
+        if found != expected:
+            raise DamagedError(folder, _difference(name, found["bytes"], expected["bytes"]))
+    return manifest
+
+
+def read_commit(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """A commit's manifest and the very bytes that were verified.
+
+    Raises:
+        DamagedError: A file is not what was written.
+    """
+    manifest, contents = read_manifest(folder), {}
+    for name, expected in manifest.files.items():
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise DamagedError(folder, _missing(name, error)) from error
+        if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise DamagedError(folder, _difference(name, len(data), expected["bytes"]))
+        contents[name] = data
+    return manifest, contents
+
+
+def remove_commit(folder: Path) -> None:
+    """Remove a commit so that it is never seen half gone."""
+    aside = temporary_name(folder)
+    if aside.exists():
+        shutil.rmtree(aside)
+    folder.rename(aside)
+    sync(folder.parent)
+    shutil.rmtree(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are gone left unfinished in a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_litter(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename; a folder that is there is moved aside first, because only an empty one can be renamed over."""
+    aside = temporary_name(folder.with_name(f"old-{folder.name}"))
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _is_plain(name: str) -> bool:
+    """True for a path that stays inside its folder."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and name == "/".join(parts) and not ({"..", "/", "."} & set(parts)) and "\\" not in name
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _missing(name: str, error: OSError) -> str:
+    return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name} cannot be read: {error.strerror}"
+
+
+def _difference(name: str, found: int, expected: int) -> str:
+    return f"{name} has {found:,} bytes of {expected:,}" if found != expected else f"{name}: its sha256 differs"

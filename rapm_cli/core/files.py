@@ -1,0 +1,109 @@
+"""Files that survive a power cut: written, flushed to the disk and renamed, in that order."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rapm_cli.core.errors import InputError
+
+TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and see it to the disk; its name is safe once its folder is synced.
+
+    Raises:
+        OSError: It exists, or cannot be written.
+    """
+    with path.open("xb") as file:
+        write_all(file, data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Every byte that is put into a commit passes here."""
+    file.write(data)
+
+
+def sync(path: Path) -> None:
+    """See a file's bytes, or a folder's names, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no such thing
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, which then takes the place of `path` whole, or is removed.
+
+    Args:
+        path: File to make or replace; its folder is made.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole, or leave what is there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with replacing(path) as temporary:
+        write_file(temporary, data)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that tells which process will remove it; the ending is kept."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def is_litter(path: Path) -> bool:
+    """True for what a process that is gone left unfinished."""
+    owner = path.name.removeprefix(TEMPORARY).split("-")[0]
+    if not path.name.startswith(TEMPORARY) or not owner.isdecimal():
+        return False
+    if os.name == "nt":
+        return False  # there, to ask whether a process lives would end it
+    try:
+        os.kill(int(owner), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return int(owner) == os.getpid()  # this process is asked before it writes, so it is an earlier one's
+
+
+def regular_file(path: Path, remedy: str) -> Path:
+    """The path, where a file of bytes is; opening a FIFO would wait for ever.
+
+    Raises:
+        InputError: It cannot be looked at, or is a folder, a FIFO, a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be read: {reason}", remedy) from error
+    if stat.S_ISREG(mode):
+        return path
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    raise InputError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", remedy)

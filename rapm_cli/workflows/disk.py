@@ -1,0 +1,69 @@
+"""Room on the disk: asked for before work is done, and waited for, a bounded time, when it runs out."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.watch import Watcher
+
+T = TypeVar("T")
+
+WAITS = (2.0, 10.0, 30.0, 60.0)  # seconds before each new attempt
+SPARE = 2**20  # bytes, for names and manifests
+
+
+def require_room(place: Path, needed: int, what: str) -> None:
+    """Refuse work whose result would not fit.
+
+    Args:
+        place: Where it will be written; need not exist yet.
+        needed: Bytes.
+        what: What is written, in words.
+
+    Raises:
+        DiskError: Too little is free.
+    """
+    if free_bytes(place) < needed + SPARE:
+        raise DiskError.full(place, what, needed + SPARE, free_bytes(place))
+
+
+def free_bytes(place: Path) -> int:
+    """Bytes that the user may still write where `place` is or will be."""
+    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def with_retries(write: Callable[[], T], place: Path, needed: int, watcher: Watcher, saved: str, remedy: str) -> T:
+    """Write something that is whole or not there; when the disk is full, wait and try again a few times.
+
+    Args:
+        write: Does it; may be called again.
+        place: Where.
+        needed: Bytes, asked for before each attempt.
+        watcher: Is told of every wait.
+        saved: What is safe if it cannot be written.
+        remedy: How to go on then.
+
+    Raises:
+        DiskError: It cannot be written.
+        Stopped: A signal came while waiting.
+    """
+    for wait in (*WAITS, None):
+        try:
+            require_room(place, needed, f"writing {place.name}")
+            return write()
+        except DiskError as error:
+            problem = error
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_disk_full(error):
+                raise
+            problem = DiskError.of(error, place)
+        if wait is None or not problem.is_full:
+            break
+        watcher.warn(f"{problem.message}; trying again in {wait:.0f} s")
+        stop.pause(wait)
+        stop.check(saved, remedy)
+    raise DiskError(f"{problem.message}; {saved}", remedy) from problem

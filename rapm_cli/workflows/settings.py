@@ -1,0 +1,100 @@
+"""What a run was started with, and whether a new command means the same run."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rapm_cli import __version__
+from rapm_cli.core.config import TeacherConfig, TrainConfig, from_json, to_json
+from rapm_cli.core.errors import ConfigError, InputError
+
+# Another value of these makes no other run: the work that is done stays right.
+CHANGEABLE = ("iterations", "checkpointing")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run is made from.
+
+    Args:
+        source: The base, as `--base` takes it.
+        base_name: As it is called in files that leave this machine.
+        base_identity: What identifies its weights.
+        teacher: Settings of phase 1.
+        training: Settings of phase 2.
+        prompts: One for each trajectory.
+        samples: Held-out prompts in the comparison at the end; 0 for none.
+        save_every: Iterations between commits.
+    """
+
+    source: str
+    base_name: str
+    base_identity: str
+    teacher: TeacherConfig
+    training: TrainConfig
+    prompts: tuple[str, ...]
+    samples: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise ConfigError(f"--save-every {self.save_every} is out of range", "give at least 1")
+        if self.samples < 8 and self.samples != 0:
+            raise ConfigError(f"--samples {self.samples} is out of range", "give at least 8, or 0 for no comparison")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of what may not change while a run lasts."""
+        text = json.dumps(self._fixed(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: "Settings") -> list[str]:
+        """Each setting that may not change and does, in words: mine, and the other's."""
+        mine, theirs = self._fixed(), other._fixed()
+        words = []
+        for name in mine:
+            if mine[name] != theirs[name]:
+                is_long = name in ("prompts", "base_identity")
+                values = "" if is_long else f" {mine[name]}, not {theirs[name]}"
+                words.append(f"{'base weights' if name == 'base_identity' else name.replace('_', '-')}{values}")
+        return words
+
+    def recipe(self) -> dict[str, Any]:
+        """What every file of the run says of how it was made; no path, and no prompt of the user's."""
+        return {
+            "rapm": __version__,
+            "base": self.base_name,
+            "base_identity": self.base_identity,
+            "teacher": to_json(self.teacher),
+            "training": to_json(self.training),
+        }
+
+    def to_bytes(self) -> bytes:
+        """As JSON, for `from_bytes`."""
+        record = dataclasses.asdict(self) | {"teacher": to_json(self.teacher), "training": to_json(self.training)}
+        return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Settings":
+        """Read back what `to_bytes` wrote.
+
+        Raises:
+            InputError: It is something else.
+        """
+        try:
+            record = json.loads(data)
+            teacher, training = from_json(TeacherConfig, record["teacher"]), from_json(TrainConfig, record["training"])
+            texts = [record["source"], record["base_name"], record["base_identity"], *record["prompts"]]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a text is something else")
+            prompts, samples, save_every = tuple(record["prompts"]), int(record["samples"]), int(record["save_every"])
+            return cls(texts[0], texts[1], texts[2], teacher, training, prompts, samples, save_every)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+            raise InputError("the run's settings cannot be read", "start a new run") from error
+
+    def _fixed(self) -> dict[str, Any]:
+        training = {name: value for name, value in to_json(self.training).items() if name not in CHANGEABLE}
+        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        return {**to_json(self.teacher), **training, "base_identity": self.base_identity, "prompts": prompts}

@@ -1,0 +1,186 @@
+"""Which run a command means, and with which settings."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base, base_identity, find_base
+from rapm_cli.bases.device import find_precision
+from rapm_cli.core.commit import read_manifest
+from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
+from rapm_cli.core.errors import ConfigError, DamagedError, InputError
+from rapm_cli.core.train import check_fit
+from rapm_cli.workflows.checkpoints import read_settings, settings_commits, training_commits
+from rapm_cli.workflows.prompts import training_prompts
+from rapm_cli.workflows.rundir import Run, all_runs, find_run, new_run, newest_unfinished
+from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.watch import Watcher
+
+
+def settings_for(
+    base: Base,
+    given: dict[str, Any],
+    prompts: list[str] | None,
+    device: torch.device,
+    watcher: Watcher,
+    stored: Settings | None = None,
+) -> Settings:
+    """The settings that a command asks for, checked.
+
+    Args:
+        base: The base model.
+        given: What the user named, by field of `TeacherConfig`, `TrainConfig` or `Settings`; precision may be "auto".
+        prompts: The user's prompts; None for those stored, else the base's own.
+        device: Where to compute, which "auto" depends on.
+        watcher: Is told of prompts that are left out.
+        stored: Those of the run that is resumed; what is not given comes from it, else from the base's defaults.
+
+    Raises:
+        ConfigError: A setting is out of range or in conflict with another.
+    """
+    values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64}
+    if stored:
+        values |= {**to_json(stored.teacher), **to_json(stored.training)}
+        values |= {"samples": stored.samples, "save_every": stored.save_every}
+        values["slot_weights"] = stored.training.slot_weights
+    values |= given
+    values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
+    teacher, training = TeacherConfig(**_of(TeacherConfig, values)), TrainConfig(**_of(TrainConfig, values))
+    check_fit(training, teacher.num_slots)
+    is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
+    chosen = stored.prompts if stored and is_same else training_prompts(base, teacher, prompts, watcher)
+    return Settings(
+        source=base.source,
+        base_name=base.name,
+        base_identity=base_identity(base),
+        teacher=teacher,
+        training=training,
+        prompts=tuple(chosen),
+        samples=values["samples"],
+        save_every=values["save_every"],
+    )
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run to work on.
+
+    Args:
+        run: Its folder.
+        settings: What it is made from.
+        base: The base model.
+        is_begun: Whether it was begun before.
+    """
+
+    run: Run
+    settings: Settings
+    base: Base
+    is_begun: bool
+
+
+def begin(
+    base: Base,
+    given: dict[str, Any],
+    prompts: list[str] | None,
+    device: torch.device,
+    watcher: Watcher,
+    *,
+    output: Path | None,
+    is_new: bool,
+) -> Start:
+    """A new run, or the unfinished one that has the same settings; arguments as in `settings_for` and `run_for`."""
+    settings = settings_for(base, given, prompts, device, watcher)
+    run, is_begun = run_for(settings, output, is_new=is_new)
+    return Start(run, settings, base, is_begun)
+
+
+def resume(
+    name: str | None,
+    base_name: str | None,
+    given: dict[str, Any],
+    prompts: list[str] | None,
+    device: torch.device,
+    watcher: Watcher,
+    *,
+    is_strict: bool,
+) -> Start:
+    """The run of that name or folder, else the newest unfinished one, with its own settings and what is given.
+
+    Raises:
+        InputError: There is none, or its settings are lost.
+        ConfigError: A setting is given that would make it another run.
+        DamagedError: A commit of settings is damaged and `is_strict`.
+    """
+    run = newest_unfinished() if name is None else find_run(name)
+    if run is None or not run.is_begun:
+        raise InputError(
+            f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
+        )
+    stored, damage = read_settings(run)
+    if damage and is_strict:
+        raise damage[0]
+    for error in damage:
+        watcher.warn(f"{error.message}; using another commit's settings")
+    base = find_base(base_name or stored.source)
+    settings = settings_for(base, given, prompts, device, watcher, stored)
+    check_same(run, stored, settings)
+    return Start(run, settings, base, True)
+
+
+def run_for(settings: Settings, output: Path | None, *, is_new: bool) -> tuple[Run, bool]:
+    """The run that these settings mean, and whether it was begun before.
+
+    Args:
+        settings: What is asked for.
+        output: The folder that the user named; a run in it goes on.
+        is_new: Begin another run even where an unfinished one has these very settings.
+
+    Raises:
+        ConfigError: The named folder holds a run with other settings.
+        InputError: The named folder holds something else.
+    """
+    if output is not None and Run(output).is_begun and not is_new:
+        run = Run(output.resolve())
+        check_same(run, read_settings(run)[0], settings)
+        return run, True
+    if output is None and not is_new:
+        for run in all_runs():
+            if run.is_begun and not run.is_finished and _fingerprint(run) == settings.fingerprint:
+                return run, True
+    return new_run(settings.base_name, output), False
+
+
+def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
+    """Refuse to go on with a run under settings that would make it another.
+
+    Raises:
+        ConfigError: A setting differs that may not, or fewer iterations are wanted than are done.
+    """
+    if differences := stored.differences(wanted):
+        raise ConfigError(
+            f"{run.folder} was begun with {'; '.join(differences)}",
+            "leave that out, or begin another run with --output",
+        )
+    done = max((int(folder.name) for folder in training_commits(run)), default=0)
+    if wanted.training.iterations < done:
+        raise ConfigError(
+            f"--iterations {wanted.training.iterations} is below the {done} that {run.folder} has done",
+            f"give at least {done}",
+        )
+
+
+def _fingerprint(run: Run) -> str:
+    for folder in (*settings_commits(run), *training_commits(run)):
+        try:
+            return read_manifest(folder).fingerprint
+        except DamagedError:
+            continue
+    return ""
+
+
+def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}

@@ -1,0 +1,100 @@
+"""Signals: the first asks a job to stop where its work is safe, the second leaves at once.
+
+State of the process, as signals are. Where no job is `patient`, the first signal leaves at once too.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from rapm_cli.core.errors import Stopped
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # what a system does not have is left out
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class _Wishes:
+    stop: int | None = None
+    save: bool = False
+    patience: str = ""  # what the job at work will finish first; empty for none
+
+
+_wishes = _Wishes()
+
+
+@contextlib.contextmanager
+def heeding() -> Iterator[None]:
+    """Inside, signals raise `Stopped` or leave a wish; outside, they do what they did before."""
+    handlers = {getattr(signal, name): _on_stop for name in NAMES if hasattr(signal, name)}
+    if hasattr(signal, "SIGUSR1"):
+        handlers[signal.SIGUSR1] = _on_save
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    _wishes.__init__()  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def patient(unit: str) -> Iterator[None]:
+    """Inside, the first signal only leaves a wish, which `check` grants.
+
+    Args:
+        unit: What is finished first, such as "this iteration".
+    """
+    before, _wishes.patience = _wishes.patience, unit
+    try:
+        yield
+    finally:
+        _wishes.patience = before
+
+
+def check(saved: str = "nothing was left half done", remedy: str = "") -> None:
+    """Stop here if a signal asked for it.
+
+    Args:
+        saved: What is saved.
+        remedy: How to go on.
+
+    Raises:
+        Stopped: It did.
+    """
+    if _wishes.stop is not None:
+        raise Stopped(_wishes.stop, saved, remedy)
+
+
+def is_wanted() -> bool:
+    """True once a signal has asked to stop."""
+    return _wishes.stop is not None
+
+
+def take_save_wish() -> bool:
+    """True once after SIGUSR1."""
+    wish, _wishes.save = _wishes.save, False
+    return wish
+
+
+def pause(seconds: float) -> None:
+    """Sleep, but no longer than until a signal asks to stop."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not is_wanted():
+        time.sleep(POLL_SECONDS)
+
+
+def _on_stop(number: int, frame: FrameType | None) -> None:
+    if _wishes.stop is not None or not _wishes.patience:
+        raise Stopped(number)
+    _wishes.stop = number
+    with contextlib.suppress(OSError):  # not through Python's streams, which may be at work; a lost terminal is no harm
+        os.write(2, f"\r\nstopping after {_wishes.patience}; once more leaves at once\r\n".encode())
+
+
+def _on_save(number: int, frame: FrameType | None) -> None:
+    _wishes.save = True

@@ -1,0 +1,237 @@
+"""Phase 2 so that it cannot be lost: commits, signals, and what is done about values that are not finite."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+import torch
+
+from rapm_cli.core.commit import commit
+from rapm_cli.core.errors import DamagedError, DivergedError, InputError
+from rapm_cli.core.files import replace_file
+from rapm_cli.core.recovery import Health
+from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
+from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
+from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.rundir import OFFENDING, Run
+from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.watch import Bar, Watcher
+
+MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
+
+
+class Training:
+    """Training from the newest commit to the last iteration.
+
+    Args:
+        run: Held by this process.
+        settings: What it is made from.
+        trainer: Fresh.
+        trajectories: All of them.
+        is_strict: Stop at a damaged commit instead of using an older one.
+        watcher: Sees the bar.
+
+    Raises:
+        InputError: A commit does not fit the trainer.
+        DamagedError: A commit is damaged and `is_strict`, or all are.
+        DiskError: There is no room for the commits.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        trainer: Trainer,
+        trajectories: Trajectories,
+        *,
+        is_strict: bool,
+        watcher: Watcher,
+    ) -> None:
+        self.run, self.settings, self.trainer = run, settings, trainer
+        self.trajectories, self.is_strict, self.watcher = trajectories, is_strict, watcher
+        self.checkpoints = Checkpoints(run, settings)
+        self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
+        self.seconds, self.saving_seconds = 0.0, 0.0
+        size = sum(value.nbytes for part in trainer.state().values() for value in part.values())
+        require_room(run.folder, 3 * size * (KEPT + 1), "keeping commits")  # the optimizers double what they update
+        checkpoint, damage = self.checkpoints.newest()
+        self._tell(damage, checkpoint)
+        self.checkpoints.set_aside(damage)
+        self._log = bytearray()
+        if checkpoint:
+            self._restore(checkpoint)
+            if self.done < self.total:
+                self.watcher.say(f"going on after iteration {self.done} of {self.total}")
+        else:
+            self._save()
+
+    @property
+    def total(self) -> int:
+        """Iterations to do in all."""
+        return self.settings.training.iterations
+
+    def finish(self) -> None:
+        """Run the iterations that are left.
+
+        Raises:
+            Stopped: A signal came; the work is committed.
+            DivergedError: Neither skipping nor going back has helped.
+            DiskError: A commit cannot be written.
+        """
+        self._show_log()
+        device, begun = self.trainer.backbone.device, self.seconds
+        clock = time.perf_counter()
+        with (
+            stop.patient("this iteration"),
+            self.watcher.bar("training", self.total, "iteration", device, done=self.done) as bar,
+        ):
+            while self.done < self.total:
+                for progress in train(self.trainer, self.trajectories, self.done):
+                    self.seconds = begun + time.perf_counter() - clock
+                    self._take(progress)
+                    bar.advance(note=note(progress.slots))
+                    if self.health.must_return:
+                        self._go_back(bar)
+                        break
+                    self._save_where_due()
+        self._show_log()
+
+    def _take(self, progress: Progress) -> None:
+        """Log an iteration, and keep what could not be trained on."""
+        self.done = progress.iteration + 1
+        self.health = self.health.after(progress.skipped)
+        self._append(log_line(progress))
+        if progress.skipped:
+            self._keep_offending(progress)
+
+    def _save_where_due(self) -> None:
+        is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
+        is_due = is_regular or self.done == self.total
+        if is_due or stop.take_save_wish() or stop.is_wanted():
+            self._save()
+        if self.done < self.total:
+            stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
+
+    def _save(self) -> None:
+        if self.saved == name_of(self.done):
+            return
+        clock = time.perf_counter()
+        checkpoint = Checkpoint(self.done, self.trainer.state(), self.health, bytes(self._log), self.seconds)
+        files = checkpoint.files(self.settings)
+        with_retries(
+            lambda: self.checkpoints.write(name_of(self.done), files, self.saved, self.seconds),
+            self.run.commits / name_of(self.done),
+            sum(map(len, files.values())),
+            self.watcher,
+            f"the last commit is {self.saved}",
+            f"free space, and go on with: {self.run.resume_command}",
+        )
+        self.saved = name_of(self.done)
+        self.saving_seconds += time.perf_counter() - clock
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.trainer.load_state(checkpoint.parts)
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"commit {name_of(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
+                "resume it with the version of rapm and its libraries that made it",
+            ) from error
+        self.done, self.saved = checkpoint.iterations, name_of(checkpoint.iterations)
+        self._log, self.health = bytearray(checkpoint.log), checkpoint.health
+        self.seconds = max(self.seconds, checkpoint.seconds)
+        self.trainer.rate_scale = self.health.rate_scale
+
+    def _go_back(self, bar: Bar) -> None:
+        """To the regular commit before the first skip, with a smaller rate.
+
+        Not to a commit that a signal made: where training goes back to must not be chance.
+        """
+        failed, health = self.done, self.health
+        last = json.loads(self._log.splitlines()[-1])["skipped"]
+        if health.must_stop:
+            raise DivergedError(
+                f"training diverged: the {last} is not finite at iteration {failed}, after going back "
+                f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
+                "start again with a lower --learning-rate, or with --precision bf16 or fp32 instead of fp16",
+            )
+        regular = (failed - health.skips) // self.settings.save_every * self.settings.save_every
+        checkpoint, damage = self.checkpoints.newest(at_most=regular)
+        self._tell(damage, checkpoint)
+        if checkpoint is None:
+            raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
+        self.checkpoints.set_aside(damage)
+        self.checkpoints.drop_after(checkpoint.iterations)
+        self._restore(checkpoint)
+        self.health = health.returned()
+        self.trainer.rate_scale = self.health.rate_scale
+        self._show_log()
+        self._append({"went_back": {"from": failed, "to": self.done, "skipped": last, "returns": self.health.returns}})
+        self.watcher.warn(
+            f"the {last} was not finite {health.skips} times in a row: going back from iteration {failed} to "
+            f"{self.done}, with rates times {self.health.rate_scale:g}"
+        )
+        bar.advance(self.done - failed)
+
+    def _tell(self, damage: list[DamagedError], found: Checkpoint | None) -> None:
+        """Name damaged commits and what follows from the damage."""
+        if damage and self.is_strict:
+            raise damage[0]
+        for error in damage:
+            use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
+            repeated = int(error.place.name) - (found.iterations if found else 0)
+            self.watcher.warn(f"{error.message}; {use}, {repeated} iterations will be repeated")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """Add a line to the log; the file is for people to follow, the commits hold its true text."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        self._log += line
+        with contextlib.suppress(OSError), self.run.log.open("ab") as file:
+            file.write(line)
+
+    def _show_log(self) -> None:
+        with contextlib.suppress(OSError):
+            replace_file(self.run.log, bytes(self._log))
+
+    def _keep_offending(self, progress: Progress) -> None:
+        from safetensors.torch import save
+
+        self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}: update skipped")
+        folder = self.run.folder / OFFENDING
+        folder.mkdir(exist_ok=True)
+        target = folder / name_of(progress.iteration)
+        if len(list(folder.iterdir())) >= MAX_OFFENDING or target.exists():
+            return
+        tensors = self.trajectories[torch.tensor(progress.trajectories)].tensors()
+        prompts = [self.settings.prompts[k] for k in progress.trajectories]
+        about = {"skipped": progress.skipped, "trajectories": progress.trajectories, "prompts": prompts}
+        commit(target, {"trajectories.safetensors": save(tensors)}, fingerprint=self.settings.fingerprint, about=about)
+
+
+def log_line(progress: Progress) -> dict[str, Any]:
+    """An iteration as JSON values; what is not finite becomes null."""
+    slots = [_finite(dataclasses.asdict(slot)) for slot in progress.slots]
+    about = {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "slots": slots}
+    return about | ({"skipped": progress.skipped, "trajectories": progress.trajectories} if progress.skipped else {})
+
+
+def note(slots: list[SlotLosses]) -> str:
+    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses."""
+    relative = " ".join(f"{slot.relative:.3f}" for slot in slots)
+    absolute = " ".join(f"{slot.absolute:.3f}" for slot in slots)
+    judged = [value for slot in slots for value in slot.discriminator.values()]
+    end = f"  discriminators {math.fsum(judged) / len(judged):.2f}" if judged else ""
+    return f"slots: relative {relative}  absolute {absolute}{end}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
