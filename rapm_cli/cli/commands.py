@@ -325,16 +325,47 @@ def export(
 
 
 def inspect(
-    thing: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run.")] = None,
+    thing: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest LoRA.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what a run or a LoRA is, without loading it."""
+    """Show what a run or a LoRA is, without loading it: a run's commits are verified."""
     out = Output(as_json=as_json)
-    from rapm_cli.formats.recipe import GROUPS
-    from rapm_cli.workflows.inspect import inspect_lora, size_in_words
+    from rapm_cli.workflows.inspect import inspect_lora, inspect_run
     from rapm_cli.workflows.rundir import newest_lora
 
-    facts = inspect_lora(str(newest_lora()) if thing is None else thing)
+    name = str(newest_lora()) if thing is None else thing
+    run = inspect_run(name)
+    if run is None:
+        facts = inspect_lora(name)
+        _show_lora(out, facts)
+        out.result(facts)
+        return
+    _show_commits(out, run)
+    if run["lora"]:
+        _show_lora(out, run["lora"])
+    out.result(run)
+
+
+def _show_commits(out: Output, run: dict[str, Any]) -> None:
+    from rapm_cli.workflows.inspect import size_in_words
+
+    out.data(f"run          {run['run']}")
+    out.data(f"state        {run['state']}, {run['iterations']} iterations saved")
+    rows = []
+    for commit in run["commits"]:
+        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
+        size = size_in_words(commit["bytes"]) if "bytes" in commit else ""
+        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
+        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
+    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
+    if run["resume"]:
+        out.data(f"next         {run['resume']}")
+
+
+def _show_lora(out: Output, facts: dict[str, Any]) -> None:
+    from rapm_cli.formats.recipe import GROUPS
+    from rapm_cli.workflows.inspect import size_in_words
+
     recipe = facts["recipe"]
     rows = [
         ["file", facts["file"]],
@@ -350,7 +381,6 @@ def inspect(
         rows += [[group, text]] if text else []
     for name, text in rows:
         out.data(f"{name:<12} {text}")
-    out.result(facts)
 
 
 def _show_part(out: Output, part: "Part") -> None:

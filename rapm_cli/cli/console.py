@@ -45,8 +45,10 @@ class Output:
         if self.as_json:
             print(json.dumps(record, indent=2))  # noqa: T201
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table; the first column is text, the others are figures. Where it is too wide, cells break at spaces."""
+    def table(
+        self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
+    ) -> None:
+        """A table of figures, but for some columns of text. Where it is too wide, cells break at spaces."""
         if self.as_json:
             return
         self._out.print(Text(title))
@@ -56,7 +58,9 @@ class Output:
         for k, column in enumerate(upright):
             longest = max(len(word) for cell in column for word in cell.split() or [""])
             width = None if is_roomy else longest
-            table.add_column(Text(column[0]), justify="right" if k else "left", overflow="fold", width=width)
+            table.add_column(
+                Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
+            )
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
         self._out.print(table, soft_wrap=False)

@@ -65,7 +65,7 @@ class TrainConfig:
 
     Args:
         rank: LoRA rank.
-        alpha: The update is (alpha / rank) B A; 0, the default, becomes the rank.
+        alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
         iterations: Walks over all slots; each slot is one optimizer step.
         batch_size: Trajectories in each iteration.
         learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine to a tenth.
@@ -85,7 +85,7 @@ class TrainConfig:
     """
 
     rank: int = 1
-    alpha: float = 0.0
+    alpha: float = None  # type: ignore[assignment]  # becomes the rank
     iterations: int = 20_000
     batch_size: int = 1
     learning_rate: float = 5e-5
@@ -105,8 +105,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.rank <= 1024, "rank", self.rank, "1 to 1024")
-        _check(math.isfinite(self.alpha) and self.alpha >= 0, "alpha", self.alpha, "a number above 0")
-        object.__setattr__(self, "alpha", self.alpha or float(self.rank))
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", float(self.rank))
+        _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
         _check(self.iterations >= 1, "iterations", self.iterations, "at least 1")
         _check(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number between 0 and 1")

@@ -41,7 +41,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _sort_header(path: Path) -> None:
-    """Put the header's keys in order, in place: safetensors leaves the metadata's to chance, and sha256 would differ."""
+    """Put the metadata in order, in place: safetensors leaves theirs to chance, and the file's sha256 with it."""
     with path.open("r+b") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(length))

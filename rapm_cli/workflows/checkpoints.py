@@ -3,22 +3,20 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapm_cli.core.commit import Manifest, commit, read_commit, remove_commit, sweep, verify
+from rapm_cli.core.commit import commit, read_commit, remove_commit, sweep
 from rapm_cli.core.errors import DamagedError, InputError
 from rapm_cli.core.recovery import Health
-from rapm_cli.workflows.rundir import DAMAGED, Run
+from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, Run
 from rapm_cli.workflows.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = 2  # newest commits of training, and as many regular ones, to which training can go back
-BEGINNING = "settings-"  # of the names of commits that hold settings alone
 SETTINGS, STATE, LOG, TENSORS = "settings.json", "state.json", "log.jsonl", ".safetensors"
 
 
@@ -70,7 +68,7 @@ class Checkpoints:
         Raises:
             OSError: They cannot be written.
         """
-        data, names = self.settings.to_bytes(), [folder.name for folder in settings_commits(self.run)]
+        data, names = self.settings.to_bytes(), [folder.name for folder in self.run.settings_commits()]
         with contextlib.suppress(DamagedError, KeyError):
             if names and read_commit(self.run.commits / names[0])[1][SETTINGS] == data:
                 return names[0]
@@ -98,7 +96,7 @@ class Checkpoints:
             at_most: Iterations that it may have done.
         """
         damage: list[DamagedError] = []
-        for folder in training_commits(self.run):
+        for folder in self.run.training_commits():
             if at_most is not None and int(folder.name) > at_most:
                 continue
             try:
@@ -117,7 +115,7 @@ class Checkpoints:
 
     def drop_after(self, iterations: int) -> None:
         """Remove the checkpoints that training went back from."""
-        for folder in training_commits(self.run):
+        for folder in self.run.training_commits():
             if int(folder.name) > iterations:
                 remove_commit(folder)
 
@@ -133,7 +131,7 @@ class Checkpoints:
         return Checkpoint(int(state["iterations"]), parts, Health(**state["health"]), files[LOG], seconds)
 
     def _prune(self) -> None:
-        commits = training_commits(self.run)
+        commits = self.run.training_commits()
         regular = [folder for folder in commits if int(folder.name) % self.settings.save_every == 0]
         for folder in commits:
             if folder not in (*commits[:KEPT], *regular[:KEPT]):
@@ -145,19 +143,6 @@ def name_of(iterations: int) -> str:
     return f"{iterations:08d}"
 
 
-def training_commits(run: Run) -> list[Path]:
-    """Folders of the commits of training, the newest first; not looked into."""
-    folders = run.commits.iterdir() if run.commits.is_dir() else ()
-    return sorted((folder for folder in folders if folder.name.isdecimal()), reverse=True)
-
-
-def settings_commits(run: Run) -> list[Path]:
-    """Folders of the commits that hold settings alone, the newest first; not looked into."""
-    folders = run.commits.iterdir() if run.commits.is_dir() else ()
-    named = [folder for folder in folders if folder.name.startswith(BEGINNING)]
-    return sorted((folder for folder in named if folder.name.removeprefix(BEGINNING).isdecimal()), reverse=True)
-
-
 def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
     """What a run was started with, from the first commit that is what was written, and what is wrong with others.
 
@@ -165,7 +150,7 @@ def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
         InputError: None is.
     """
     damage: list[DamagedError] = []
-    for folder in (*settings_commits(run), *training_commits(run)):
+    for folder in (*run.settings_commits(), *run.training_commits()):
         try:
             return Settings.from_bytes(read_commit(folder)[1][SETTINGS]), damage
         except DamagedError as error:
@@ -174,15 +159,6 @@ def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
             damage.append(DamagedError(folder, f"{SETTINGS} is missing"))
     found = "; ".join(error.message for error in damage)
     raise InputError(f"no commit of {run.folder} can be used: {found}", "start again with --output NEW")
-
-
-def survey(run: Run) -> Iterator[tuple[str, Manifest | None, str]]:
-    """Name, manifest and damage of every commit, the oldest first; the damage is empty where it verifies."""
-    for folder in (*reversed(settings_commits(run)), *reversed(training_commits(run))):
-        try:
-            yield folder.name, verify(folder), ""
-        except DamagedError as error:
-            yield folder.name, None, error.damage
 
 
 def _about(seconds: float) -> dict[str, Any]:

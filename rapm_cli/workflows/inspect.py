@@ -1,14 +1,15 @@
-"""What a run or a LoRA is, from the header of its file alone: neither torch nor any weight is loaded."""
+"""What a run or a LoRA is, from manifests and headers alone: neither torch nor any weight is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 from rapm_cli.formats.header import DTYPE_BYTES, read_header
 from rapm_cli.formats.recipe import lora_facts
-from rapm_cli.workflows.rundir import Run, find_lora
+from rapm_cli.workflows.rundir import Run, find_lora, find_run
 
 
 def inspect_lora(name: str) -> dict[str, Any]:
-    """Facts of a LoRA file, a run folder or a run's name.
+    """Facts of a LoRA file, or of that of a run.
 
     Returns:
         JSON values: path, bytes, dtype, rank, alpha, scale, modules, parameters, where they are, and the recipe.
@@ -16,7 +17,37 @@ def inspect_lora(name: str) -> dict[str, Any]:
     Raises:
         InputError: There is none, or the file is damaged.
     """
-    path = find_lora(name)
+    return _lora_facts(find_lora(name))
+
+
+def inspect_run(name: str) -> dict[str, Any] | None:
+    """Facts of a run: its folder, how far it is, its commits, and those of its LoRA where it has one.
+
+    Every commit is read whole and verified. None where the name is no run's.
+    """
+    run = find_run(name)
+    if run is None or not run.is_begun:
+        return None
+    commits = []
+    for commit, manifest, damage in run.survey():
+        facts: dict[str, Any] = {"name": commit, "verifies": not damage, "damage": damage}
+        if manifest:
+            about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}
+            files = {file: entry["bytes"] for file, entry in manifest.files.items()}
+            facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
+        commits.append(facts)
+    good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
+    return {
+        "run": str(run.folder),
+        "state": "finished" if run.is_finished else "unfinished",
+        "iterations": max(good, default=0),
+        "resume": "" if run.is_finished else run.resume_command,
+        "commits": commits,
+        "lora": _lora_facts(run.lora) if run.has_lora else None,
+    }
+
+
+def _lora_facts(path: Path) -> dict[str, Any]:
     header = read_header(path)
     rank, alpha, recipe = lora_facts(path, header)
     modules = [key.removesuffix(".lora_A.weight") for key in header.tensors if key.endswith(".lora_A.weight")]

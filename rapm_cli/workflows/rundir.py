@@ -5,11 +5,13 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import DiskError, InputError
+from rapm_cli.core.commit import Manifest, verify
+from rapm_cli.core.errors import DamagedError, DiskError, InputError
 from rapm_cli.core.files import replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
@@ -17,6 +19,7 @@ from rapm_cli.workflows.places import runs_dir
 
 LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
 COMMITS, DAMAGED, OFFENDING = "commits", "damaged", "offending"
+BEGINNING = "settings-"  # of the names of commits that hold settings alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,26 @@ class Run:
     def is_finished(self) -> bool:
         """True once everything is written."""
         return (self.folder / RESULT).is_file()
+
+    def training_commits(self) -> list[Path]:
+        """Folders of the commits of training, named by the iterations done, the newest first; not looked into."""
+        return [folder for folder in self._commits() if folder.name.isdecimal()]
+
+    def settings_commits(self) -> list[Path]:
+        """Folders of the commits that hold settings alone, the newest first; not looked into."""
+        named = [folder for folder in self._commits() if folder.name.startswith(BEGINNING)]
+        return [folder for folder in named if folder.name.removeprefix(BEGINNING).isdecimal()]
+
+    def survey(self) -> Iterator[tuple[str, Manifest | None, str]]:
+        """Name, manifest and damage of every commit, the oldest first; the damage is empty where it verifies."""
+        for folder in (*reversed(self.settings_commits()), *reversed(self.training_commits())):
+            try:
+                yield folder.name, verify(folder), ""
+            except DamagedError as error:
+                yield folder.name, None, error.damage
+
+    def _commits(self) -> list[Path]:
+        return sorted(self.commits.iterdir(), reverse=True) if self.is_begun else []
 
     def is_complete(self, iterations: int) -> bool:
         """True for a finished run that has done so many iterations."""

@@ -13,7 +13,7 @@ from rapm_cli.core.commit import read_manifest
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, DamagedError, InputError
 from rapm_cli.core.train import check_fit
-from rapm_cli.workflows.checkpoints import read_settings, settings_commits, training_commits
+from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.prompts import training_prompts
 from rapm_cli.workflows.rundir import Run, all_runs, find_run, new_run, newest_unfinished
 from rapm_cli.workflows.settings import Settings
@@ -164,7 +164,7 @@ def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
             f"{run.folder} was begun with {'; '.join(differences)}",
             "leave that out, or begin another run with --output",
         )
-    done = max((int(folder.name) for folder in training_commits(run)), default=0)
+    done = max((int(folder.name) for folder in run.training_commits()), default=0)
     if wanted.training.iterations < done:
         raise ConfigError(
             f"--iterations {wanted.training.iterations} is below the {done} that {run.folder} has done",
@@ -173,7 +173,7 @@ def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
 
 
 def _fingerprint(run: Run) -> str:
-    for folder in (*settings_commits(run), *training_commits(run)):
+    for folder in (*run.settings_commits(), *run.training_commits()):
         try:
             return read_manifest(folder).fingerprint
         except DamagedError:

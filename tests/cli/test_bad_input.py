@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from rapm_cli.core.errors import Stopped
+
 DISTILL = ["distill", "--base", "demo"]
 
 
@@ -203,6 +205,8 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
         code, _, err = rapm("inspect", "x")
         return code, err
 
-    assert stop(KeyboardInterrupt()) == (130, "stopped\n")
+    assert stop(Stopped(2)) == (130, "stopped: nothing was left half done\n")
+    assert stop(Stopped(15))[0] == 143
+    assert stop(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))[0] == 5
     assert stop(OSError(28, "No space left on device", "x"))[0] == 5
     assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA"))[0] == 6

@@ -40,7 +40,7 @@ def short_run(tmp_path_factory):
 
 def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
     assert {p.name for p in short_run.iterdir()} == {
-        "config.json", "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png",
+        "commits", "lock", "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png",
     }  # fmt: skip
     lines = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [0, 1]
@@ -70,19 +70,23 @@ class _Seen(RapmError):
 
 
 @pytest.fixture
-def settings_of(rapm, monkeypatch):
+def settings_of(rapm, monkeypatch, tmp_path):
     """The settings that `rapm distill` would run with."""
+    prompts = tmp_path / "one.txt"
+    prompts.write_text("a red cube at dawn\n")
 
     def settings(*argv):
+        """With one prompt of the user's, because only `demo` has its own."""
         seen = {}
 
-        def workflow(base, teacher, training, **rest):
-            seen.update(base=base, teacher=teacher, training=training, **rest)
+        def workflow(run, settings, base, **rest):
+            seen.update(base=base, teacher=settings.teacher, training=settings.training, **rest)
             raise _Seen("seen")
 
         monkeypatch.setattr("rapm_cli.workflows.distill.distill", workflow)
-        code, _, err = rapm("distill", *argv)
-        assert (code, err) == (1, "error: seen\n")
+        code, _, err = rapm("distill", *argv, "--prompts", str(prompts))
+        assert code == 1, err
+        assert err.splitlines()[-1] == "error: seen"
         return seen
 
     return settings
@@ -112,7 +116,7 @@ def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of):
 
 def test_json_is_the_only_thing_on_stdout(rapm, short_run, tmp_path):
     code, out, err = rapm("inspect", str(short_run), "--json")
-    facts = json.loads(out)
+    facts = json.loads(out)["lora"]
     assert code == 0
     assert err == ""
     assert (facts["rank"], facts["alpha"], facts["scale"]) == (2, 5.0, 2.5)
@@ -327,7 +331,7 @@ def test_eval_reports_both_parts_with_intervals(rapm, short_run):
     )
     assert code == 0, err
     parts = json.loads(out)["parts"]
-    assert [part["part"] for part in parts] == ["held-out scenes", "scenes seen in training"]
+    assert [part["part"] for part in parts] == ["held-out scenes", "scenes that training may see"]
     for part in parts:
         assert [row["name"].split(",")[0] for row in part["rows"]] == ["teacher", "base", "student"]
         for row in part["rows"]:
@@ -348,11 +352,18 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         "--json",
     ]
     first = json.loads(rapm(*argv)[1])["parts"]
-    assert len(list((home / "cache" / "readings").iterdir())) == 2  # teacher and base; a student is never cached
-    monkeypatch.setattr("rapm_cli.workflows.evaluate.walk_teacher", lambda *args: pytest.fail("drawn again"))
-    again = json.loads(rapm(*argv)[1])["parts"]
-    assert first[0]["rows"][:2] == again[0]["rows"][:2]
-    assert first[0]["rows"][2]["metrics"] == again[0]["rows"][2]["metrics"]
+    assert len(list((home / "cache" / "readings").iterdir())) == 3
+    with monkeypatch.context() as patch:
+        for name in ("walk_teacher", "sample_student"):
+            patch.setattr(f"rapm_cli.workflows.evaluate.{name}", lambda *args: pytest.fail("drawn again"))
+        assert json.loads(rapm(*argv)[1])["parts"] == first
+    damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    code, out, err = rapm(*argv)
+    assert code == 0
+    assert f"{damaged.parent} is damaged: readings.safetensors: its sha256 differs; drawing" in err
+    scores = [[row["metrics"] for row in part["rows"]] for part in (first[0], json.loads(out)["parts"][0])]
+    assert scores[0] == scores[1]
 
 
 def test_a_lora_of_another_base_is_refused_by_name(rapm, short_run):

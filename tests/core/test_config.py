@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from rapm_cli.core.config import TeacherConfig, TrainConfig, teacher_config_from_json, to_json
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.config import TeacherConfig, TrainConfig, from_json, to_json
+from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.registry import Registry
 
 
@@ -47,7 +47,18 @@ def test_configs_survive_json():
     back = json.loads(json.dumps(to_json(training)))
     assert (back["rank"], back["slot_weights"]) == (3, [1.0, 0.5])
     teacher = TeacherConfig(base="demo", guidance_scale=3.5)
-    assert teacher_config_from_json(json.loads(json.dumps(to_json(teacher)))) == teacher
+    assert from_json(TeacherConfig, json.loads(json.dumps(to_json(teacher)))) == teacher
+    assert from_json(TrainConfig, back) == training
+
+
+@pytest.mark.parametrize("record", [None, [], {"rank": "3"}, {"rank": True}, {"rnak": 3}, {"rank": 0}, {"seed": 1.5}])
+def test_settings_of_wrong_types_are_refused_when_read(record):
+    with pytest.raises(InputError):
+        from_json(TrainConfig, record)
+
+
+def test_alpha_is_the_rank_unless_said_otherwise():
+    assert (TrainConfig(rank=8).alpha, TrainConfig(rank=8, alpha=2.0).alpha) == (8.0, 2.0)
 
 
 def test_the_fingerprint_tells_every_setting_apart():

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import torch
 
+from rapm_cli.core import train as train_module
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
-from rapm_cli.core.errors import ConfigError, DivergedError
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.sample import position_errors, sample_student
 from rapm_cli.core.student import lora_parameters, lora_state
@@ -128,7 +129,7 @@ def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
     two, progress_two, _ = weights_after(short, trajectories, schedule)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert progress_one == progress_two
-    other, _, _ = weights_after(dataclasses.replace(SMALL, iterations=1, seed=1), trajectories, schedule)
+    other, _, _ = weights_after(dataclasses.replace(short, seed=1), trajectories, schedule)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -213,13 +214,110 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_rows(trainer_of, trajectorie
         torch.testing.assert_close(whole, (first + second) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_makes_no_update(trainer_of, trajectories):
+def test_a_target_that_is_not_finite_makes_no_update_and_ends_the_walk(trainer_of, trajectories):
     trainer = trainer_of()
-    before = {name: value.clone() for name, value in lora_state(trainer.backbone).items()}
+    before = flat(trainer.state())
     trajectories.z_teacher[0, 3, 0, 0, 0] = float("nan")
-    with pytest.raises(DivergedError, match="iteration 7"):
-        trainer.train_step(trajectories[0:2], 7)
-    assert all(torch.equal(before[name], value) for name, value in lora_state(trainer.backbone).items())
+    report = trainer.train_step(trajectories[0:2], 7)
+    assert [slot.skipped for slot in report] == ["target"]
+    assert all(torch.equal(value, before[name]) for name, value in flat(trainer.state()).items())
+
+
+@pytest.mark.parametrize("late", [float("inf"), float("nan")])
+def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, trajectories, late):
+    trainer = trainer_of()
+    trajectories.z_teacher[:, 0] = late
+    report = trainer.train_step(trajectories[0:2], 0)
+    assert [slot.skipped for slot in report] == ["", "", "", "target"]
+    assert all(value.isfinite().all() for value in flat(trainer.state()).values())
+
+
+def test_a_discriminator_that_is_not_finite_is_not_updated_and_the_student_walks_on(
+    trainer_of, trajectories, monkeypatch
+):
+    trainer = trainer_of()
+    before = flat(trainer.state())
+    monkeypatch.setattr(train_module, "hinge_discriminator_mean", lambda real, fake: real[0].sum() * float("nan"))
+    report = trainer.train_step(trajectories[0:2], 0)
+    assert [slot.skipped for slot in report] == ["discriminator"] * 4
+    for name, value in flat(trainer.state()).items():
+        if name.startswith("discriminators/"):
+            assert torch.equal(value, before[name])
+        assert value.isfinite().all()
+    assert any(not torch.equal(before[name], value) for name, value in flat(trainer.state()).items() if name in before)
+
+
+def flat(parts):
+    return {f"{part}/{name}": value.clone() for part, named in parts.items() for name, value in named.items()}
+
+
+@pytest.mark.parametrize("discriminators", ["both", "none"])
+def test_a_trainer_goes_on_from_its_state_as_if_never_stopped(trajectories, schedule, discriminators):
+    from rapm_cli.core.backbone import Backbone
+
+    config = dataclasses.replace(SMALL, iterations=4, discriminators=discriminators)
+
+    def fresh():
+        return Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    everything = list(train(whole, trajectories))
+    begun = [progress for _, progress in zip(range(2), train(first, trajectories), strict=False)]
+    second.load_state({part: {n: v.clone() for n, v in named.items()} for part, named in first.state().items()})
+    rest = list(train(second, trajectories, 2))
+    assert begun + rest == everything
+    wanted, found = flat(whole.state()), flat(second.state())
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_another_trainers_state_is_refused(trainer_of):
+    trainer = trainer_of()
+    state = trainer.state()
+    wrong = state["student"] | {"mid_block.more": torch.zeros(1)}
+    with pytest.raises(ValueError, match="keys differ"):
+        trainer.load_state(state | {"student": wrong})
+    wrong = {name: value[..., :1] for name, value in state["discriminators"].items()}
+    with pytest.raises(ValueError, match="shape"):
+        trainer.load_state(state | {"discriminators": wrong})
+    with pytest.raises(ValueError, match="no parameter"):
+        trainer.load_state(state | {"student-optimizer": {"exp_avg.nobody": torch.zeros(1)}})
+
+
+def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypatch):
+    """distance to both targets + lambda (adversarial of both), each with its weight, times the slot's weight."""
+    from rapm_cli.core.losses import hinge_student_mean
+
+    weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
+    trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
+    seen, parts, times = [], {"distance": [], "adversarial": []}, []
+    monkeypatch.setattr(trainer, "_update_student", lambda loss: seen.append(loss.item()) or True)
+    real_distance, real_noise = pseudo_huber_mean, train_module.noise_forward
+
+    def distance(a, b):
+        parts["distance"].append(real_distance(a, b))
+        return parts["distance"][-1]
+
+    def adversarial(fake):
+        parts["adversarial"].append(hinge_student_mean(fake))
+        return parts["adversarial"][-1]
+
+    def noise(z, noise, t_from, t, schedule):
+        times.append((t_from, t))
+        return real_noise(z, noise, t_from, t, schedule)
+
+    monkeypatch.setattr(train_module, "pseudo_huber_mean", distance)
+    monkeypatch.setattr(train_module, "hinge_student_mean", adversarial)
+    monkeypatch.setattr(train_module, "noise_forward", noise)
+    trainer.train_step(trajectories[0:2], 0)
+    for k, slot_weight in enumerate(trainer.config.slot_weights):
+        absolute, relative = (value.item() for value in parts["distance"][2 * k : 2 * k + 2])
+        judged = sum(value.item() for value in parts["adversarial"][2 * k : 2 * k + 2])
+        assert seen[k] == pytest.approx(slot_weight * (0.7 * relative + 1.3 * absolute + 0.4 * judged), rel=1e-5)
+    for k, (t_from, t) in enumerate(times):  # the student's latents, then the targets, in every slot
+        n = 3 - k // 2
+        assert t_from == trainer.edges[n]
+        assert all(max(trainer.edges[n], 0) <= time < trainer.edges[n + 1] for time in t.tolist())
 
 
 def test_the_order_visits_every_trajectory_once_in_each_epoch():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,21 +7,35 @@ from rapm_cli.metrics.registry import Readings
 from rapm_cli.workflows.evaluate import Contestant, Part, Row, Score, score
 
 
-def row(role, distance):
-    return Row(Contestant(role, 4, 4, lambda z, cond: z), 0.1, {"fd-demo": Score(distance, distance, distance)})
+def row(role, shift, count=1000):
+    """Features whose mean lies `shift` from the reference's, with the same covariance: their distance is shift^2."""
+    reference = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    right = torch.ones(count, 2, dtype=torch.bool)
+    readings = Readings(reference + torch.tensor([shift, 0, 0, 0]), right, right, reference)
+    scores = {"fd-demo": Score(shift**2, shift**2, shift**2)}
+    return Row(Contestant(role, 4, 4, lambda z, cond: z, role), 0.1, readings, scores)
 
 
 def test_closed_is_the_share_of_the_way_from_base_to_teacher():
-    part = Part("held-out scenes", 1000, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 30.0)])
-    assert part.closed() == pytest.approx(0.8)
-    worse = Part("held-out scenes", 1000, 0, [row("teacher", 10.0), row("base", 110.0), row("student", 210.0)])
-    assert worse.closed() == pytest.approx(-1)
+    others = [row("teacher", 1.0), row("base", 3.0)]
+    part = Part("held-out scenes", 1000, 0, [*others, row("student", 2.0)])
+    assert part.closed.value == pytest.approx((9 - 4) / (9 - 1), rel=1e-3)
+    worse = Part("held-out scenes", 1000, 0, [*others, row("student", 5.0)])
+    assert worse.closed.value == pytest.approx(-2, rel=1e-3)
+
+
+def test_the_interval_of_closed_resamples_all_three_together():
+    """Every distance varies with the prompts; a student equal to its teacher closes all of it in every resample."""
+    teacher, base = row("teacher", 1.0), row("base", 3.0)
+    twin = replace(teacher, contestant=replace(teacher.contestant, role="student"))
+    closed = Part("held-out scenes", 1000, 0, [teacher, base, twin]).closed
+    assert (closed.low, closed.value, closed.high) == pytest.approx((1, 1, 1))
 
 
 def test_closed_is_unknown_without_all_three():
-    rows = [row("teacher", 10.0), row("base", 110.0)]
-    assert Part("held-out scenes", 1000, 0, rows).closed() is None
-    assert Part("held-out scenes", 64, 0, [*rows, row("student", 30.0)]).closed() is None
+    rows = [row("teacher", 1.0), row("base", 3.0)]
+    assert Part("held-out scenes", 1000, 0, rows).closed is None
+    assert Part("held-out scenes", 64, 0, [*rows, row("student", 2.0)]).closed is None
 
 
 def test_an_interval_holds_no_share_above_one():
