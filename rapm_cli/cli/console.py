@@ -1,5 +1,6 @@
 """The one file that prints: data to stdout; talk, warnings and progress to stderr."""
 
+import contextlib
 import json
 import sys
 import time
@@ -11,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from rapm_cli.core.secrets import redact
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +46,7 @@ class Output:
     def result(self, record: object) -> None:
         """The whole result for programs, shown under --json alone."""
         if self.as_json:
-            print(json.dumps(record, indent=2))  # noqa: T201
+            print(redact(json.dumps(record, indent=2)))  # noqa: T201
 
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
@@ -68,19 +71,23 @@ class Output:
     def say(self, line: str) -> None:
         """One line of talk."""
         if not self.is_silent:
-            self._err.print(_plain(line), style="dim" if self._err.is_terminal else "")
+            self._tell(line, style="dim" if self._err.is_terminal else "")
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-        self._err.print(f"warning: {_plain(line)}", style="yellow")
+        self._tell(f"warning: {line}", style="yellow")
 
     def error(self, message: str, remedy: str) -> None:
         """What happened, and what to do, in one line."""
-        self._err.print(f"error: {_plain(message)}" + (f"; {_plain(remedy)}" if remedy else ""), style="red")
+        self._tell(f"error: {message}" + (f"; {remedy}" if remedy else ""), style="red")
 
     def stopped(self, message: str, remedy: str) -> None:
         """What a signal left behind, and how to go on."""
-        self._err.print(f"stopped: {_plain(message)}" + (f"; {_plain(remedy)}" if remedy else ""))
+        self._tell(f"stopped: {message}" + (f"; {remedy}" if remedy else ""))
+
+    def _tell(self, line: str, style: str = "") -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
+            self._err.print(_plain(line), style=style)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator["_Bar"]:
@@ -200,8 +207,8 @@ def _live(console: Console, unit: str, device: "torch.device") -> Progress:
 
 
 def _plain(text: str) -> str:
-    """Text without control characters, so that a prompt or a header cannot drive the terminal."""
-    return "".join(character for character in text if character == "\t" or character.isprintable())
+    """Text without control characters, so that a prompt or a header cannot drive the terminal, and without secrets."""
+    return redact("".join(character for character in text if character == "\t" or character.isprintable()))
 
 
 def is_terminal() -> bool:

@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not is_sound:
         raise DamagedError(folder, f"{MANIFEST} is not what was written")
     if manifest.name != folder.name:
-        raise DamagedError(folder, f"it is commit {manifest.name}, moved to another's place")
+        raise DamagedError(folder, f"{MANIFEST} is that of {manifest.name}")
     return manifest
 
 

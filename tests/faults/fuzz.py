@@ -1,0 +1,283 @@
+"""Malformed files, prompts and configurations by the thousand: one line and a code each, no traceback, no hang, no code run.
+
+python -m tests.faults.fuzz --count 10000
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from rapm_cli.cli.app import main as rapm
+from rapm_cli.cli.console import Output
+from rapm_cli.core.errors import RapmError
+from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.formats.lora import LoraFile, save_lora
+from rapm_cli.workflows.pictures import save_png
+from tests.faults.boundaries import write_checkpoint
+
+CODES = {0, 2, 3, 4}  # what a malformed input may end with
+LONGEST = timedelta(seconds=10)
+
+
+class Trap:
+    """Unpickled with its code, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@dataclass
+class Tally:
+    """What a target answered."""
+
+    codes: Counter = field(default_factory=Counter)
+    slowest: float = 0.0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+names = st.sampled_from(["unet.a.lora_A.weight", "unet.a.lora_B.weight", "__metadata__", "x", "../../x", "\x1b[31m"])
+sizes = st.integers(-1, 40) | st.sampled_from([2**31, 2**63, 2**64, 10**30])
+entries = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "F16", "F8", "BOOL", 3, None]),
+        "shape": st.lists(sizes, max_size=4) | json_values,
+        "data_offsets": st.lists(sizes, max_size=3) | json_values,
+    },
+)
+
+
+@st.composite
+def mutations(draw, good: bytes) -> bytes:
+    """A good file with pieces flipped, cut, doubled or replaced."""
+    data = bytearray(good)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["flip", "cut", "insert", "zero", "replace"])):
+            case "flip" if at < len(data):
+                data[at] ^= draw(st.integers(1, 255))
+            case "cut":
+                del data[at : at + draw(st.integers(1, 4096))]
+            case "insert":
+                data[at:at] = draw(st.binary(max_size=40))
+            case "zero":
+                data[at : at + 64] = bytes(len(data[at : at + 64]))
+            case _:
+                chunk = draw(st.binary(max_size=16))
+                data[at : at + len(chunk)] = chunk
+    return bytes(data)
+
+
+@st.composite
+def headers(draw) -> bytes:
+    """A safetensors file whose header is JSON of any kind, with any length before it and any data after it."""
+    record = draw(st.dictionaries(names, entries | json_values, max_size=4) | json_values)
+    text = json.dumps(record).encode()
+    if draw(st.booleans()):
+        text = text.replace(b"}", b"," + text[1:], 1) if text.startswith(b'{"') else text
+    length = draw(st.sampled_from([len(text), len(text), len(text), 0, 1, 2**63, 2**64 - 1]) | st.integers(0, 2**20))
+    return struct.pack("<Q", length) + text + draw(st.binary(max_size=64))
+
+
+def traps(canary: Path):
+    """Pickles that would run code, plain or as torch writes them, under keys of a LoRA."""
+
+    def torch_bytes(thing) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(thing, buffer)
+        return buffer.getvalue()
+
+    plain = st.integers(0, 5).map(lambda protocol: pickle.dumps(Trap(canary), protocol))
+    zipped = st.sampled_from([{"a.lora_A.weight": Trap(canary)}, Trap(canary), [Trap(canary)]]).map(torch_bytes)
+    return plain | zipped | zipped.flatmap(mutations)
+
+
+def good_lora(path: Path) -> bytes:
+    state = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.zeros(4, 2)}
+    save_lora(path, LoraFile(state, 2, 2.0, {"base": "demo", "sampler": {"steps": 4}}))
+    return path.read_bytes()
+
+
+def good_picture(path: Path) -> bytes:
+    from PIL import Image
+
+    recipe = {"prompt": "a", "seed": 1, "steps": 4, "base": "demo", "precision": "fp32", "lora_sha256": "0"}
+    save_png(Image.new("RGB", (2, 2)), path, recipe)
+    return path.read_bytes()
+
+
+def command(*argv: str) -> int:
+    """Run `rapm` in this process: its code, once its words are found to be what a user may see."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = rapm(list(argv))
+    said = out.getvalue() + err.getvalue()
+    assert code in CODES, f"exit {code}: {said}"
+    assert "Traceback" not in said
+    assert "\x1b" not in said
+    assert code == 0 or sum(line.startswith("error: ") for line in err.getvalue().splitlines()) == 1, said
+    return code
+
+
+def convert(source: Path, target: Path) -> int:
+    try:
+        convert_pickle(source, target, {})
+    except RapmError as error:
+        return error.exit_code
+    return 0
+
+
+def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[object], int]]]:
+    """Name to what is drawn, and what is done with it."""
+    lora, picture = good_lora(place / "good.safetensors"), good_picture(place / "good.png")
+    run = place / "run"
+    for k in (1, 2):
+        write_checkpoint(run, k)
+    commits = sorted(path for path in run.rglob("*") if path.is_file() and path.parent.parent.name == "commits")
+    contents = {path: path.read_bytes() for path in commits}
+    path, text = place / "file", st.text(max_size=3000).map(lambda t: t.encode("utf-8", "surrogatepass"))
+    toml_values = json_values.filter(lambda value: value is not None).map(json.dumps)
+    options = st.sampled_from(
+        ["rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume", "run", "x"]
+    )
+    toml = st.lists(st.tuples(options, toml_values), max_size=5).map(
+        lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs).encode()
+    )
+    weights = mutations(lora) | headers() | st.binary(max_size=200) | traps(canary)
+    damaged = st.sampled_from(commits).flatmap(lambda p: st.tuples(st.just(p), mutations(contents[p])))
+
+    def with_file(*argv: str) -> Callable[[object], int]:
+        def act(data: object) -> int:
+            path.write_bytes(data)
+            return command(*argv)
+
+        return act
+
+    def with_commit(*argv: str) -> Callable[[object], int]:
+        def act(case: object) -> int:
+            victim, data = case
+            victim.write_bytes(data)
+            try:
+                return command(*argv)
+            finally:
+                victim.write_bytes(contents[victim])
+
+        return act
+
+    def pickled(data: object) -> int:
+        path.write_bytes(data)
+        return convert(path, place / "converted.safetensors")
+
+    name, out = str(path), str(place / "out.safetensors")
+
+    def exported(data: object) -> int:
+        path.write_bytes(data)
+        Path(out).unlink(missing_ok=True)
+        return command("export", name, "--base", "demo", "--output", out)
+
+    return {
+        "inspect FILE": (weights, with_file("inspect", name)),
+        "export FILE": (weights, exported),
+        "pickle of a LoRA": (traps(canary) | st.binary(max_size=200), pickled),
+        "generate --prompts FILE": (
+            text | st.binary(max_size=300), with_file("generate", "--prompts", name, "--lora", "nowhere"),
+        ),
+        "generate PROMPT": (
+            st.text(st.characters(), max_size=2100), lambda prompt: command("generate", "--lora", "no", "--", prompt),
+        ),
+        "generate --from FILE": (mutations(picture) | st.binary(max_size=200), with_file("generate", "--from", name)),
+        "distill --config FILE": (
+            toml | text | st.binary(max_size=200),
+            with_file("distill", "--base", "demo", "--config", name, "--steps", "3", "--output", str(place / "never")),
+        ),
+        "inspect RUN": (damaged, with_commit("inspect", str(run))),
+        "distill --resume RUN": (damaged, with_commit("distill", "--resume", str(run), "--rank", "7")),
+    }  # fmt: skip
+
+
+def attack(draws: st.SearchStrategy, act: Callable[[object], int], count: int, canary: Path, seed: int) -> Tally:
+    tally = Tally()
+
+    @settings(
+        max_examples=count, deadline=LONGEST, database=None, derandomize=seed == 0, phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck), print_blob=False,
+    )  # fmt: skip
+    @given(draws)
+    def one(data) -> None:
+        begun = time.perf_counter()
+        code = act(data)
+        tally.slowest = max(tally.slowest, time.perf_counter() - begun)
+        tally.codes[code] += 1
+        assert not canary.exists(), "code from a file was run"
+
+    one()
+    return tally
+
+
+def main(count: int = 10_000, seed: int = 0) -> dict[str, Tally]:
+    """Run it and print the table.
+
+    Args:
+        count: Malformed inputs in all.
+        seed: 0 for the same ones each time, else others.
+    """
+    place = Path(tempfile.mkdtemp(prefix="rapm-fuzz-"))
+    before = dict(os.environ), sys.stdin
+    os.environ |= {"RAPM_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1", "HF_HOME": str(place), "NO_COLOR": "1"}
+    sys.stdin = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: False)
+    tallies = {}
+    try:
+        jobs = targets(place, place / "canary")
+        for name, (draws, act) in jobs.items():
+            tallies[name] = attack(draws, act, -(-count // len(jobs)), place / "canary", seed)
+    finally:
+        os.environ.clear()
+        os.environ.update(before[0])
+        sys.stdin = before[1]
+        shutil.rmtree(place, ignore_errors=True)
+    rows = [
+        [
+            name,
+            f"{sum(made.codes.values()):,}",
+            *(f"{made.codes[code]:,}" for code in sorted(CODES)),
+            f"{made.slowest:.2f}",
+        ]
+        for name, made in tallies.items()
+    ]
+    total = sum(sum(made.codes.values()) for made in tallies.values())
+    columns = ["", "inputs", *(f"exit {code}" for code in sorted(CODES)), "slowest, s"]
+    Output().table(f"{total:,} malformed inputs: no traceback, no code run", columns, rows)
+    return tallies
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    main(arguments.count, arguments.seed)
