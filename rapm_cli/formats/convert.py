@@ -52,7 +52,7 @@ def _read_pickle(source: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles that torch itself would not write
             state = torch.load(source, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except Exception as error:
         raise _refused(source, "holds more than tensors, or is damaged") from error
     if not isinstance(state, dict) or not state:
         raise _refused(source, "is not a state dict")

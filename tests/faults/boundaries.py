@@ -85,7 +85,8 @@ def newest(folder: Path) -> object:
     for commit in Run(folder).training_commits():
         protocol.verify(commit)
     found, damage = Checkpoints(Run(folder), SETTINGS).newest()
-    assert found and not damage
+    assert found
+    assert not damage
     return found.iterations, found.log, found.parts["student"]["a"].tolist()
 
 
@@ -96,6 +97,10 @@ def trajectories(value: float) -> Trajectories:
 
 def store(folder: Path) -> TrajectoryStore:
     return TrajectoryStore(folder, 2, 2, {})
+
+
+def write_shard(folder: Path) -> None:
+    store(folder).write(range(2), trajectories(2.0))
 
 
 def damaged_shard(folder: Path) -> None:
@@ -121,12 +126,10 @@ SUBJECTS = (
         lambda folder: Checkpoints(Run(folder), SETTINGS),
     ),
     Subject(
-        "first trajectories of a store", lambda folder: None, lambda folder: store(folder).write(range(2), trajectories(2.0)),
-        stored, store,
+        "first trajectories of a store", lambda folder: None, write_shard, stored, store,
     ),
     Subject(
-        "damaged trajectories made again", damaged_shard, lambda folder: store(folder).write(range(2), trajectories(2.0)),
-        stored, store,
+        "damaged trajectories made again", damaged_shard, write_shard, stored, store,
     ),
     Subject(
         "one file in another's place",

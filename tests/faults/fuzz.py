@@ -1,4 +1,4 @@
-"""Malformed files, prompts and configurations by the thousand: one line and a code each, no traceback, no hang, no code run.
+"""Malformed files, prompts and configurations by the thousand: one line and a code each; no hang, no code run.
 
 python -m tests.faults.fuzz --count 10000
 """
@@ -163,7 +163,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
     path, text = place / "file", st.text(max_size=3000).map(lambda t: t.encode("utf-8", "surrogatepass"))
     toml_values = json_values.filter(lambda value: value is not None).map(json.dumps)
     options = st.sampled_from(
-        ["rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume", "run", "x"]
+        ["rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume", "x"]
     )
     toml = st.lists(st.tuples(options, toml_values), max_size=5).map(
         lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs).encode()
@@ -224,8 +224,8 @@ def attack(draws: st.SearchStrategy, act: Callable[[object], int], count: int, c
     tally = Tally()
 
     @settings(
-        max_examples=count, deadline=LONGEST, database=None, derandomize=seed == 0, phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck), print_blob=False,
+        max_examples=count, deadline=LONGEST, database=None, derandomize=seed == 0,
+        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck), print_blob=False,
     )  # fmt: skip
     @given(draws)
     def one(data) -> None:

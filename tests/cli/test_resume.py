@@ -1,0 +1,303 @@
+"""Runs that are stopped and gone on with, through the command line."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from rapm_cli.workflows import training
+from rapm_cli.workflows.rundir import Run
+
+TINY = (
+    *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
+    *("--discriminator", "latent", "--save-every", "2", "--iterations", "4"),
+)
+DISTILL = ["distill", "--base", "demo", *TINY]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not interrupted, in a home of its own."""
+    from rapm_cli.cli.app import main
+
+    home = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAPM_HOME", str(home))
+        assert main([*DISTILL, "--quiet"]) == 0
+    return home
+
+
+@pytest.fixture
+def again(whole, home):
+    """The same home, copied: a finished run whose files may be changed."""
+    shutil.copytree(whole, home)
+    return Run(next((home / "data" / "runs").iterdir()))
+
+
+def unfinished(run, *commits):
+    """As if killed: without its result, its LoRA and some commits."""
+    for name in ("result.json", "lora.safetensors", "sheet.png"):
+        (run.folder / name).unlink()
+    for name in commits:
+        shutil.rmtree(run.commits / name)
+
+
+def state_of(run):
+    newest = run.training_commits()[0]
+    files = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != "MANIFEST.json"}
+    return files | {name: (run.folder / name).read_bytes() for name in ("lora.safetensors", "metrics.jsonl")}
+
+
+def signal_at(monkeypatch, iteration, number, times=1):
+    """Send this process a signal in the middle of an iteration."""
+    real = training.Training._take
+
+    def take(self, progress):
+        if progress.iteration == iteration:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        real(self, progress)
+
+    monkeypatch.setattr(training.Training, "_take", take)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_finishes_the_iteration_commits_and_says_how_to_go_on(rapm, again, monkeypatch, name, code):
+    wanted = state_of(again)
+    unfinished(again, "00000002", "00000004")
+    with monkeypatch.context() as patch:
+        signal_at(patch, 0, getattr(signal, name))
+        got, _, err = rapm(*DISTILL)
+    assert got == code
+    assert "stopping after this iteration; once more leaves at once" in err
+    command = f"rapm distill --resume {again.folder.name}"
+    assert err.splitlines()[-1] == f"stopped: 1 of 4 iterations are saved; go on with: {command}"
+    assert again.training_commits()[0].name == "00000001"
+    got, _, err = rapm(*command.split()[1:])
+    assert got == 0
+    assert "going on after iteration 1 of 4" in err
+    assert state_of(again) == wanted
+
+
+def test_a_second_signal_leaves_at_once_with_the_last_commit_intact(rapm, again, monkeypatch):
+    unfinished(again, "00000004")
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2, signal.SIGINT, times=2)
+        code, _, err = rapm("distill", "--resume")
+    assert code == 130
+    assert f"go on with: rapm distill --resume {again.folder.name}" in err.splitlines()[-1]
+    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
+    assert again.training_commits()[0].name == "00000002"
+    assert not list(again.folder.rglob(".tmp-*"))
+
+
+def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
+    wanted = state_of(again)
+    unfinished(again, "00000002", "00000004")
+    kept = []
+    with monkeypatch.context() as patch:
+        signal_at(patch, 0, signal.SIGUSR1)
+        real = training.Checkpoints.write
+        patch.setattr(training.Checkpoints, "write", lambda self, name, *a: (kept.append(name), real(self, name, *a)))
+        assert rapm(*DISTILL)[0] == 0
+    assert kept == ["00000000", "00000001", "00000002", "00000004"]
+    assert state_of(again) == wanted
+
+
+def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, monkeypatch):
+    from rapm_cli.workflows import collect
+
+    real = collect._make
+    monkeypatch.setattr(collect, "_make", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT)))
+    code, _, err = rapm(*DISTILL)
+    assert code == 130
+    assert "4 of 4 trajectories are kept; go on with: rapm distill --resume" in err
+    monkeypatch.undo()
+    monkeypatch.setenv("RAPM_HOME", str(home))
+    monkeypatch.setattr(collect, "_make", lambda *a: pytest.fail("made again"))
+    assert rapm("distill", "--resume")[0] == 0
+
+
+def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch):
+    lora = Run(next((whole / "data" / "runs").iterdir())).lora
+    monkeypatch.setattr(
+        "rapm_cli.workflows.export.fuse_folder", lambda *a: os.kill(os.getpid(), signal.SIGTERM), raising=True
+    )
+    code, _, err = rapm("export", str(lora), "--base", "demo", "--fuse", "--output", str(tmp_path / "model"))
+    assert code == 143
+    assert "nothing was left half done" in err
+    assert not (tmp_path / "model").exists()
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
+    unfinished(again, "00000004")
+    code, _, err = rapm(*DISTILL)
+    assert code == 0
+    assert f"going on with {again.folder}" in err
+    before = state_of(again)
+    code, _, err = rapm("distill", "--resume", str(again.folder))
+    assert code == 0
+    assert "this run is finished" in err
+    assert state_of(again) == before
+    assert rapm("distill", "--resume")[0] == 3  # there is no unfinished one
+
+
+def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
+    unfinished(again, "00000004")
+    for option, value, says in (
+        ("--rank", "3", "rank 1, not 3"),
+        ("--learning-rate", "1e-4", "learning-rate 0.002, not 0.0001"),
+        ("--seed", "5", "seed 0, not 5"),
+        ("--guidance", "3", "guidance-scale 2.0, not 3.0"),
+    ):
+        code, _, err = rapm("distill", "--resume", again.folder.name, option, value)
+        assert (code, says in err) == (2, True), err
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "1")
+    assert code == 2
+    assert "--iterations 1 is below the 2" in err
+    code, _, err = rapm("distill", "--base", "demo", "--output", str(again.folder), "--rank", "3")
+    assert code == 2
+    assert "was begun with" in err
+
+
+def test_more_iterations_go_on_with_a_finished_run(rapm, again):
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "5", "--save-every", "1")
+    assert code == 0, err
+    assert again.result()["iterations"] == 5
+    assert [json.loads(line)["iteration"] for line in again.log.read_text().splitlines()] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student-optimizer.safetensors", "state.json", "log.jsonl"])
+def test_a_damaged_commit_is_named_and_the_one_before_used(rapm, again, name):
+    wanted = state_of(again)
+    unfinished(again)
+    path = again.commits / "00000004" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    code, _, err = rapm("distill", "--resume", "--strict")
+    assert code == 3
+    assert f"{name}: its sha256 differs" in err
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0
+    assert f"{path.parent} is damaged: {name}: its sha256 differs; using 00000002 instead, 2 iterations" in err
+    assert state_of(again) == wanted
+    assert len(list((again.folder / "damaged").iterdir())) == 1
+
+
+def test_a_damaged_shard_is_made_again_alone_and_strict_stops(rapm, again, home):
+    wanted = state_of(again)
+    unfinished(again)
+    path = next((home / "cache" / "trajectories").rglob("*.safetensors"))
+    path.write_bytes(bytes(path.stat().st_size))
+    code, _, err = rapm("distill", "--resume", "--strict")
+    assert code == 3
+    assert str(path.parent) in err
+    assert rapm("distill", "--resume")[0] == 0
+    assert state_of(again) == wanted
+
+
+def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, again):
+    unfinished(again, "00000004")
+    path = again.commits / "settings-001" / "settings.json"
+    path.write_bytes(path.read_bytes().replace(b"demo", b"dEmo"))
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0
+    assert "using another commit's settings" in err
+
+
+def test_a_run_without_any_good_commit_is_refused_with_what_is_wrong(rapm, again):
+    unfinished(again, "00000002", "00000004")
+    shutil.rmtree(again.commits / "00000000", ignore_errors=True)
+    (again.commits / "settings-001" / "MANIFEST.json").unlink()
+    code, _, err = rapm("distill", "--resume")
+    assert code == 3
+    assert "MANIFEST.json is missing" in err
+    assert len(err.splitlines()) == 2
+
+
+def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
+    from rapm_cli.cli.console import Output
+    from rapm_cli.workflows.lock import locked
+
+    unfinished(again, "00000004")
+    with locked(again.folder, Output(quiet=True)):
+        code, _, err = rapm("distill", "--resume")
+    assert code == 8
+    assert f"is in use by pid {os.getpid()} on " in err
+    (again.folder / "lock.json").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01 00:00:00"}')
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0
+    assert "was held by pid 1 on gone since 2026-01-01 00:00:00, which is gone" in err
+
+
+def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, again, monkeypatch):
+    import torch
+
+    from rapm_cli.core.train import Trainer
+
+    unfinished(again, "00000004")
+    real = Trainer._distances
+    monkeypatch.setattr(Trainer, "_distances", lambda *a: real(*a) * torch.tensor(float("nan")))
+    code, _, err = rapm("distill", "--resume", "--iterations", "9")
+    assert code == 7
+    assert "the loss was not finite 3 times in a row: going back from iteration 5 to 2, with rates times 0.5" in err
+    assert "with rates times 0.25" in err
+    assert "after going back 2 times" in err.splitlines()[-1]
+    assert again.training_commits()[0].name == "00000002"
+    assert {path.name for path in (again.folder / "offending").iterdir()} == {"00000002", "00000003", "00000004"}
+    lines = [json.loads(line) for line in again.log.read_text().splitlines()]
+    assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [2]
+    assert lines[-1]["skipped"] == "loss"
+
+
+def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monkeypatch):
+    from rapm_cli.core.train import Trainer
+
+    unfinished(again, "00000002", "00000004")
+    real = Trainer.train_step
+
+    def step(self, batch, iteration):
+        if iteration == 1:
+            batch.z_teacher[0, 2] = float("inf")
+        return real(self, batch, iteration)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    code, _, err = rapm(*DISTILL)
+    assert code == 0
+    assert "the target is not finite at iteration 1: update skipped" in err
+    lines = [json.loads(line) for line in again.log.read_text().splitlines()]
+    assert [line.get("skipped", "") for line in lines] == ["", "target", "", ""]
+
+
+def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
+    path = again.commits / "00000004" / "log.jsonl"
+    path.write_bytes(b"x")
+    code, out, _ = rapm("inspect", str(again.folder))
+    assert code == 0
+    assert "DAMAGED: log.jsonl has 1 bytes of" in out
+    facts = json.loads(rapm("inspect", str(again.folder), "--json")[1])
+    assert [commit["verifies"] for commit in facts["commits"]] == [True, True, False]
+    assert facts["iterations"] == 2
+    assert "student.safetensors" in facts["commits"][1]["files"]
+
+
+def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
+    from rapm_cli.workflows import disk
+
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 2_000_000)
+    code, _, err = rapm(*DISTILL)
+    assert code == 5
+    assert "keeping commits needs" in err
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 1_000_000)
+    code, _, err = rapm(*DISTILL, "--new", "--seed", "1")
+    assert code == 5
+    assert "storing 4 trajectories needs" in err
+
+
+def test_resume_and_new_contradict_each_other(rapm):
+    assert rapm("distill", "--resume", "--new")[0] == 2
+    code, _, err = rapm("distill", "somewhere")
+    assert code == 2
+    assert "--resume somewhere" in err

@@ -1,0 +1,73 @@
+"""The shows of this folder in short; each module is also a command that does the whole of it."""
+
+import os
+
+import pytest
+
+from rapm_cli.core.errors import is_disk_full
+from tests.faults import boundaries, flips, fuzz
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks")
+
+
+@pytest.mark.parametrize("subject", boundaries.SUBJECTS, ids=lambda subject: subject.title)
+def test_a_kill_at_every_boundary_of_a_commit_leaves_the_old_or_the_new(subject):
+    made = boundaries.try_all(subject)
+    assert made.kills > 10
+    assert made.neither == []
+    assert (made.litter, made.redone) == (0, made.kills)
+    assert made.old + made.new == made.kills
+
+
+@pytest.mark.slow
+def test_damage_of_every_kind_is_found_named_and_got_around():
+    for kind, counts in flips.main(5, is_exhaustive=False).items():
+        assert len(set(counts)) == 1, kind
+
+
+@pytest.mark.slow
+def test_malformed_inputs_end_with_a_line_and_a_code():
+    tallies = fuzz.main(450)
+    assert all(sum(made.codes.values()) >= 20 for made in tallies.values())
+
+
+@pytest.mark.slow
+def test_a_killed_distillation_ends_as_one_that_was_not(tmp_path):
+    """In a process of its own: forks need a parent that has computed nothing."""
+    import subprocess
+    import sys
+
+    code = (
+        "from tests.faults import kill; made = kill.main(3, kill.SHORT, 6.0); "
+        "raise SystemExit(not (made.runs == made.equal > 0 and made.most_repeated <= kill.SAVE_EVERY))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_nothing_but_time():
+    import subprocess
+    import sys
+
+    code = (
+        "from tests.faults import disk; made = disk.main(is_short=True); "
+        "raise SystemExit(any(m.code != 5 or m.litter or not m.is_equal for m in made))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_torchs_own_words_for_a_full_disk_are_known(tmp_path):
+    import resource
+
+    import torch
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises((RuntimeError, OSError)) as raised:
+            torch.save(torch.zeros(100_000), tmp_path / "x.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_disk_full(raised.value), raised.value
