@@ -1,0 +1,113 @@
+import json
+import os
+import stat
+
+import pytest
+
+from rapm_cli.core.commit import MANIFEST, Manifest, commit, committing, read_commit, sweep, verify
+from rapm_cli.core.errors import DamagedError, InputError, VerificationError
+from rapm_cli.core.files import is_litter, regular_file, replace_file
+from rapm_cli.core.secrets import redact
+
+
+def test_a_commit_holds_what_was_written_and_says_what_that_is(tmp_path):
+    made = commit(tmp_path / "a", {"x.bin": b"123", "y.json": b"{}"}, fingerprint="f", parent="p", about={"k": 1})
+    manifest, files = read_commit(tmp_path / "a")
+    assert manifest == made
+    assert files == {"x.bin": b"123", "y.json": b"{}"}
+    assert (made.name, made.parent, made.about, made.total_bytes) == ("a", "p", {"k": 1}, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
+        replace_file(tmp_path / "b", b"2")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a", tmp_path / "a" / "x", tmp_path / "b")]
+    assert modes == [0o750, 0o640, 0o640]
+
+
+def test_a_commit_that_fails_leaves_what_was_there(tmp_path):
+    commit(tmp_path / "a", {"x": b"old"}, fingerprint="f")
+
+    def fill():
+        with committing(tmp_path / "a", fingerprint="f") as folder:
+            (folder / "x").write_bytes(b"new")
+            raise OSError("stop")
+
+    with pytest.raises(OSError, match="stop"):
+        fill()
+    assert read_commit(tmp_path / "a")[1] == {"x": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_changes_what_is_written_is_found_out(tmp_path, monkeypatch):
+    from rapm_cli.core import files
+
+    real = files.sync
+
+    def rot(path):
+        real(path)
+        if path == tmp_path:
+            (tmp_path / "a" / "x").write_bytes(b"rotten")
+
+    monkeypatch.setattr("rapm_cli.core.commit.sync", rot)
+    with pytest.raises(VerificationError, match="did not read back"):
+        commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../x": {"bytes": 1, "sha256": "0"}}}, {"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}},
+        {"files": {"x": 5}}, {"files": {"x": {"bytes": "1", "sha256": "0"}}}, {"files": []}, {"name": 3},
+        {"format": 2}, {"about": []}, {"parent": 4},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_somebody_made_up_is_refused_even_where_its_sum_is_right(tmp_path, change):
+    made = commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
+    try:
+        data = Manifest(**(vars(made) | change)).to_bytes()
+    except AttributeError:
+        data = json.dumps(vars(made) | change).encode()
+    (tmp_path / "a" / MANIFEST).write_bytes(data)
+    with pytest.raises(DamagedError, match="not what was written"):
+        verify(tmp_path / "a")
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path):
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    for name in (f".tmp-{dead}-a", ".tmp-1-b", ".tmp-x", "kept"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".tmp-{dead}-file").write_bytes(b"")
+    assert is_litter(tmp_path / f".tmp-{dead}-a")
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".tmp-1-b", ".tmp-x", "kept"}
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in ((tmp_path, "a folder"), (tmp_path / "pipe", "a FIFO"), (tmp_path / "no", "No such file")):
+        with pytest.raises(InputError, match=says):
+            regular_file(path, "remedy")
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("token hf_abcdefghijABCDEFGHIJ0123 was", "token hf_*** was"),
+        ("Authorization: Bearer abcdefghijklmnop0123", "Authorization: Bearer ***"),
+        ('{"api_key": "abcdefghijklmnop0123"}', '{"api_key": "***"}'),
+        ("https://me:pass-word@host/x", "https://***@host/x"),
+        ("a token of love, a secret garden", "a token of love, a secret garden"),
+    ],
+)
+def test_secrets_are_cut_out_and_words_are_not(text, safe):
+    assert redact(text) == safe
