@@ -95,12 +95,17 @@ class Output:
         if self.is_silent:
             yield _Bar()
         elif self._err.is_terminal:
-            with _live(self._err, unit, device) as progress:
-                self._is_live = True
-                try:
-                    yield _LiveBar(progress, progress.add_task(title, total=total, completed=done, begun=done, note=""))
-                finally:
-                    self._is_live = False
+            progress = _live(self._err, unit, device)
+            task = progress.add_task(title, total=total, completed=done, begun=done, note="")
+            with contextlib.suppress(OSError):
+                progress.start()
+            self._is_live = True
+            try:
+                yield _LiveBar(progress, task)
+            finally:
+                self._is_live = False
+                with contextlib.suppress(OSError):  # of a terminal that is gone
+                    progress.stop()
         else:
             plain = _PlainBar(self, title, total, unit, device, done)
             yield plain

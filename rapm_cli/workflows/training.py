@@ -57,8 +57,9 @@ class Training:
         self.checkpoints = Checkpoints(run, settings)
         self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
-        size = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        require_room(run.folder, 3 * size * (KEPT + 1), "keeping commits")  # the optimizers double what they update
+        weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
+        more = max(1, KEPT + 1 - len(run.training_commits()))
+        require_room(run.folder, 3 * weights * more, "keeping commits")  # an optimizer has two values for each weight
         checkpoint, damage = self.checkpoints.newest()
         self._tell(damage, checkpoint)
         self.checkpoints.set_aside(damage)

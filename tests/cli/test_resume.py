@@ -301,3 +301,26 @@ def test_resume_and_new_contradict_each_other(rapm):
     code, _, err = rapm("distill", "somewhere")
     assert code == 2
     assert "--resume somewhere" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
+def test_a_terminal_that_goes_away_costs_nothing(home):
+    """Closing the window sends SIGHUP, and from then on nothing can be written to it."""
+    import pty
+    import select
+    import sys
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        more = ["--iterations", "500", "--save-every", "400"]
+        os.execv(sys.executable, [sys.executable, "-m", "rapm_cli", *DISTILL, *more])
+    said = b""
+    while b" 2/500" not in said:
+        assert select.select([terminal], [], [], 120)[0], said
+        said += os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    (run,) = (Run(folder) for folder in (home / "data" / "runs").iterdir())
+    assert int(run.training_commits()[0].name) >= 2
+    assert run.log.read_text().count("\n") == int(run.training_commits()[0].name)
