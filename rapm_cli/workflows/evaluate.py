@@ -94,12 +94,15 @@ class Part:
     def closed(self) -> Score | None:
         """(FD_base - FD_student) / (FD_base - FD_teacher): 1 where the student is as near as its teacher.
 
-        Its interval resamples the prompts of all three together. None where a row is missing, or where there are too
-        few pictures for a Fréchet distance to mean anything.
+        Its interval resamples the prompts of all three together. None where a row is missing, where base and
+        teacher are equally far, or where there are too few pictures for a Fréchet distance to mean anything.
         """
-        rows = {row.contestant.role: row.readings for row in self.rows if "fd-demo" in row.scores}
-        if not {"teacher", "base", "student"} <= rows.keys() or self.samples < MIN_FRECHET:
+        scored = {row.contestant.role: row for row in self.rows if "fd-demo" in row.scores}
+        if not {"teacher", "base", "student"} <= scored.keys() or self.samples < MIN_FRECHET:
             return None
+        if scored["base"].scores["fd-demo"].value == scored["teacher"].scores["fd-demo"].value:
+            return None  # there is no distance to close
+        rows = {role: row.readings for role, row in scored.items()}
 
         def share(chosen: Tensor) -> float:
             distance = {role: METRICS["fd-demo"].compute(readings[chosen]) for role, readings in rows.items()}

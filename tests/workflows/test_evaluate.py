@@ -38,6 +38,11 @@ def test_closed_is_unknown_without_all_three():
     assert Part("held-out scenes", 64, 0, [*rows, row("student", 2.0)]).closed is None
 
 
+def test_closed_is_unknown_where_the_base_is_as_near_as_its_teacher():
+    rows = [row("teacher", 1.0), row("base", 1.0), row("student", 2.0)]
+    assert Part("held-out scenes", 1000, 0, rows).closed is None
+
+
 def test_an_interval_holds_no_share_above_one():
     """Three of eight pictures have a wrong attribute of four; the bootstrap's own upper bound is 1.003 here."""
     right = torch.ones(8, 4, dtype=torch.bool)
