@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rapm_cli.core.secrets import redact
+from rapm_cli.workflows import stop
 
 if TYPE_CHECKING:
     import torch
 
 WIDE = 200
+SHORT = 10  # letters of a cell that is never broken
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -51,7 +53,7 @@ class Output:
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
     ) -> None:
-        """A table of figures, but for some columns of text. Where it is too wide, cells break at spaces."""
+        """A table of figures, but for some columns of text. Where it is too wide, long cells break at spaces."""
         if self.as_json:
             return
         self._out.print(Text(title))
@@ -59,8 +61,8 @@ class Output:
         is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
         table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
         for k, column in enumerate(upright):
-            longest = max(len(word) for cell in column for word in cell.split() or [""])
-            width = None if is_roomy else longest
+            pieces = column if max(map(len, column)) <= SHORT else " ".join(column).split()
+            width = None if is_roomy else max(map(len, pieces))
             table.add_column(
                 Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
             )
@@ -101,7 +103,8 @@ class Output:
                 progress.start()
             self._is_live = True
             try:
-                yield _LiveBar(progress, task)
+                with stop.drawn():
+                    yield _LiveBar(progress, task)
             finally:
                 self._is_live = False
                 with contextlib.suppress(OSError):  # of a terminal that is gone
@@ -189,13 +192,17 @@ class _MemoryColumn(ProgressColumn):
 
 
 class _Live(Progress):
-    """Bars, and below each what it notes."""
+    """Bars, and below each what it notes; last what a signal has asked for."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
             yield self.make_tasks_table([task])
             if task.fields["note"]:
-                yield Text(f"  {task.fields['note']}", style="dim", overflow="ellipsis", no_wrap=True)
+                note = Text(f"  {task.fields['note']}", style="dim", no_wrap=True)
+                note.truncate(self.console.width - len("^C") - 1, overflow="ellipsis")  # or a terminal's echo breaks it
+                yield note
+        if stop.words():
+            yield Text(stop.words())
 
 
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:

@@ -48,7 +48,7 @@ def collect(
     require_room(store.folder, to_do * size, f"storing {to_do} trajectories")
     if missing:
         bar = watcher.bar("trajectories", count, "trajectory", base.backbone.device, done=count - to_do)
-        with stop.patient("these trajectories"), bar as shown:
+        with bar as shown, stop.patient("these trajectories"):
             for rows in missing:
                 _make(base, settings, store, rows, size * len(rows), watcher)
                 shown.advance(len(rows))

@@ -254,7 +254,7 @@ class Examination:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
         parts, seconds, remembered = [], 0.0, 0
         bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device)
-        with stop.patient(f"these {CHUNK} pictures"), bar as shown:
+        with bar as shown, stop.patient(f"these {CHUNK} pictures"):
             for start in range(0, self.samples, CHUNK):
                 exam = self._exam(start)
                 path = self._place(contestant, exam, start)

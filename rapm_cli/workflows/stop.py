@@ -22,6 +22,7 @@ class _Wishes:
     stop: int | None = None
     save: bool = False
     patience: str = ""  # what the job at work will finish first; empty for none
+    is_drawn: bool = False  # somebody shows `words`
 
 
 _wishes = _Wishes()
@@ -54,6 +55,23 @@ def patient(unit: str) -> Iterator[None]:
         yield
     finally:
         _wishes.patience = before
+
+
+@contextlib.contextmanager
+def drawn() -> Iterator[None]:
+    """Inside, the caller shows `words` itself; nothing is written across what it draws."""
+    _wishes.is_drawn = True
+    try:
+        yield
+    finally:
+        _wishes.is_drawn = False
+
+
+def words() -> str:
+    """What is done about a signal that has come; empty where there is nothing to tell."""
+    if _wishes.stop is None or not _wishes.patience:
+        return ""
+    return f"stopping after {_wishes.patience}; once more leaves at once"
 
 
 def check(saved: str = "nothing was left half done", remedy: str = "") -> None:
@@ -92,8 +110,9 @@ def _on_stop(number: int, frame: FrameType | None) -> None:
     if _wishes.stop is not None or not _wishes.patience:
         raise Stopped(number)
     _wishes.stop = number
-    with contextlib.suppress(OSError):  # not through Python's streams, which may be at work; a lost terminal is no harm
-        os.write(2, f"\r\nstopping after {_wishes.patience}; once more leaves at once\r\n".encode())
+    if not _wishes.is_drawn:
+        with contextlib.suppress(OSError):  # not Python's streams, which may be at work; a lost terminal is no harm
+            os.write(2, f"\n{words()}\n".encode())
 
 
 def _on_save(number: int, frame: FrameType | None) -> None:

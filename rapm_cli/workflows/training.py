@@ -88,8 +88,8 @@ class Training:
         device, begun = self.trainer.backbone.device, self.seconds
         clock = time.perf_counter()
         with (
-            stop.patient("this iteration"),
             self.watcher.bar("training", self.total, "iteration", device, done=self.done) as bar,
+            stop.patient("this iteration"),
         ):
             while self.done < self.total:
                 for progress in train(self.trainer, self.trajectories, self.done):

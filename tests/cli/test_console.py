@@ -1,12 +1,15 @@
 """What a person sees while a job works."""
 
 import io
+import os
+import signal
 
 import pytest
 import torch
 from rich.console import Console
 
 from rapm_cli.cli.console import Output
+from rapm_cli.workflows import stop
 
 CPU = torch.device("cpu")
 
@@ -35,6 +38,18 @@ def test_a_bar_on_a_terminal_shows_count_rate_memory_and_its_note_below(monkeypa
     assert "RAM " in shown
     assert "MiB" in shown
     assert "\n  slots: relative 0.1 [red]" in shown.replace("\r", "")
+
+
+def test_a_first_signal_is_told_below_a_live_bar_and_not_across_it(monkeypatch, capfd):
+    written = on_a_terminal(monkeypatch)
+    with stop.heeding():
+        with Output().bar("training", 2, "iteration", CPU) as bar, stop.patient("this iteration"):
+            os.kill(os.getpid(), signal.SIGINT)
+            bar._progress.refresh()
+            assert "stopping after this iteration; once more leaves at once" in written.getvalue()
+            written.truncate(0)
+        assert "stopping" not in written.getvalue()  # what is left on the screen
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -100,3 +115,9 @@ def test_a_table_breaks_cells_at_spaces_alone(monkeypatch, capsys, width, lines)
     assert max(map(len, shown.splitlines())) <= width
     for word in " ".join(columns + row).split():
         assert word in shown.split()
+
+
+def test_a_short_cell_is_never_broken(monkeypatch, capsys):
+    monkeypatch.setattr("rapm_cli.cli.console.WIDE", 30)
+    Output().table("title", ["", "size", "holds"], [["00000010", "12.46 MB", "many files with names"]], (0, 2))
+    assert "00000010 12.46 MB many" in capsys.readouterr().out
