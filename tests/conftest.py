@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -13,6 +14,13 @@ import torch
 
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.schedule import NoiseSchedule
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _heard_signals():
+    """Signals are heard under nohup too, and in the background of a script."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import typer
 
 from rapm_cli import __version__
 from rapm_cli.cli import commands
-from rapm_cli.cli.console import Output
+from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full
 from rapm_cli.workflows.stop import heeding
 
@@ -88,21 +88,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The `rapm` command; a terminal that lacks a letter shows a question mark in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this process
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     code = main()
     for stream in (sys.stdout, sys.stderr):
-        _let_go(stream)
+        code = _let_go(stream, code)
     raise SystemExit(code)
 
 
-def _let_go(stream: TextIO) -> None:
-    """Drop what a terminal that is gone cannot take, or Python would try again at its end and change the exit code."""
+def _let_go(stream: TextIO, code: int) -> int:
+    """Drop what nobody can take, or Python would try again at its end and change the exit code.
+
+    A terminal or a reader that is gone misses nothing; a result that a full disk did not take is an error.
+    """
     try:
         stream.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if is_disk_full(error) and not code:
+            lost = lost_result()
+            return _tell(lost.message, lost.remedy, lost.exit_code)
+    return code
 
 
 def _place(error: Any) -> str:

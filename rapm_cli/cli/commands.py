@@ -117,7 +117,6 @@ def distill(
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.bases import find_base
-    from rapm_cli.bases.device import find_device
     from rapm_cli.workflows import start
     from rapm_cli.workflows.distill import distill as run_distill
     from rapm_cli.workflows.evaluate import to_record
@@ -130,13 +129,14 @@ def distill(
     given = options.given(context)
     if "slot_weights" in given:
         given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
-    place, wanted = find_device(device), None if prompts is None else read_prompts(prompts)
+    wanted = None if prompts is None else read_prompts(prompts)
     if resume:
-        begun = start.resume(run, base, given, wanted, place, out, is_strict=strict)
+        begun = start.resume(run, base, given, wanted, device, out, is_strict=strict)
     else:
-        begun = start.begin(find_base(_or(base, "sdxl")), given, wanted, place, out, output=output, is_new=new)
+        found = find_base(_or(base, "sdxl"))
+        begun = start.begin(found, given, wanted, device, out, output=output, is_new=new, is_strict=strict)
     iterations = begun.settings.training.iterations
-    if begun.is_begun and begun.run.is_complete(iterations):
+    if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
         out.say(f"this run is finished; --iterations above {iterations} goes on with it")
         _show_run(out, begun)
         out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
@@ -146,9 +146,8 @@ def distill(
         begun.run,
         begun.settings,
         begun.base,
-        device=place,
+        device=begun.device,
         is_strict=strict,
-        is_deterministic=deterministic,
         watcher=out,
     )
     if done.part:
@@ -308,7 +307,7 @@ def export(
     chosen = choose(base, lora)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
-    made = workflow.export(chosen.lora_path, chosen.base, target, fuse=fuse, dtype=dtype)
+    made = workflow.export(chosen.lora_path, chosen.base, target, fuse=fuse, dtype=dtype, watcher=out)
     record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True}
     out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
     if made.report:
@@ -343,6 +342,8 @@ def inspect(
     _show_commits(out, run)
     if run["lora"]:
         _show_lora(out, run["lora"])
+    elif run["lora_damage"]:
+        out.data(f"LoRA         {run['lora_damage']}")
     out.result(run)
 
 

@@ -1,6 +1,7 @@
 """The one file that prints: data to stdout; talk, warnings and progress to stderr."""
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from rapm_cli.core.errors import DiskError, is_disk_full
 from rapm_cli.core.secrets import redact
 from rapm_cli.workflows import stop
 
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 WIDE = 200
 SHORT = 10  # letters of a cell that is never broken
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process without a word."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
 
 
 class Output:
@@ -35,20 +43,23 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.is_silent = as_json, quiet or as_json
         width = None if sys.stdout.isatty() else WIDE  # programs get whole lines
-        self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
-        self._err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._out = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+        self._err = _Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._is_live = False  # a bar is on the screen
 
     def data(self, line: str) -> None:
         """One line of the result."""
-        if not self.as_json:
+        if self.as_json:
+            return
+        with _no_reader_needed():
             is_above_bar = self._is_live and self._out.is_terminal  # only the bar's own console can print there
             (self._err if is_above_bar else self._out).print(_plain(line))
 
     def result(self, record: object) -> None:
         """The whole result for programs, shown under --json alone."""
         if self.as_json:
-            print(redact(json.dumps(record, indent=2)))  # noqa: T201
+            with _no_reader_needed():
+                print(redact(json.dumps(record, indent=2)))  # noqa: T201
 
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
@@ -56,6 +67,10 @@ class Output:
         """A table of figures, but for some columns of text. Where it is too wide, long cells break at spaces."""
         if self.as_json:
             return
+        with _no_reader_needed():
+            self._draw_table(title, columns, rows, text_columns)
+
+    def _draw_table(self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...]) -> None:
         self._out.print(Text(title))
         upright = list(zip(columns, *rows, strict=True))
         is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
@@ -113,6 +128,23 @@ class Output:
             plain = _PlainBar(self, title, total, unit, device, done)
             yield plain
             plain.finish()
+
+
+@contextmanager
+def _no_reader_needed() -> Iterator[None]:
+    """Work that is done is done, whether or not somebody still reads of it; a full disk does lose it."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise lost_result() from error
+        if error.errno not in (errno.EIO, errno.EPIPE):  # a terminal, a reader that is gone
+            raise
+
+
+def lost_result() -> DiskError:
+    """The error of standard output on a full disk."""
+    return DiskError("the result cannot be written to standard output: the disk is full", "free space")
 
 
 class _Bar:

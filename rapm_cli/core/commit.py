@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rapm_cli.core.errors import DamagedError, VerificationError
-from rapm_cli.core.files import is_litter, sync, temporary_name, write_file
+from rapm_cli.core.files import ASIDE, sync, temporary_name, write_file
 
 MANIFEST, FORMAT = "MANIFEST.json", 1
 
@@ -66,14 +66,15 @@ def committing(
     """A temporary folder to fill, which becomes `folder` at the end and is read back, or is removed.
 
     Args:
-        folder: Name of the commit; what is there already is replaced.
+        folder: Name of the commit; what is there already is moved aside, and removed once the new one is known to be
+            good.
         fingerprint: Of the settings that made it.
         parent: Name of the commit that it goes on from.
         about: What should be known of it, as JSON values.
 
     Raises:
         OSError: It cannot be written; what was there is still there.
-        VerificationError: What was read back is not what was written; it is removed.
+        VerificationError: What was read back is not what was written; what was there is there again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
@@ -92,16 +93,8 @@ def committing(
         for inner in folders:
             sync(inner)
         _put_in_place(temporary, folder)
-        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        verify(folder)
-    except DamagedError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise VerificationError(
-            f"{folder} did not read back as it was written: {error.damage}", "check the disk"
-        ) from error
 
 
 def commit(
@@ -131,11 +124,15 @@ def commit(
     return read_manifest(folder)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """What a commit says of itself; its files are not looked at.
 
+    Args:
+        folder: Of the commit.
+        fingerprint: Of the settings that must have made it; None for any.
+
     Raises:
-        DamagedError: The manifest is missing, damaged, of another format or of another commit.
+        DamagedError: The manifest is missing, damaged, of another format, of another commit or of other settings.
     """
     path = folder / MANIFEST
     try:
@@ -154,16 +151,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(folder, f"{MANIFEST} is not what was written")
     if manifest.name != folder.name:
         raise DamagedError(folder, f"{MANIFEST} is that of {manifest.name}")
+    if fingerprint not in (None, manifest.fingerprint):
+        raise DamagedError(folder, "it was made with other settings")
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
-    """The manifest of a commit, once every file has been found to be what was written.
+def verify(folder: Path, fingerprint: str | None = None) -> Manifest:
+    """The manifest of a commit, once every file has been found to be what was written; arguments as above.
 
     Raises:
         DamagedError: One is not.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, fingerprint)
     for name, expected in manifest.files.items():
         try:
             found = _sum(folder / name)
@@ -174,13 +173,13 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def read_commit(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """A commit's manifest and the very bytes that were verified.
+def read_commit(folder: Path, fingerprint: str | None = None) -> tuple[Manifest, dict[str, bytes]]:
+    """A commit's manifest and the very bytes that were verified; arguments as above.
 
     Raises:
         DamagedError: A file is not what was written.
     """
-    manifest, contents = read_manifest(folder), {}
+    manifest, contents = read_manifest(folder, fingerprint), {}
     for name, expected in manifest.files.items():
         try:
             data = (folder / name).read_bytes()
@@ -202,24 +201,23 @@ def remove_commit(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes that are gone left unfinished in a folder."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if is_litter(path):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; a folder that is there is moved aside first, because only an empty one can be renamed over."""
-    aside = temporary_name(folder.with_name(f"old-{folder.name}"))
+    """Rename and read back; what is there already is moved aside first, because no folder can be renamed over it."""
+    aside = temporary_name(folder, ASIDE)
     if folder.exists():
         folder.rename(aside)
     try:
         temporary.rename(folder)
-    except OSError:
+        try:
+            sync(folder.parent)
+            verify(folder)
+        except (OSError, DamagedError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise
+            damage = f"{folder} did not read back as it was written: {error.damage}"
+            raise VerificationError(damage, "check the disk") from error
+    except (OSError, VerificationError):
         if aside.exists():
             aside.rename(folder)
         raise

@@ -13,6 +13,7 @@ from rapm_cli.core.schedule import fine_grid
 START_FROM = ("student", "teacher")
 DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MOST = 1_000_000  # trajectories, and those in a batch
 
 
 def _check(is_good: bool, option: str, value: object, wants: str) -> None:
@@ -49,7 +50,7 @@ class TeacherConfig:
         fine_grid(self.num_slots, self.fine_steps)
         _check(1 <= self.delta < self.fine_steps, "delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
         _check(1 <= self.guidance_scale <= 50, "guidance", self.guidance_scale, "1 to 50")
-        _check(self.trajectories >= 1, "trajectories", self.trajectories, "at least 1")
+        _check(1 <= self.trajectories <= MOST, "trajectories", self.trajectories, f"1 to {MOST}")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
 
@@ -108,8 +109,8 @@ class TrainConfig:
         if self.alpha is None:
             object.__setattr__(self, "alpha", float(self.rank))
         _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
-        _check(self.iterations >= 1, "iterations", self.iterations, "at least 1")
-        _check(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
+        _check(1 <= self.iterations < 10**8, "iterations", self.iterations, "1 to 99999999")
+        _check(1 <= self.batch_size <= MOST, "batch-size", self.batch_size, f"1 to {MOST}")
         _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number between 0 and 1")
         _check(
             0 < self.discriminator_learning_rate < 1,

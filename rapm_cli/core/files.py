@@ -1,6 +1,9 @@
 """Files that survive a power cut: written, flushed to the disk and renamed, in that order."""
 
+import contextlib
 import os
+import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +12,9 @@ from typing import BinaryIO
 
 from rapm_cli.core.errors import InputError
 
-TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
+TEMPORARY = ".rapm-tmp-"  # how the name of everything unfinished begins
+ASIDE = ".rapm-old-"  # and of what was moved aside while something new takes its place
+_MARKED = re.compile(rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<owner>[0-9]+)-(?P<name>.+)")
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -71,25 +76,40 @@ def replace_file(path: Path, data: bytes) -> None:
         write_file(temporary, data)
 
 
-def temporary_name(path: Path) -> Path:
+def temporary_name(path: Path, mark: str = TEMPORARY) -> Path:
     """A name beside `path` that tells which process will remove it; the ending is kept."""
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    return path.with_name(f"{mark}{os.getpid()}-{path.name}")
 
 
-def is_litter(path: Path) -> bool:
-    """True for what a process that is gone left unfinished."""
-    owner = path.name.removeprefix(TEMPORARY).split("-")[0]
-    if not path.name.startswith(TEMPORARY) or not owner.isdecimal():
-        return False
+def sweep(folder: Path) -> None:
+    """Clear a folder of what processes that are gone left in it: what they moved aside is put back where it is missed.
+
+    Where several processes use the folder, to be called with its lock held.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # what was moved aside comes first
+        marked = _MARKED.fullmatch(path.name)
+        if marked is None or not _is_gone(int(marked["owner"])):
+            continue
+        rightful = path.with_name(marked["name"])
+        with contextlib.suppress(OSError):  # of a folder that cannot be written
+            if marked["mark"] == ASIDE and not rightful.exists():
+                path.rename(rightful)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_gone(pid: int) -> bool:
     if os.name == "nt":
         return False  # there, to ask whether a process lives would end it
     try:
-        os.kill(int(owner), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False
-    return int(owner) == os.getpid()  # this process is asked before it writes, so it is an earlier one's
+    return pid == os.getpid()  # this process is asked before it writes, so it is an earlier one's
 
 
 def regular_file(path: Path, remedy: str) -> Path:

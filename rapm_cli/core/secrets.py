@@ -1,22 +1,33 @@
-"""Secrets cut out of everything that is said or stored."""
+"""Secrets cut out of everything that is said; nothing that is stored asks for one."""
 
+import os
 import re
 
+_NAMES = r"token|api[_-]?key|access[_-]?key|password|passwd|secret|signature|credential"
 _SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+    (re.compile(r"(\w+://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[\w.~+/=-]{8,}"), r"\1***"),
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{16,}"), r"\1***"),
+    (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*=\s*[\"']?)[^\s\"'&]{{6,}}"), r"\1***"),
     (
-        re.compile(
-            r"(?i)\b((?:authorization|bearer|token|api[_-]?key|password|secret)[\"']?\s*[=: ]\s*[\"']?(?:bearer\s+)?)"
-            r"[A-Za-z0-9._~+/-]{16,}"
-        ),
+        re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S*\d)[^\s\"'&]{{6,}}"),
         r"\1***",
-    ),
-    (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1***@"),
+    ),  # words follow colons too
 )
+_VARIABLE = re.compile(rf"(?i)(?:^|_)(?:{_NAMES})$")
+_SHORTEST = 8  # of a variable's value; what is shorter may be any word
 
 
 def redact(text: str) -> str:
-    """The text with tokens of the hub, authorization values and passwords in addresses replaced by stars."""
+    """The text with stars in place of secrets: what looks like one, and what a variable of the environment holds.
+
+    Tokens of the hub, authorization values, passwords and keys after their names and in addresses, and the values of
+    variables named so, such as `HF_TOKEN`.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _VARIABLE.search(name):
+            text = text.replace(value, "***")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.commit import commit, read_commit, read_manifest, sweep, verify
+from rapm_cli.core.commit import Manifest, commit, read_commit, read_manifest, verify
 from rapm_cli.core.errors import DamagedError
+from rapm_cli.core.files import sweep
 from rapm_cli.core.trajectories import Trajectories
 
 FILE = "trajectories.safetensors"
@@ -25,7 +26,6 @@ class TrajectoryStore:
 
     def __init__(self, folder: Path, count: int, shard_size: int, about: dict[str, Any]) -> None:
         self.folder, self.count, self.shard_size, self.about = folder, count, shard_size, about
-        sweep(folder)
 
     @property
     def shards(self) -> list[range]:
@@ -33,14 +33,18 @@ class TrajectoryStore:
         return [range(i, min(i + self.shard_size, self.count)) for i in range(0, self.count, self.shard_size)]
 
     def missing(self) -> tuple[list[range], list[DamagedError]]:
-        """Rows of every shard that has to be made, and what is wrong with those that are there."""
+        """Rows of every shard that has to be made, and what is wrong with those that are there.
+
+        What killed processes left unfinished is removed first.
+        """
+        sweep(self.folder)
         rows_missing, damage = [], []
         for rows in self.shards:
             if not self._path(rows).exists():
                 rows_missing.append(rows)
                 continue
             try:
-                verify(self._path(rows))
+                self._check(rows, verify(self._path(rows), self.folder.name))
             except DamagedError as error:
                 rows_missing.append(rows)
                 damage.append(error)
@@ -67,7 +71,11 @@ class TrajectoryStore:
         """
         from safetensors.torch import load
 
-        shards = [load(read_commit(self._path(rows))[1][FILE]) for rows in self.shards]
+        shards = []
+        for rows in self.shards:
+            manifest, files = read_commit(self._path(rows), self.folder.name)
+            self._check(rows, manifest)
+            shards.append(load(files[FILE]))
         columns = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
         cond = Conditioning(columns["tokens"], columns.get("pooled"), columns.get("time_ids"))
         return Trajectories(columns["z_teacher"], columns["z_ahead"], cond)
@@ -75,6 +83,10 @@ class TrajectoryStore:
     def total_bytes(self) -> int:
         """Size of the shards that are there."""
         return sum(read_manifest(self._path(rows)).total_bytes for rows in self.shards if self._path(rows).exists())
+
+    def _check(self, rows: range, manifest: Manifest) -> None:
+        if manifest.about.get("rows") != [rows.start, rows.stop] or FILE not in manifest.files:
+            raise DamagedError(self._path(rows), "it holds other trajectories")
 
     def _path(self, rows: range) -> Path:
         return self.folder / f"{rows.start:06d}"

@@ -132,7 +132,7 @@ class Trainer:
 
         Returns:
             The losses of each slot, the noisiest first. A slot whose target, loss or gradient is not finite makes no
-            update and ends the walk; a discriminator's gradient that is not finite makes no update of the two.
+            update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)
@@ -205,15 +205,15 @@ class Trainer:
         return total
 
     def _update_student(self, loss: Tensor) -> bool:
-        """One optimizer step, or none where the gradient is not finite; whether it was made."""
+        """One optimizer step, or none where loss or gradient is not finite; whether it was made."""
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        return self._step(self.optimizer, self.parameters)
+        return self._step(loss, self.optimizer, self.parameters)
 
-    def _step(self, optimizer: torch.optim.Optimizer, parameters: list[Any]) -> bool:
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any]) -> bool:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        is_finite = math.isfinite(norm.item())
+        is_finite = math.isfinite(norm.item()) and math.isfinite(loss.item())
         if is_finite:
             optimizer.step()
         return is_finite
@@ -240,7 +240,7 @@ class Trainer:
             total = total + part
         self.judge_optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if not self._step(self.judge_optimizer, self.judges):
+        if not self._step(total, self.judge_optimizer, self.judges):
             losses.skipped = "discriminator"
 
     def _slot_weight(self, n: int) -> float:

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import WeightsError
+from rapm_cli.core.commit import committing, verify
+from rapm_cli.core.errors import DamagedError, WeightsError
+from rapm_cli.core.files import sweep
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.workflows.places import cache_dir
 
 BASE, REPO, FILE = "sdxl", "guoqiang-x/RAPM_SDXL", "RAPM_SDXL.pt"
+LORA = "lora.safetensors"
 
 
-def authors_lora() -> Path:
-    """The authors' LoRA as a file of ours; what they published is a pickle.
+def authors_lora() -> tuple[Path, str]:
+    """The authors' LoRA as a file of ours, and where it is from; what they published is a pickle.
 
     Raises:
         WeightsError: It is not in the Hugging Face cache and cannot be fetched.
@@ -29,16 +32,21 @@ def authors_lora() -> Path:
             'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         ) from error
     digest = file_sha256(source)
-    target = _folder() / f"RAPM_SDXL-{digest[:16]}.safetensors"
-    if not target.is_file():
+    target, reason = _folder() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
+    sweep(_folder())
+    try:
+        verify(target, digest)
+    except DamagedError as error:
+        reason += f"; {error.message}: converting it again" if target.exists() else ""
         recipe = {"base": BASE, "origin": {"repository": REPO, "file": FILE, "sha256": digest}}
-        convert_pickle(source, target, recipe | {"sampler": sampler_recipe(4)})
-    return target
+        with committing(target, fingerprint=digest) as folder:
+            convert_pickle(source, folder / LORA, recipe | {"sampler": sampler_recipe(4)})
+    return target / LORA, reason
 
 
 def converted_loras() -> list[Path]:
     """The files that were converted so far."""
-    return sorted(_folder().glob("[!.]*.safetensors"))
+    return sorted(_folder().glob(f"[!.]*/{LORA}"))
 
 
 def _folder() -> Path:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapm_cli.core.commit import commit, read_commit, remove_commit, sweep
+from rapm_cli.core.commit import Manifest, commit, read_commit, read_manifest, remove_commit
 from rapm_cli.core.errors import DamagedError, InputError
+from rapm_cli.core.files import sweep
 from rapm_cli.core.recovery import Health
-from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, Run
+from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Checkpoint:
         health: How training has fared.
         log: The lines of the log so far.
         seconds: Spent on training so far, in all processes; not part of what must be equal.
+        is_regular: Training may go back to it: made because it was time, not because a signal asked.
     """
 
     iterations: int
@@ -37,6 +39,7 @@ class Checkpoint:
     health: Health
     log: bytes
     seconds: float
+    is_regular: bool = True
 
     def files(self, settings: Settings) -> dict[str, bytes]:
         """As the files of a commit."""
@@ -58,7 +61,8 @@ class Checkpoints:
 
     def __init__(self, run: Run, settings: Settings) -> None:
         self.run, self.settings = run, settings
-        sweep(run.commits)
+        for folder in (run.folder, run.commits, run.folder / OFFENDING):
+            sweep(folder)
 
     def begin(self) -> str:
         """Commit the settings, unless the newest such commit holds the same; its name.
@@ -66,8 +70,10 @@ class Checkpoints:
         The first one makes the folder a run.
 
         Raises:
+            InputError: All its commits of training were made with others.
             OSError: They cannot be written.
         """
+        self._check_commits()
         data, names = self.settings.to_bytes(), [folder.name for folder in self.run.settings_commits()]
         with contextlib.suppress(DamagedError, KeyError):
             if names and read_commit(self.run.commits / names[0])[1][SETTINGS] == data:
@@ -79,31 +85,30 @@ class Checkpoints:
             remove_commit(self.run.commits / old)
         return name
 
-    def write(self, name: str, files: dict[str, bytes], parent: str, seconds: float) -> None:
-        """Commit a checkpoint's files, and remove what is older than needed.
+    def write(self, checkpoint: Checkpoint, parent: str) -> None:
+        """Commit a checkpoint, and remove what is older than needed.
 
         Raises:
-            OSError: They cannot be written.
+            OSError: It cannot be written.
         """
-        folder = self.run.commits / name
-        commit(folder, files, fingerprint=self.settings.fingerprint, parent=parent, about=_about(seconds))
+        about = _about(checkpoint.seconds) | {"regular": checkpoint.is_regular}
+        folder, files = self.run.commits / name_of(checkpoint.iterations), checkpoint.files(self.settings)
+        commit(folder, files, fingerprint=self.settings.fingerprint, parent=parent, about=about)
         self._prune()
 
-    def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[DamagedError]]:
-        """The newest checkpoint that is what was written, and what is wrong with the newer ones.
+    def newest(self) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """The newest checkpoint that is what was written, and what is wrong with the newer ones."""
+        return self._first_good(self.run.training_commits())
+
+    def to_go_back_to(self, at_most: int) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """The newest good checkpoint that was regular; where there is none, the newest good one. And the damage met.
 
         Args:
             at_most: Iterations that it may have done.
         """
-        damage: list[DamagedError] = []
-        for folder in self.run.training_commits():
-            if at_most is not None and int(folder.name) > at_most:
-                continue
-            try:
-                return self._read(folder), damage
-            except DamagedError as error:
-                damage.append(error)
-        return None, damage
+        early = [folder for folder in self.run.training_commits() if int(folder.name) <= at_most]
+        found, damage = self._first_good(early, only_regular=True)
+        return (found, damage) if found else self._first_good(early)
 
     def set_aside(self, damage: list[DamagedError]) -> None:
         """Move damaged commits out of the way, to be looked at by a person."""
@@ -119,20 +124,43 @@ class Checkpoints:
             if int(folder.name) > iterations:
                 remove_commit(folder)
 
+    def _first_good(
+        self, folders: list[Path], *, only_regular: bool = False
+    ) -> tuple[Checkpoint | None, list[DamagedError]]:
+        damage: list[DamagedError] = []
+        for folder in folders:
+            try:
+                checkpoint = self._read(folder)
+            except DamagedError as error:
+                damage.append(error)
+                continue
+            if checkpoint.is_regular or not only_regular:
+                return checkpoint, damage
+        return None, damage
+
+    def _check_commits(self) -> None:
+        """Refuse a run that another version of rapm, or another folder's settings, would make begin from nothing."""
+        manifests = [manifest for folder in self.run.training_commits() if (manifest := _manifest(folder))]
+        if manifests and all(manifest.fingerprint != self.settings.fingerprint for manifest in manifests):
+            raise InputError(
+                f"the commits of {self.run.folder} were made with other settings than it says, or by another rapm: "
+                f"{manifests[0].about.get('rapm')}",
+                "resume it with that version, or begin another run with --new",
+            )
+
     def _read(self, folder: Path) -> Checkpoint:
         from safetensors.torch import load
 
-        manifest, files = read_commit(folder)
-        if manifest.fingerprint != self.settings.fingerprint:
-            raise DamagedError(folder, "it belongs to another run")
+        manifest, files = read_commit(folder, self.settings.fingerprint)
         state = json.loads(files[STATE])
         parts = {name.removesuffix(TENSORS): load(data) for name, data in files.items() if name.endswith(TENSORS)}
         seconds = float(manifest.about.get("seconds", 0.0))
-        return Checkpoint(int(state["iterations"]), parts, Health(**state["health"]), files[LOG], seconds)
+        health, is_regular = Health(**state["health"]), bool(manifest.about.get("regular"))
+        return Checkpoint(int(state["iterations"]), parts, health, files[LOG], seconds, is_regular)
 
     def _prune(self) -> None:
         commits = self.run.training_commits()
-        regular = [folder for folder in commits if int(folder.name) % self.settings.save_every == 0]
+        regular = [folder for folder in commits if (made := _manifest(folder)) and made.about.get("regular")]
         for folder in commits:
             if folder not in (*commits[:KEPT], *regular[:KEPT]):
                 remove_commit(folder)
@@ -159,6 +187,12 @@ def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
             damage.append(DamagedError(folder, f"{SETTINGS} is missing"))
     found = "; ".join(error.message for error in damage)
     raise InputError(f"no commit of {run.folder} can be used: {found}", "start again with --output NEW")
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    with contextlib.suppress(DamagedError):
+        return read_manifest(folder)
+    return None
 
 
 def _about(seconds: float) -> dict[str, Any]:

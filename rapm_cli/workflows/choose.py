@@ -50,11 +50,11 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run := newest_run(base_name):
-        path, reason = run.lora, f"newest run, {run.folder}"
+        path, reason = run.sound_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
-        path, reason = authors.authors_lora(), f"the authors' LoRA, {authors.REPO}"
+        path, reason = authors.authors_lora()
     else:
         raise WeightsError(
             f"there is no LoRA for base {base_name}",

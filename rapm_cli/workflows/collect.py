@@ -13,6 +13,7 @@ from rapm_cli.core.store import TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.watch import Watcher
@@ -36,6 +37,13 @@ def collect(
         Stopped: A signal came; the shards that were made are kept.
     """
     store = store_of(settings, shard_size)
+    with locked(store.folder, watcher, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
+        return _collect(base, settings, store, is_strict, watcher)
+
+
+def _collect(
+    base: LoadedBase, settings: Settings, store: TrajectoryStore, is_strict: bool, watcher: Watcher
+) -> Trajectories:
     missing, damage = store.missing()
     if damage and is_strict:
         raise damage[0]

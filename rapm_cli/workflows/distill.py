@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, peak_memory_mib
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError, Stopped
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.schedule import sampler_recipe
@@ -58,7 +59,6 @@ def distill(
     *,
     device: torch.device,
     is_strict: bool,
-    is_deterministic: bool,
     watcher: Watcher,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
@@ -69,7 +69,6 @@ def distill(
         base: The base model.
         device: Where to compute.
         is_strict: Stop at damaged data instead of using an older commit or making it again.
-        is_deterministic: Use only algorithms that give the same bits each time; a CPU always does.
         watcher: Sees bars and talk.
 
     Raises:
@@ -82,8 +81,7 @@ def distill(
                 Checkpoints(run, settings).begin()
             except OSError as error:
                 raise DiskError.of(error, run.commits) from error
-            run.reopen()
-            if is_deterministic:
+            if settings.deterministic:
                 be_deterministic()
             return _distill(run, settings, base, device, is_strict, watcher)
     except Stopped as stopped:
@@ -103,7 +101,9 @@ def _distill(
     clock.lap("trajectories")
     exam, others = None, teacher_and_base(loaded, teacher, identity)
     if settings.samples and base.set_exam:
-        exam = Examination(base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, watcher)
+        exam = Examination(
+            base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, watcher, is_strict=is_strict
+        )
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
@@ -114,6 +114,7 @@ def _distill(
         fine_steps=teacher.fine_steps,
         delta=teacher.delta,
     )
+    run.reopen()
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
     training.finish()
     lora = _lora(loaded, settings)
@@ -132,6 +133,8 @@ def _distill(
     made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
     record = {
         "iterations": settings.training.iterations,
+        "samples": settings.samples,
+        "lora_sha256": file_sha256(run.lora),
         "seconds": made.seconds,
         "peak_mib": made.peak_mib,
         "machine": made.machine,

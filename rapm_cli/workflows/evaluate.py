@@ -18,6 +18,7 @@ from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.commit import commit, read_commit
 from rapm_cli.core.config import TeacherConfig, from_json
 from rapm_cli.core.errors import ConfigError, DamagedError, InputError
+from rapm_cli.core.files import sweep
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
@@ -221,6 +222,7 @@ class Examination:
         held_out: Scenes that no training saw, or the others.
         metrics: Names from `METRICS`.
         watcher: Sees one bar for each contestant.
+        is_strict: Stop at a damaged reading instead of drawing its pictures again.
     """
 
     def __init__(
@@ -232,10 +234,13 @@ class Examination:
         held_out: bool,
         metrics: list[str],
         watcher: Watcher,
+        *,
+        is_strict: bool = False,
     ) -> None:
         assert base.set_exam is not None
+        sweep(_folder())
         self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
-        self.metrics, self.watcher, self.set_exam = metrics, watcher, base.set_exam
+        self.metrics, self.watcher, self.set_exam, self.is_strict = metrics, watcher, base.set_exam, is_strict
         self.rows: list[Row] = []
         self._exams: dict[int, Exam] = {}  # by their first question
 
@@ -291,7 +296,7 @@ class Examination:
 
     def _place(self, contestant: Contestant, exam: Exam, start: int) -> Path:
         key = json.dumps([contestant.identity, self.seed, self.held_out, start, exam.prompts])
-        return cache_dir() / "readings" / hashlib.sha256(key.encode()).hexdigest()[:24]
+        return _folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _recall(self, path: Path) -> dict[str, Tensor] | None:
         """A chunk that was drawn before; None where there is none, or it is damaged."""
@@ -300,9 +305,11 @@ class Examination:
         if not path.exists():
             return None
         try:
-            stored: dict[str, Tensor] = load(read_commit(path)[1][READINGS])
+            stored: dict[str, Tensor] = load(read_commit(path, path.name)[1][READINGS])
             return stored
         except DamagedError as error:
+            if self.is_strict:
+                raise
             self.watcher.warn(f"{error.message}; drawing its pictures again")
             return None
 
@@ -318,6 +325,10 @@ class Examination:
             "what was drawn before is kept",
             "free space, and run the same command again",
         )
+
+
+def _folder() -> Path:
+    return cache_dir() / "readings"
 
 
 def score(readings: Readings, name: str) -> Score:

@@ -5,14 +5,20 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
-from rapm_cli.core.commit import committing, read_manifest
-from rapm_cli.core.errors import ConfigError, DiskError, InputError
-from rapm_cli.core.files import write_file
+from rapm_cli.core.commit import MANIFEST, committing, read_manifest
+from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.files import sweep, write_file
 from rapm_cli.formats.fuse import FuseReport, fuse_folder, is_other_weights
-from rapm_cli.formats.lora import load_lora, save_lora
-from rapm_cli.workflows.disk import require_room
+from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
+from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.watch import Watcher
+
+RECIPE = "rapm_recipe.json"
+NOTHING, AGAIN = "nothing of it is left", "free space, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Exported:
     report: FuseReport | None
 
 
-def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str) -> Exported:
+def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str, watcher: Watcher) -> Exported:
     """Write one export; nothing is left behind if it fails.
 
     Args:
@@ -39,36 +45,47 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str)
         output: File to write, or with `fuse` the folder.
         fuse: Merge the LoRA into the base's weights.
         dtype: Of what is written: "fp16", "bf16", "fp32", or "base" for the merged UNet's or the LoRA's own.
+        watcher: Is told of a full disk.
 
     Raises:
         ConfigError: The base has no folder to merge into, or the dtype is unknown.
         InputError: The output exists.
+        DiskError: It cannot be written.
     """
     lora = load_lora(lora_path)
     if output.exists():
         raise InputError(f"{output} exists", "give --output another name, or remove it")
     if dtype not in ("base", *DTYPES):
         raise ConfigError(f"--dtype {dtype} is unknown", f"give base, {', '.join(DTYPES)}")
+    sweep(output.parent)
     if not fuse:
         kept = {name: value.to(DTYPES.get(dtype, value.dtype)) for name, value in lora.state.items()}
-        save_lora(output, replace(lora, state=kept))
+        size = sum(value.nbytes for value in kept.values())
+        with_retries(lambda: save_lora(output, replace(lora, state=kept)), output, size, watcher, NOTHING, AGAIN)
         return Exported(output, output.stat().st_size, None)
     source = base.locate()
     if not isinstance(source, Path):
         raise ConfigError(f"base {base.name} has no folder to merge into", "give --base the folder of its snapshot")
     files = [path for path in source.rglob("*") if path.is_file() and not is_other_weights(path, source)]
-    require_room(output, 2 * sum(path.stat().st_size for path in files), "the merged model")
-    try:
-        with committing(output, fingerprint=lora.digest()) as temporary:
-            for path in files:
-                target = temporary / path.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-            report = fuse_folder(temporary, lora, DTYPES.get(dtype))
-            write_file(temporary / "rapm_recipe.json", (json.dumps(lora.recipe, indent=2) + "\n").encode())
-    except OSError as error:
-        raise DiskError.of(error, output) from error
+    files = [path for path in files if path not in (source / RECIPE, source / MANIFEST)]  # of a base that is an export
+    size = 2 * sum(path.stat().st_size for path in files)
+    report = with_retries(
+        lambda: _fuse(source, files, lora, output, DTYPES.get(dtype)), output, size, watcher, NOTHING, AGAIN
+    )
     return Exported(output, read_manifest(output).total_bytes, report)
+
+
+def _fuse(source: Path, files: list[Path], lora: LoraFile, output: Path, dtype: torch.dtype | None) -> FuseReport:
+    with committing(output, fingerprint=lora.digest()) as temporary:
+        for path in files:
+            target = temporary / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        report = fuse_folder(temporary, lora, dtype)
+        write_file(temporary / RECIPE, (json.dumps(lora.recipe, indent=2) + "\n").encode())
+        if output.exists():
+            raise InputError(f"{output} has appeared meanwhile", "give --output another name")
+    return report
 
 
 def default_output(lora_path: Path, *, fuse: bool) -> Path:

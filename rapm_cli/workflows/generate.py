@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rapm_cli import __version__
@@ -15,11 +16,13 @@ from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError
+from rapm_cli.core.files import sweep
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.workflows.choose import Chosen
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.watch import Watcher
@@ -119,14 +122,14 @@ def generate(
                 if teacher is not None:
                     image = grid([to_image(teacher[k]), image], columns=2)
                 path = _free(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
-                save_png(image, path, recipe | {"prompt": prompt, "seed": seed})
+                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, watcher)
                 images += [image] if with_grid else []
                 yield Picture(path, prompt, seed, seconds, teacher_seconds)
             bar.advance(len(part))
     if with_grid and len(images) > 1:
         columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
         path = _free(output, "grid")
-        save_png(grid(images, columns), path, {"prompts": prompts, "seeds": seeds})
+        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, watcher)
         watcher.say(f"{path}  all {len(images)} pictures")
 
 
@@ -153,6 +156,13 @@ def _make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError.of(error, output) from error
+    sweep(output)
+
+
+def _save(image: Image.Image, path: Path, recipe: dict[str, Any], watcher: Watcher) -> None:
+    size = 3 * image.width * image.height  # at most
+    again = "free space, and draw the rest"
+    with_retries(lambda: save_png(image, path, recipe), path, size, watcher, "the pictures before it are kept", again)
 
 
 def _free(output: Path, stem: str) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rapm_cli.core.errors import InputError
 from rapm_cli.formats.header import DTYPE_BYTES, read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.rundir import Run, find_lora, find_run
@@ -36,6 +37,12 @@ def inspect_run(name: str) -> dict[str, Any] | None:
             files = {file: entry["bytes"] for file, entry in manifest.files.items()}
             facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
         commits.append(facts)
+    facts_of_lora, damage_of_lora = None, ""
+    if run.has_lora:
+        try:
+            facts_of_lora = _lora_facts(run.sound_lora())
+        except InputError as error:
+            damage_of_lora = f"{error.message}; {error.remedy}"
     good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "run": str(run.folder),
@@ -43,7 +50,8 @@ def inspect_run(name: str) -> dict[str, Any] | None:
         "iterations": max(good, default=0),
         "resume": "" if run.is_finished else run.resume_command,
         "commits": commits,
-        "lora": _lora_facts(run.lora) if run.has_lora else None,
+        "lora": facts_of_lora,
+        "lora_damage": damage_of_lora,
     }
 
 

@@ -1,5 +1,6 @@
-"""One process at a time on a run; the system frees the lock of a process that is gone, however it went."""
+"""One process at a time on a folder; the system frees the lock of a process that is gone, however it went."""
 
+import contextlib
 import json
 import os
 import socket
@@ -10,44 +11,54 @@ from pathlib import Path
 
 from rapm_cli.core.errors import DiskError, LockedError
 from rapm_cli.core.files import replace_file
+from rapm_cli.workflows import stop
 from rapm_cli.workflows.watch import Watcher
 
 LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
+POLL_SECONDS = 0.5
 
 
 @contextmanager
-def locked(folder: Path, watcher: Watcher, remedy: str = "wait for it, or stop it") -> Iterator[None]:
-    """Hold a run.
+def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = False) -> Iterator[None]:
+    """Hold a folder.
 
     Args:
-        folder: Of the run.
-        watcher: Is told of a lock whose process is gone.
+        folder: Is made.
+        watcher: Is told of a lock whose process is gone, and of waiting.
         remedy: What to do where another process holds it.
+        is_patient: Wait for that process instead.
 
     Raises:
         LockedError: Another process holds it.
+        DiskError: The folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy) from error
-    except (OSError, NotImplementedError) as error:
-        raise DiskError.of(error, folder / LOCK) from error
+    lock, is_told = FileLock(folder / LOCK), False
+    while not lock.is_locked:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            if not is_patient:
+                raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy) from error
+            if not is_told:
+                watcher.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
+            is_told = True
+            stop.pause(POLL_SECONDS)
+        except (OSError, NotImplementedError) as error:
+            raise DiskError.of(error, folder / LOCK) from error
     try:
         if (folder / HOLDER).exists():
             watcher.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         record = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        try:
+        with contextlib.suppress(OSError):  # of a full disk: what is written next will tell
             replace_file(folder / HOLDER, json.dumps(record).encode())
-        except OSError as error:
-            raise DiskError.of(error, folder / HOLDER) from error
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

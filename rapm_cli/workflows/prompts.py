@@ -30,7 +30,7 @@ def read_prompts(source: str) -> list[str]:
     name = "standard input" if source == "-" else source
     try:
         data = _read(source)
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").splitlines() if len(data) <= MAX_BYTES else []
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}", REMEDY) from error
     except UnicodeDecodeError as error:

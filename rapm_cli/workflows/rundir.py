@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import Manifest, verify
 from rapm_cli.core.errors import DamagedError, DiskError, InputError
-from rapm_cli.core.files import replace_file
+from rapm_cli.core.files import TEMPORARY, regular_file, replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
+from rapm_cli.workflows.lock import HOLDER, LOCK
 from rapm_cli.workflows.places import runs_dir
 
 LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
@@ -50,8 +52,8 @@ class Run:
 
     @property
     def is_begun(self) -> bool:
-        """True for a folder in which a run was started."""
-        return self.commits.is_dir()
+        """True for a folder in which something was committed."""
+        return bool(self.settings_commits() or self.training_commits())
 
     @property
     def has_lora(self) -> bool:
@@ -61,7 +63,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """True once everything is written."""
-        return (self.folder / RESULT).is_file()
+        return self.has_lora and (self.folder / RESULT).is_file()
 
     def training_commits(self) -> list[Path]:
         """Folders of the commits of training, named by the iterations done, the newest first; not looked into."""
@@ -78,14 +80,31 @@ class Run:
             try:
                 yield folder.name, verify(folder), ""
             except DamagedError as error:
-                yield folder.name, None, error.damage
+                if folder.exists():  # else the run is at work, and has removed it meanwhile
+                    yield folder.name, None, error.damage
 
     def _commits(self) -> list[Path]:
-        return sorted(self.commits.iterdir(), reverse=True) if self.is_begun else []
+        return sorted(self.commits.iterdir(), reverse=True) if self.commits.is_dir() else []
 
-    def is_complete(self, iterations: int) -> bool:
-        """True for a finished run that has done so many iterations."""
-        return self.is_finished and self.result().get("iterations", 0) >= iterations
+    def sound_lora(self) -> Path:
+        """The distilled LoRA, once it has been found to be what was written.
+
+        Raises:
+            InputError: It is not.
+        """
+        written, remedy = self.result().get("lora_sha256"), f"make it again: {self.resume_command}"
+        if written and file_sha256(regular_file(self.lora, remedy)) != written:
+            raise InputError(f"{self.lora} is damaged: its sha256 differs", remedy)
+        return self.lora
+
+    def is_complete(self, iterations: int, samples: int) -> bool:
+        """True for a finished run with a sound LoRA that has done just that much, and compared on as many prompts."""
+        if not self.is_finished:
+            return False
+        with contextlib.suppress(InputError):
+            result, _ = self.result(), self.sound_lora()
+            return bool(result.get("iterations") == iterations and result.get("samples") == samples)
+        return False
 
     @property
     def resume_command(self) -> str:
@@ -128,7 +147,7 @@ def new_run(base: str, folder: Path | None) -> Run:
     path = folder or usual
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if any(not _is_leftover(there) for there in path.iterdir()):
             raise InputError(f"{path} is not empty", "give --output a new folder")
     except OSError as error:
         raise DiskError.of(error, path) from error
@@ -137,6 +156,12 @@ def new_run(base: str, folder: Path | None) -> Run:
             usual.parent.mkdir(parents=True, exist_ok=True)
             usual.symlink_to(path.resolve(), target_is_directory=True)
     return Run(path)
+
+
+def _is_leftover(path: Path) -> bool:
+    """True for what a process leaves that was killed before its first commit."""
+    is_ours = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
+    return is_ours or (path.name == COMMITS and path.is_dir() and all(map(_is_leftover, path.iterdir())))
 
 
 def all_runs() -> list[Run]:
@@ -194,7 +219,7 @@ def newest_lora() -> Path:
     run = newest_run()
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
-    return run.lora
+    return run.sound_lora()
 
 
 def find_run(name: str) -> Run | None:
@@ -217,7 +242,7 @@ def find_lora(name: str) -> Path:
             return Path(name)
     run = find_run(name)
     if run and run.has_lora:
-        return run.lora
+        return run.sound_lora()
     if run:
         raise InputError(f"run {run.folder} has no LoRA yet", f"go on with it: {run.resume_command}")
     raise InputError(f"{name!r} is neither a LoRA file nor a run", f"runs are in {runs_dir()}")

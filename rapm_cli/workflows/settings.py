@@ -12,6 +12,7 @@ from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right.
 CHANGEABLE = ("iterations", "checkpointing")
+MAX_SAMPLES = 100_000  # prompts of a comparison
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Settings:
         prompts: One for each trajectory.
         samples: Held-out prompts in the comparison at the end; 0 for none.
         save_every: Iterations between commits.
+        device: Kind of device that it runs on.
+        deterministic: Only algorithms that give the same bits each time.
     """
 
     source: str
@@ -37,12 +40,17 @@ class Settings:
     prompts: tuple[str, ...]
     samples: int
     save_every: int
+    device: str = "cpu"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.save_every < 1:
             raise ConfigError(f"--save-every {self.save_every} is out of range", "give at least 1")
-        if self.samples < 8 and self.samples != 0:
-            raise ConfigError(f"--samples {self.samples} is out of range", "give at least 8, or 0 for no comparison")
+        if not (8 <= self.samples <= MAX_SAMPLES or self.samples == 0):
+            raise ConfigError(
+                f"--samples {self.samples} is out of range",
+                f"give at least 8, at most {MAX_SAMPLES}, or 0 for no comparison",
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -86,11 +94,13 @@ class Settings:
         try:
             record = json.loads(data)
             teacher, training = from_json(TeacherConfig, record["teacher"]), from_json(TrainConfig, record["training"])
-            texts = [record["source"], record["base_name"], record["base_identity"], *record["prompts"]]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a text is something else")
-            prompts, samples, save_every = tuple(record["prompts"]), int(record["samples"]), int(record["save_every"])
-            return cls(texts[0], texts[1], texts[2], teacher, training, prompts, samples, save_every)
+            record |= {"teacher": teacher, "training": training, "prompts": tuple(record["prompts"])}
+            made = cls(**record)
+            texts = [made.source, made.base_name, made.base_identity, made.device, *made.prompts]
+            counts = [made.samples, made.save_every]
+            if not all(isinstance(text, str) for text in texts) or any(type(count) is not int for count in counts):
+                raise TypeError("a value has another type")
+            return made
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
             raise InputError("the run's settings cannot be read", "start a new run") from error
 

@@ -1,5 +1,6 @@
 """Which run a command means, and with which settings."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,9 @@ from typing import Any
 import torch
 
 from rapm_cli.bases import Base, base_identity, find_base
-from rapm_cli.bases.device import find_precision
-from rapm_cli.core.commit import read_manifest
+from rapm_cli.bases.device import find_device, find_precision
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
-from rapm_cli.core.errors import ConfigError, DamagedError, InputError
+from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.train import check_fit
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.prompts import training_prompts
@@ -41,10 +41,10 @@ def settings_for(
     Raises:
         ConfigError: A setting is out of range or in conflict with another.
     """
-    values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64}
+    values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64, "deterministic": False}
     if stored:
         values |= {**to_json(stored.teacher), **to_json(stored.training)}
-        values |= {"samples": stored.samples, "save_every": stored.save_every}
+        values |= {name: getattr(stored, name) for name in ("samples", "save_every", "deterministic")}
         values["slot_weights"] = stored.training.slot_weights
     values |= given
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
@@ -61,6 +61,8 @@ def settings_for(
         prompts=tuple(chosen),
         samples=values["samples"],
         save_every=values["save_every"],
+        device=device.type,
+        deterministic=values["deterministic"],
     )
 
 
@@ -72,12 +74,14 @@ class Start:
         run: Its folder.
         settings: What it is made from.
         base: The base model.
+        device: Where to compute.
         is_begun: Whether it was begun before.
     """
 
     run: Run
     settings: Settings
     base: Base
+    device: torch.device
     is_begun: bool
 
 
@@ -85,16 +89,40 @@ def begin(
     base: Base,
     given: dict[str, Any],
     prompts: list[str] | None,
-    device: torch.device,
+    device_name: str,
     watcher: Watcher,
     *,
     output: Path | None,
     is_new: bool,
+    is_strict: bool,
 ) -> Start:
-    """A new run, or the unfinished one that has the same settings; arguments as in `settings_for` and `run_for`."""
+    """A new run, or the one in the named folder, or the unfinished one that the same command began.
+
+    Args:
+        base: The base model.
+        given: As in `settings_for`.
+        prompts: As in `settings_for`.
+        device_name: As `--device` takes it.
+        watcher: Sees warnings.
+        output: The folder that the user named; a run in it goes on.
+        is_new: Begin another run even where an unfinished one has these very settings.
+        is_strict: Stop at a damaged commit of settings instead of using another.
+
+    Raises:
+        ConfigError: A setting is out of range, or the named folder holds a run with other settings.
+        InputError: The named folder holds something else.
+        DamagedError: A commit of settings is damaged and `is_strict`.
+    """
+    device = find_device(device_name)
     settings = settings_for(base, given, prompts, device, watcher)
-    run, is_begun = run_for(settings, output, is_new=is_new)
-    return Start(run, settings, base, is_begun)
+    run = None if is_new else _unfinished_like(settings) if output is None else Run(output.resolve())
+    if run is None or not run.is_begun:
+        return Start(new_run(settings.base_name, output), settings, base, device, False)
+    stored = _stored_settings(run, watcher, is_strict=is_strict)
+    check_same(run, stored, settings)
+    _warn_of_bits(stored, device, watcher)
+    settings = dataclasses.replace(settings, deterministic=settings.deterministic or stored.deterministic)
+    return Start(run, settings, base, device, True)
 
 
 def resume(
@@ -102,12 +130,14 @@ def resume(
     base_name: str | None,
     given: dict[str, Any],
     prompts: list[str] | None,
-    device: torch.device,
+    device_name: str,
     watcher: Watcher,
     *,
     is_strict: bool,
 ) -> Start:
     """The run of that name or folder, else the newest unfinished one, with its own settings and what is given.
+
+    Arguments as in `begin`; "auto" is the kind of device that the run was begun on, where there is one.
 
     Raises:
         InputError: There is none, or its settings are lost.
@@ -119,38 +149,13 @@ def resume(
         raise InputError(
             f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
         )
-    stored, damage = read_settings(run)
-    if damage and is_strict:
-        raise damage[0]
-    for error in damage:
-        watcher.warn(f"{error.message}; using another commit's settings")
+    stored = _stored_settings(run, watcher, is_strict=is_strict)
     base = find_base(base_name or stored.source)
+    device = _device_of(device_name, stored)
     settings = settings_for(base, given, prompts, device, watcher, stored)
     check_same(run, stored, settings)
-    return Start(run, settings, base, True)
-
-
-def run_for(settings: Settings, output: Path | None, *, is_new: bool) -> tuple[Run, bool]:
-    """The run that these settings mean, and whether it was begun before.
-
-    Args:
-        settings: What is asked for.
-        output: The folder that the user named; a run in it goes on.
-        is_new: Begin another run even where an unfinished one has these very settings.
-
-    Raises:
-        ConfigError: The named folder holds a run with other settings.
-        InputError: The named folder holds something else.
-    """
-    if output is not None and Run(output).is_begun and not is_new:
-        run = Run(output.resolve())
-        check_same(run, read_settings(run)[0], settings)
-        return run, True
-    if output is None and not is_new:
-        for run in all_runs():
-            if run.is_begun and not run.is_finished and _fingerprint(run) == settings.fingerprint:
-                return run, True
-    return new_run(settings.base_name, output), False
+    _warn_of_bits(stored, device, watcher)
+    return Start(run, settings, base, device, True)
 
 
 def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
@@ -172,13 +177,37 @@ def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
         )
 
 
-def _fingerprint(run: Run) -> str:
-    for folder in (*run.settings_commits(), *run.training_commits()):
-        try:
-            return read_manifest(folder).fingerprint
-        except DamagedError:
-            continue
-    return ""
+def _unfinished_like(settings: Settings) -> Run | None:
+    """The newest unfinished run that the same command began."""
+    for run in all_runs():
+        if run.is_begun and not run.is_finished:
+            with contextlib.suppress(InputError):  # a run without settings is no command's
+                stored = read_settings(run)[0]
+                is_as_long = stored.training.iterations == settings.training.iterations
+                if is_as_long and not stored.differences(settings):
+                    return run
+    return None
+
+
+def _stored_settings(run: Run, watcher: Watcher, *, is_strict: bool) -> Settings:
+    stored, damage = read_settings(run)
+    if damage and is_strict:
+        raise damage[0]
+    for error in damage:
+        watcher.warn(f"{error.message}; using another commit's settings")
+    return stored
+
+
+def _device_of(name: str, stored: Settings) -> torch.device:
+    if name == "auto":
+        with contextlib.suppress(ConfigError):  # it is not here
+            return find_device(stored.device)
+    return find_device(name)
+
+
+def _warn_of_bits(stored: Settings, device: torch.device, watcher: Watcher) -> None:
+    if device.type != stored.device:
+        watcher.warn(f"the run was begun on {stored.device}: on {device.type} it ends with other bits")
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:

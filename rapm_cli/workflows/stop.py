@@ -30,10 +30,14 @@ _wishes = _Wishes()
 
 @contextlib.contextmanager
 def heeding() -> Iterator[None]:
-    """Inside, signals raise `Stopped` or leave a wish; outside, they do what they did before."""
+    """Inside, signals raise `Stopped` or leave a wish; outside, they do what they did before.
+
+    What the process was told to ignore it still ignores: under `nohup` it outlives its terminal.
+    """
     handlers = {getattr(signal, name): _on_stop for name in NAMES if hasattr(signal, name)}
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = _on_save
+    handlers = {number: act for number, act in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     _wishes.__init__()  # type: ignore[misc]
     try:

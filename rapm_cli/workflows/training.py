@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rapm_cli.core.commit import commit
-from rapm_cli.core.errors import DamagedError, DivergedError, InputError
+from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, VerificationError
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.recovery import Health
 from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
@@ -69,7 +69,7 @@ class Training:
             if self.done < self.total:
                 self.watcher.say(f"going on after iteration {self.done} of {self.total}")
         else:
-            self._save()
+            self._save(is_regular=True)
 
     @property
     def total(self) -> int:
@@ -114,20 +114,19 @@ class Training:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
         is_due = is_regular or self.done == self.total
         if is_due or stop.take_save_wish() or stop.is_wanted():
-            self._save()
-        if self.done < self.total:
-            stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
+            self._save(is_regular=is_regular)
+        stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
 
-    def _save(self) -> None:
+    def _save(self, *, is_regular: bool) -> None:
         if self.saved == name_of(self.done):
             return
         clock = time.perf_counter()
-        checkpoint = Checkpoint(self.done, self.trainer.state(), self.health, bytes(self._log), self.seconds)
-        files = checkpoint.files(self.settings)
+        state, log = self.trainer.state(), bytes(self._log)
+        checkpoint = Checkpoint(self.done, state, self.health, log, self.seconds, is_regular)
         with_retries(
-            lambda: self.checkpoints.write(name_of(self.done), files, self.saved, self.seconds),
+            lambda: self.checkpoints.write(checkpoint, self.saved),
             self.run.commits / name_of(self.done),
-            sum(map(len, files.values())),
+            len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.watcher,
             f"the last commit is {self.saved}",
             f"free space, and go on with: {self.run.resume_command}",
@@ -149,29 +148,27 @@ class Training:
         self.trainer.rate_scale = self.health.rate_scale
 
     def _go_back(self, bar: Bar) -> None:
-        """To the regular commit before the first skip, with a smaller rate.
+        """To the regular commit before the first skip, with a smaller rate; the log keeps what it held.
 
         Not to a commit that a signal made: where training goes back to must not be chance.
         """
-        failed, health = self.done, self.health
-        last = json.loads(self._log.splitlines()[-1])["skipped"]
+        failed, health, log = self.done, self.health, self._log
+        last = json.loads(log.splitlines()[-1])["skipped"]
         if health.must_stop:
             raise DivergedError(
                 f"training diverged: the {last} is not finite at iteration {failed}, after going back "
                 f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
                 "start again with a lower --learning-rate, or with --precision bf16 or fp32 instead of fp16",
             )
-        regular = (failed - health.skips) // self.settings.save_every * self.settings.save_every
-        checkpoint, damage = self.checkpoints.newest(at_most=regular)
+        checkpoint, damage = self.checkpoints.to_go_back_to(at_most=failed - health.skips)
         self._tell(damage, checkpoint)
         if checkpoint is None:
             raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
         self.checkpoints.set_aside(damage)
         self.checkpoints.drop_after(checkpoint.iterations)
         self._restore(checkpoint)
-        self.health = health.returned()
+        self._log, self.health = log, health.returned()
         self.trainer.rate_scale = self.health.rate_scale
-        self._show_log()
         self._append({"went_back": {"from": failed, "to": self.done, "skipped": last, "returns": self.health.returns}})
         self.watcher.warn(
             f"the {last} was not finite {health.skips} times in a row: going back from iteration {failed} to "
@@ -203,15 +200,17 @@ class Training:
         from safetensors.torch import save
 
         self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}: update skipped")
-        folder = self.run.folder / OFFENDING
-        folder.mkdir(exist_ok=True)
-        target = folder / name_of(progress.iteration)
-        if len(list(folder.iterdir())) >= MAX_OFFENDING or target.exists():
+        target = self.run.folder / OFFENDING / name_of(progress.iteration)
+        if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
             return
         tensors = self.trajectories[torch.tensor(progress.trajectories)].tensors()
         prompts = [self.settings.prompts[k] for k in progress.trajectories]
         about = {"skipped": progress.skipped, "trajectories": progress.trajectories, "prompts": prompts}
-        commit(target, {"trajectories.safetensors": save(tensors)}, fingerprint=self.settings.fingerprint, about=about)
+        files = {"trajectories.safetensors": save(tensors)}
+        try:
+            commit(target, files, fingerprint=self.settings.fingerprint, about=about)
+        except (OSError, VerificationError) as error:  # training goes on
+            self.watcher.warn(f"its trajectories are not kept: {DiskError.of(error, target).message}")
 
 
 def log_line(progress: Progress) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Bar(Protocol):
@@ -18,7 +19,7 @@ class Watcher(Protocol):
     """Somebody who watches a job."""
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str, device: torch.device, done: int = 0) -> Iterator[Bar]:
+    def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator[Bar]:
         """A bar of `total` units, `done` of them before, for as long as the context lasts; with the device's memory."""
 
     def say(self, line: str) -> None:

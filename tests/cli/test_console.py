@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
-from rich.console import Console
 
+from rapm_cli.cli import console
 from rapm_cli.cli.console import Output
 from rapm_cli.workflows import stop
 
@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 def on_a_terminal(monkeypatch) -> io.StringIO:
     """Standard error as a terminal 100 letters wide."""
     written = io.StringIO()
-    real = Console
+    real = console._Console
 
-    def console(*, stderr=False, width=None, **options):
+    def of(*, stderr=False, width=None, **options):
         return real(file=written, width=100, force_terminal=True, color_system=None) if stderr else real(**options)
 
-    monkeypatch.setattr("rapm_cli.cli.console.Console", console)
+    monkeypatch.setattr(console, "_Console", of)
     return written
 
 

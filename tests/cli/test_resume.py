@@ -1,5 +1,8 @@
 """Runs that are stopped and gone on with, through the command line."""
 
+import contextlib
+import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -7,6 +10,7 @@ import signal
 
 import pytest
 
+from rapm_cli.core.commit import commit
 from rapm_cli.workflows import training
 from rapm_cli.workflows.rundir import Run
 
@@ -90,7 +94,30 @@ def test_a_second_signal_leaves_at_once_with_the_last_commit_intact(rapm, again,
     assert f"go on with: rapm distill --resume {again.folder.name}" in err.splitlines()[-1]
     assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
     assert again.training_commits()[0].name == "00000002"
-    assert not list(again.folder.rglob(".tmp-*"))
+    assert not list(again.folder.rglob(".rapm-*"))
+
+
+def test_a_signal_in_the_last_iteration_stops_too(rapm, again, monkeypatch):
+    wanted = state_of(again)
+    unfinished(again, "00000004")
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3, signal.SIGTERM)
+        code, _, err = rapm("distill", "--resume")
+    assert code == 143
+    assert "4 of 4 iterations are saved; go on with: rapm distill --resume" in err
+    assert not again.has_lora
+    assert rapm("distill", "--resume")[0] == 0
+    assert state_of(again) == wanted
+
+
+def test_what_nohup_ignores_stays_ignored(rapm, again, monkeypatch):
+    unfinished(again, "00000004")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signal_at(monkeypatch, 2, signal.SIGHUP)
+        assert rapm("distill", "--resume")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
@@ -100,9 +127,11 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 0, signal.SIGUSR1)
         real = training.Checkpoints.write
-        patch.setattr(training.Checkpoints, "write", lambda self, name, *a: (kept.append(name), real(self, name, *a)))
+        patch.setattr(
+            training.Checkpoints, "write", lambda self, made, parent: (kept.append(made), real(self, made, parent))
+        )
         assert rapm(*DISTILL)[0] == 0
-    assert kept == ["00000000", "00000001", "00000002", "00000004"]
+    assert [(made.iterations, made.is_regular) for made in kept] == [(0, True), (1, False), (2, True), (4, True)]
     assert state_of(again) == wanted
 
 
@@ -129,7 +158,7 @@ def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeyp
     assert code == 143
     assert "nothing was left half done" in err
     assert not (tmp_path / "model").exists()
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(tmp_path.rglob(".rapm-*"))
 
 
 def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
@@ -143,6 +172,73 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
     assert "this run is finished" in err
     assert state_of(again) == before
     assert rapm("distill", "--resume")[0] == 3  # there is no unfinished one
+
+
+def test_another_number_of_iterations_is_another_command(rapm, again):
+    """Fewer would end a long schedule early, more would stretch it: either only where the run is named."""
+    unfinished(again, "00000004")
+    for count in ("1", "5"):
+        code, _, err = rapm(*DISTILL[:-1], count)
+        assert code == 0
+        assert str(again.folder) not in err
+    assert not again.has_lora
+
+
+@pytest.mark.parametrize("leftover", [["lock"], ["lock", "commits"], ["commits", "commits/.rapm-tmp-1-settings-001"]])
+def test_a_process_killed_before_its_first_commit_is_in_nobodys_way(rapm, again, tmp_path, leftover):
+    unfinished(again, "00000004")
+    for place in (tmp_path / "mine", again.folder.parent / "demo-newer"):
+        place.mkdir()
+        for name in leftover:
+            (place / name).touch() if name == "lock" else (place / name).mkdir()
+    code, _, err = rapm("distill", "--resume")
+    assert (code, f"going on with {again.folder}" in err) == (0, True), err
+    code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "mine"))
+    assert code == 0, err
+    assert Run(tmp_path / "mine").has_lora
+
+
+def test_a_finished_runs_damaged_lora_is_named_and_made_again(rapm, again):
+    wanted = state_of(again)
+    data = again.lora.read_bytes()
+    again.lora.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    again_command = f"rapm distill --resume {again.folder.name}"
+    for argv in (("export", str(again.folder)), ("generate", "a red cube"), ("eval", "--samples", "8")):
+        code, _, err = rapm(*argv, "--base", "demo") if argv[0] != "export" else rapm(*argv)
+        assert code == 3, err
+        assert f"lora.safetensors is damaged: its sha256 differs; make it again: {again_command}" in err
+    assert f"make it again: {again_command}" in rapm("inspect", str(again.folder))[1]
+    assert rapm(*again_command.split()[1:])[0] == 0
+    assert state_of(again) == wanted
+
+
+def test_a_finished_run_without_its_lora_goes_on(rapm, again):
+    wanted = state_of(again)
+    again.lora.unlink()
+    code, _, err = rapm("distill", "--resume")
+    assert (code, "going on with" in err) == (0, True)
+    assert state_of(again) == wanted
+
+
+def test_more_samples_compare_again(rapm, again):
+    wanted = state_of(again)
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8", "--json")
+    assert code == 0, err
+    assert again.result()["comparison"]["samples"] == 8
+    assert state_of(again) | {"settings.json": b""} == wanted | {"settings.json": b""}
+
+
+def test_commits_of_other_settings_are_refused_and_not_moved(rapm, again):
+    unfinished(again, "00000004")
+    for folder in again.training_commits():
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "MANIFEST.json"}
+        shutil.rmtree(folder)
+        commit(folder, files, fingerprint="another", about={"rapm": "9.9"})
+    before = sorted(again.commits.iterdir())
+    code, _, err = rapm("distill", "--resume")
+    assert code == 3
+    assert "were made with other settings than it says, or by another rapm: 9.9; resume it with that version" in err
+    assert sorted(again.commits.iterdir()) == before
 
 
 def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
@@ -222,14 +318,50 @@ def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
     from rapm_cli.workflows.lock import locked
 
     unfinished(again, "00000004")
-    with locked(again.folder, Output(quiet=True)):
+    with locked(again.folder, Output(quiet=True), "wait"):
         code, _, err = rapm("distill", "--resume")
     assert code == 8
     assert f"is in use by pid {os.getpid()} on " in err
+    with locked(again.folder, Output(quiet=True), "wait"):
+        (again.folder / "lock.json").write_text("[")
+        assert "is in use by another process" in rapm("distill", "--resume")[2]
     (again.folder / "lock.json").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01 00:00:00"}')
     code, _, err = rapm("distill", "--resume")
     assert code == 0
     assert "was held by pid 1 on gone since 2026-01-01 00:00:00, which is gone" in err
+
+
+def test_a_second_run_waits_for_the_trajectories_that_the_first_makes(rapm, again, home, monkeypatch):
+    """Runs with one teacher share them, and another process may be at work on them."""
+    from rapm_cli.cli.console import Output
+    from rapm_cli.workflows import stop
+    from rapm_cli.workflows.lock import locked
+
+    (store,) = (home / "cache" / "trajectories").iterdir()
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(store, Output(quiet=True), "wait"))
+        monkeypatch.setattr(stop, "pause", lambda seconds: held.close())
+        code, _, err = rapm(*DISTILL[:-1], "1")
+    assert code == 0
+    assert f"waiting for pid {os.getpid()} on " in err
+    assert "4 of 4 trajectories found" in err
+
+
+def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(rapm, again):
+    from rapm_cli.workflows.settings import Settings
+
+    unfinished(again, "00000004")
+    path = again.commits / "settings-001" / "settings.json"
+    stored = Settings.from_bytes(path.read_bytes())
+    assert (stored.device, stored.deterministic) == ("cpu", False)
+    changed = dataclasses.replace(stored, device="cuda", deterministic=True)
+    shutil.rmtree(path.parent)
+    commit(path.parent, {path.name: changed.to_bytes()}, fingerprint=stored.fingerprint)
+    code, _, err = rapm("distill", "--resume", "--device", "cpu")
+    assert code == 0
+    assert "the run was begun on cuda: on cpu it ends with other bits" in err
+    newest = Settings.from_bytes((again.settings_commits()[0] / path.name).read_bytes())
+    assert (newest.device, newest.deterministic) == ("cpu", True)
 
 
 def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, again, monkeypatch):
@@ -248,8 +380,42 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
     assert again.training_commits()[0].name == "00000002"
     assert {path.name for path in (again.folder / "offending").iterdir()} == {"00000002", "00000003", "00000004"}
     lines = [json.loads(line) for line in again.log.read_text().splitlines()]
-    assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [2]
-    assert lines[-1]["skipped"] == "loss"
+    assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [1, 2]
+    assert [line["skipped"] for line in lines if "skipped" in line] == ["loss"] * 9
+
+
+def test_after_the_interval_was_changed_training_goes_back_to_what_was_regular_then(rapm, again, monkeypatch):
+    import torch
+
+    from rapm_cli.core.train import Trainer
+
+    unfinished(again)
+    real = Trainer._distances
+    monkeypatch.setattr(Trainer, "_distances", lambda *a: real(*a) * torch.tensor(float("nan")))
+    code, _, err = rapm("distill", "--resume", "--iterations", "9", "--save-every", "100")
+    assert code == 7
+    assert "going back from iteration 7 to 4, with rates times 0.5" in err
+
+
+def test_training_goes_on_where_the_offending_trajectories_cannot_be_kept(rapm, again, monkeypatch):
+    from rapm_cli.core.train import Trainer
+
+    unfinished(again, "00000004")
+    real = Trainer.train_step
+
+    def step(self, batch, iteration):
+        if iteration == 2:
+            batch.z_teacher[0, 2] = float("inf")
+        return real(self, batch, iteration)
+
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(training, "commit", full)
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0
+    assert "its trajectories are not kept: " in err
 
 
 def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monkeypatch):

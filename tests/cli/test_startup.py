@@ -1,4 +1,6 @@
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -33,6 +35,28 @@ def test_inspecting_a_lora_loads_no_model_library(shipped_lora):
     heavy, text = modules_after(["inspect", str(shipped_lora)])
     assert heavy == set()
     assert "rank, alpha" in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("inspect LORA --json >/dev/full", 5), ("inspect LORA >/dev/full", 5), ("inspect LORA >&-", 0)],
+)
+def test_a_result_that_a_full_disk_did_not_take_is_an_error(shipped_lora, command, code):
+    text = f"{shlex.quote(sys.executable)} -m rapm_cli {command.replace('LORA', shlex.quote(str(shipped_lora)))}"
+    done = subprocess.run(text, shell=True, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: the result cannot be written to standard output: the disk is full") == (
+        code == 5
+    )
+
+
+def test_a_reader_that_has_gone_misses_nothing_and_changes_no_exit_code(shipped_lora):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "rapm_cli", "inspect", str(shipped_lora)], stdout=writer, stderr=-1)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_python_m_is_the_command():

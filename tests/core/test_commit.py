@@ -4,9 +4,10 @@ import stat
 
 import pytest
 
-from rapm_cli.core.commit import MANIFEST, Manifest, commit, committing, read_commit, sweep, verify
+from rapm_cli.core import files
+from rapm_cli.core.commit import MANIFEST, Manifest, commit, committing, read_commit, verify
 from rapm_cli.core.errors import DamagedError, InputError, VerificationError
-from rapm_cli.core.files import is_litter, regular_file, replace_file
+from rapm_cli.core.files import regular_file, replace_file, sweep
 from rapm_cli.core.secrets import redact
 
 
@@ -44,22 +45,6 @@ def test_a_commit_that_fails_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_disk_that_changes_what_is_written_is_found_out(tmp_path, monkeypatch):
-    from rapm_cli.core import files
-
-    real = files.sync
-
-    def rot(path):
-        real(path)
-        if path == tmp_path:
-            (tmp_path / "a" / "x").write_bytes(b"rotten")
-
-    monkeypatch.setattr("rapm_cli.core.commit.sync", rot)
-    with pytest.raises(VerificationError, match="did not read back"):
-        commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
-    assert not (tmp_path / "a").exists()
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -79,17 +64,59 @@ def test_a_manifest_that_somebody_made_up_is_refused_even_where_its_sum_is_right
         verify(tmp_path / "a")
 
 
-def test_only_what_dead_processes_left_is_swept(tmp_path):
+def a_dead_process() -> int:
     dead = os.fork()
     if dead == 0:
         os._exit(0)
     os.waitpid(dead, 0)
-    for name in (f".tmp-{dead}-a", ".tmp-1-b", ".tmp-x", "kept"):
+    return dead
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path):
+    dead = a_dead_process()
+    for name in (f".rapm-tmp-{dead}-a", ".rapm-tmp-1-b", ".rapm-tmp-x", f".tmp-{dead}-c", "kept"):
         (tmp_path / name).mkdir()
-    (tmp_path / f".tmp-{dead}-file").write_bytes(b"")
-    assert is_litter(tmp_path / f".tmp-{dead}-a")
+    (tmp_path / f".rapm-tmp-{dead}-file").write_bytes(b"")
     sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".tmp-1-b", ".tmp-x", "kept"}
+    assert {path.name for path in tmp_path.iterdir()} == {".rapm-tmp-1-b", ".rapm-tmp-x", f".tmp-{dead}-c", "kept"}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_was_moved_aside_comes_back_only_where_it_is_missed(tmp_path, is_there):
+    aside = tmp_path / f".rapm-old-{a_dead_process()}-a"
+    commit(tmp_path / "a", {"x": b"old"}, fingerprint="f")
+    (tmp_path / "a").rename(aside)
+    if is_there:
+        commit(tmp_path / "a", {"x": b"new"}, fingerprint="f")
+    sweep(tmp_path)
+    assert read_commit(tmp_path / "a")[1] == {"x": b"new" if is_there else b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_does_not_read_back_is_refused_and_what_was_there_is_there_again(tmp_path, monkeypatch, is_first):
+    if not is_first:
+        commit(tmp_path / "a", {"x": b"old"}, fingerprint="f")
+    real = files.sync
+
+    def rot(path):
+        real(path)
+        if path == tmp_path:
+            (tmp_path / "a" / "x").write_bytes(b"rotten")
+
+    monkeypatch.setattr("rapm_cli.core.commit.sync", rot)
+    with pytest.raises(VerificationError, match="did not read back"):
+        commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if is_first else ["a"])
+    if not is_first:
+        assert read_commit(tmp_path / "a")[1] == {"x": b"old"}
+
+
+def test_a_commit_of_other_settings_is_refused_where_its_own_are_asked_for(tmp_path):
+    commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
+    assert verify(tmp_path / "a", "f").fingerprint == "f"
+    with pytest.raises(DamagedError, match="made with other settings"):
+        read_commit(tmp_path / "a", "g")
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
@@ -106,8 +133,19 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
         ("Authorization: Bearer abcdefghijklmnop0123", "Authorization: Bearer ***"),
         ('{"api_key": "abcdefghijklmnop0123"}', '{"api_key": "***"}'),
         ("https://me:pass-word@host/x", "https://***@host/x"),
+        ("Authorization: Basic QWxhZGRpbjpvcGVu", "Authorization: Basic ***"),
+        ("?access_token=abcdef0123&x=1", "?access_token=***&x=1"),
+        ("WANDB_API_KEY=abcdefgh", "WANDB_API_KEY=***"),
+        ("client_secret=abcdefgh", "client_secret=***"),
+        ("https://ghp_abcdefgh@github.com/x", "https://***@github.com/x"),
+        ("X-Amz-Signature=0123456789abcdef", "X-Amz-Signature=***"),
+        ("password=hunter2", "password=***"),
+        ("hidden by the environment: not-a-pattern!", "hidden by the environment: ***"),
         ("a token of love, a secret garden", "a token of love, a secret garden"),
+        ("a photo of a secret underground-laboratory", "a photo of a secret underground-laboratory"),
+        ("top secret: laboratories, basic understanding", "top secret: laboratories, basic understanding"),
     ],
 )
-def test_secrets_are_cut_out_and_words_are_not(text, safe):
+def test_secrets_are_cut_out_and_words_are_not(text, safe, monkeypatch):
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", "not-a-pattern!")
     assert redact(text) == safe

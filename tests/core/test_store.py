@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 
+from rapm_cli.core.commit import commit
 from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.store import TrajectoryStore
@@ -33,7 +34,9 @@ def test_a_second_store_finds_what_the_first_wrote(tmp_path, made):
     assert TrajectoryStore(tmp_path, 5, 2, {}).missing() == ([], [])
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "file", "manifest", "swap", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "zero", "file", "manifest", "swap", "folder", "another store's", "renamed"]
+)
 def test_only_a_damaged_shard_is_made_again(tmp_path, made, damage):
     filled(tmp_path, made)
     shard = tmp_path / "000002"
@@ -48,6 +51,12 @@ def test_only_a_damaged_shard_is_made_again(tmp_path, made, damage):
     elif damage == "swap":
         shutil.rmtree(shard)
         shutil.copytree(tmp_path / "000000", shard)
+    elif damage == "another store's":
+        shutil.rmtree(shard)
+        shutil.copytree(filled(tmp_path / "other", made).folder / "000002", shard)
+    elif damage == "renamed":
+        about = {"rows": [0, 2]}
+        commit(shard, {path.name: data}, fingerprint=tmp_path.name, about=about)
     elif damage == "folder":
         shutil.rmtree(shard)
     else:

@@ -223,6 +223,16 @@ def test_a_target_that_is_not_finite_makes_no_update_and_ends_the_walk(trainer_o
     assert all(torch.equal(value, before[name]) for name, value in flat(trainer.state()).items())
 
 
+def test_a_loss_that_is_infinite_makes_no_update_even_where_its_gradient_is_finite(trainer_of, trajectories):
+    """Far from its target the pseudo-Huber distance overflows, and its gradient there is exactly 0."""
+    trainer = trainer_of()
+    before = flat(trainer.state())
+    trajectories.z_teacher[0, 3] = 1e20
+    report = trainer.train_step(trajectories[0:2], 0)
+    assert [slot.skipped for slot in report] == ["loss"]
+    assert all(torch.equal(value, before[name]) for name, value in flat(trainer.state()).items())
+
+
 @pytest.mark.parametrize("late", [float("inf"), float("nan")])
 def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, trajectories, late):
     trainer = trainer_of()

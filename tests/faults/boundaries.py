@@ -76,9 +76,7 @@ def checkpoint(iterations: int) -> Checkpoint:
 
 
 def write_checkpoint(folder: Path, iterations: int) -> None:
-    Checkpoints(Run(folder), SETTINGS).write(
-        f"{iterations:08d}", checkpoint(iterations).files(SETTINGS), f"{iterations - 1:08d}", 0.0
-    )
+    Checkpoints(Run(folder), SETTINGS).write(checkpoint(iterations), f"{iterations - 1:08d}")
 
 
 def newest(folder: Path) -> object:
@@ -109,12 +107,25 @@ def damaged_shard(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def missing(folder: Path) -> object:
+    """What a process asks for before it makes trajectories."""
+    return store(folder).missing()
+
+
 def stored(folder: Path) -> object:
     """None where the shard is missing or known to be damaged: it is made again then."""
     try:
         return store(folder).load().z_teacher.mean().item()
     except DamagedError:
         return None
+
+
+def write_export(folder: Path) -> None:
+    protocol.commit(folder / "model", {"a": b"new" * 10_000, "b": b"new"}, fingerprint="new")
+
+
+def exported(folder: Path) -> object:
+    return protocol.read_commit(folder / "model")[1] if (folder / "model").exists() else None
 
 
 SUBJECTS = (
@@ -126,17 +137,24 @@ SUBJECTS = (
         lambda folder: Checkpoints(Run(folder), SETTINGS),
     ),
     Subject(
-        "first trajectories of a store", lambda folder: None, write_shard, stored, store,
+        "first trajectories of a store", lambda folder: None, write_shard, stored, missing,
     ),
     Subject(
-        "damaged trajectories made again", damaged_shard, write_shard, stored, store,
+        "damaged trajectories made again", damaged_shard, write_shard, stored, missing,
+    ),
+    Subject(
+        "one folder in another's place",
+        lambda folder: protocol.commit(folder / "model", {"a": b"old"}, fingerprint="old"),
+        write_export,
+        exported,
+        files.sweep,
     ),
     Subject(
         "one file in another's place",
         lambda folder: files.replace_file(folder / "result.json", b"old"),
         lambda folder: files.replace_file(folder / "result.json", b"new" * 10_000),
         lambda folder: (folder / "result.json").read_bytes(),
-        protocol.sweep,
+        lambda folder: Checkpoints(Run(folder), SETTINGS),
     ),
 )  # fmt: skip
 
@@ -201,7 +219,7 @@ def try_all(subject: Subject) -> Outcome:
             outcome.new += found == new
             outcome.neither += [f"boundary {boundary}: {found}"] if found not in (old, new) else []
             subject.recover(folder)
-            outcome.litter += len(list(folder.rglob(".tmp-*"))) if folder.exists() else 0
+            outcome.litter += len(list(folder.rglob(".rapm-*"))) if folder.exists() else 0
             subject.act(folder)
             outcome.redone += subject.look(folder) == new
             shutil.rmtree(folder)

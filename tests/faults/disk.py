@@ -62,12 +62,12 @@ def limit_files(size: int) -> Callable[[], None]:
 def judge(title: str, code: int, home: Path, log: Path, wanted: dict[str, str]) -> Result:
     """Look at what is left, then resume without the limit and compare."""
     line = log.read_text().strip().splitlines()[-1].replace(str(home), "HOME")
-    commits = [*home.glob("data/runs/*/commits/[!.]*"), *home.glob("cache/trajectories/*/[!.]*")]
+    commits = [*home.glob("data/runs/*/commits/[!.]*"), *home.glob("cache/trajectories/*/[0-9]*")]
     for commit in commits:
         verify(commit)
     runs = [Run(path) for path in home.glob("data/runs/*")]
     last = next((folder.name for run in runs for folder in run.training_commits()), "none")
-    litter = len(list(home.rglob(".tmp-*")))
+    litter = len(list(home.rglob(".rapm-*")))
     if code:
         assert processes.run(ARGV, home, log) == 0, log.read_text()
     made = Result(title, code, last, litter, results(home) == wanted, line)

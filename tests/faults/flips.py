@@ -31,7 +31,7 @@ def write_large(folder: Path, iterations: int) -> None:
         for name, size in (("student", 843_008), ("student-optimizer", 1_686_016), ("discriminators", 120_000))
     }
     made = Checkpoint(iterations, parts, Health(), b'{"iteration": 0}\n' * 60, 1.0)
-    Checkpoints(Run(folder), SETTINGS).write(f"{iterations:08d}", made.files(SETTINGS), f"{iterations - 1:08d}", 0.0)
+    Checkpoints(Run(folder), SETTINGS).write(made, f"{iterations - 1:08d}")
 
 
 def flipped(data: bytes, position: int, bit: int) -> bytes:

@@ -100,7 +100,7 @@ def interrupt(
     tally.runs += 1
     tally.equal += found == wanted
     tally.differences += [name for name in found | wanted if found.get(name) != wanted.get(name)]
-    tally.litter += len(list(home.rglob(".tmp-*")))
+    tally.litter += len(list(home.rglob(".rapm-*")))
 
 
 def _phase(home: Path, shards: int, saved: int) -> str:

@@ -6,16 +6,19 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from rapm_cli.bases import BASES
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.bases import BASES, find_base
+from rapm_cli.cli.console import Output
+from rapm_cli.core.commit import verify
+from rapm_cli.core.errors import ConfigError, DiskError, InputError
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_parameters, lora_state
-from rapm_cli.formats.fuse import lora_update
+from rapm_cli.formats.fuse import FuseReport, lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
 from rapm_cli.workflows.generate import noise_for
 from tests.conftest import authors_scheduler
 
+OUT = Output(quiet=True)
 PROMPT = "a large red cube left of a small blue sphere at dawn"
 RECIPE = {"base": "demo"}
 
@@ -70,7 +73,7 @@ def test_plain_diffusers_draws_our_picture_from_our_file(made):
 
 def test_a_fused_folder_draws_our_picture(made, tmp_path):
     path, ours = made
-    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32")
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", watcher=OUT)
     assert done.report is not None
     assert done.report.worst_lost < 1e-5
     torch.testing.assert_close(drawn_by_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
@@ -84,7 +87,7 @@ def test_a_fused_folder_draws_our_picture(made, tmp_path):
 
 def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
     path, ours = made
-    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base")
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", watcher=OUT)
     assert done.report is not None
     assert 1e-5 < done.report.mean_lost <= done.report.worst_lost
     fused = drawn_by_diffusers(pipeline(tmp_path / "fused"))
@@ -124,10 +127,32 @@ def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     path, _ = made
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists"):
-        export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base")
+        export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base", watcher=OUT)
     with pytest.raises(ConfigError, match="fp8"):
-        export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8")
+        export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8", watcher=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
+
+
+def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
+    path, _ = made
+    export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", watcher=OUT)
+    export(path, find_base(str(tmp_path / "fused")), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
+    for name in ("fused", "twice"):
+        assert "rapm_recipe.json" in verify(tmp_path / name).files
+    report = FuseReport(0, 0.0, 0.0)
+    monkeypatch.setattr("rapm_cli.workflows.export.fuse_folder", lambda *a: (tmp_path / "mine").mkdir() or report)
+    with pytest.raises(InputError, match="appeared meanwhile"):
+        export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", watcher=OUT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
+
+
+def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rapm_cli.workflows.disk.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("rapm_cli.workflows.disk.free_bytes", lambda place: 0)
+    with pytest.raises(DiskError, match="nothing of it is left"):
+        export(made[0], BASES["demo"], tmp_path / "new.safetensors", fuse=False, dtype="base", watcher=OUT)
+    assert capsys.readouterr().err.count("trying again") == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lora_with_nan_is_refused(made, tmp_path):
