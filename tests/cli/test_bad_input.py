@@ -111,6 +111,15 @@ def test_files_that_are_no_text_are_refused(rapm, tmp_path):
     assert rapm("generate", "--prompts", str(tmp_path))[0] == 3
 
 
+def test_a_text_too_large_is_named_as_such_and_not_cut_within_a_letter(rapm, tmp_path, monkeypatch):
+    monkeypatch.setattr("rapm_cli.workflows.prompts.MAX_BYTES", 100)
+    path = tmp_path / "prompts.txt"
+    path.write_text("a " + "\u00e9" * 60)
+    code, _, err = rapm("generate", "--prompts", str(path))
+    assert code == 3
+    assert "has more than 1,000,000 lines or" in err
+
+
 def test_damaged_loras_are_refused_with_the_reason(rapm, tmp_path, shipped_lora):
     good, path = shipped_lora.read_bytes(), tmp_path / "x.safetensors"
     cases = (
@@ -139,7 +148,7 @@ def test_headers_that_cannot_be_true_are_refused(rapm, tmp_path, shipped_lora):
     for change in ({"unet.r": 0}, {"unet.r": float("inf")}, {"unet.lora_alpha": float("nan")}, {"unet.lora_alpha": 0}):
         save_file(tensors, path, about | {"lora_adapter_metadata": json.dumps(adapter | change)})
         assert rapm("inspect", str(path))[0] == 3, change
-    for recipe in ("[]", '{"teacher": [1]}', "{"):
+    for recipe in ("[]", '{"teacher": [1]}', '{"teacher": {"num_slots": "4"}}', "{"):
         save_file(tensors, path, about | {"rapm_recipe": recipe})
         assert rapm("inspect", str(path))[0] == 3, recipe
     lost = "unet.mid_block.resnets.0.conv1.lora_B.weight"

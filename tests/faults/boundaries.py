@@ -125,7 +125,9 @@ def write_export(folder: Path) -> None:
 
 
 def exported(folder: Path) -> object:
-    return protocol.read_commit(folder / "model")[1] if (folder / "model").exists() else None
+    """As a process finds it: no folder can be renamed over another, so the old one is put back first."""
+    files.sweep(folder)
+    return protocol.read_commit(folder / "model")[1]
 
 
 SUBJECTS = (

@@ -12,7 +12,7 @@ from PIL import Image
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.bases.sdxl import SDXL_ID
 from rapm_cli.formats.lora import load_lora
-from rapm_cli.workflows.authors import FILE, REPO
+from rapm_cli.workflows.authors import FILE, REPO, authors_lora, converted_loras
 from tests.formats.test_convert import as_kohya, with_alphas
 from tests.formats.test_lora import PROMPT, pipeline
 
@@ -25,6 +25,21 @@ def lay_out(hub, repository):
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
     return snapshot
+
+
+def test_the_converted_file_is_kept_and_converted_again_where_it_is_damaged(tmp_path, monkeypatch):
+    source = tmp_path / FILE
+    torch.save(with_alphas(as_kohya(load_lora(WEIGHTS / "rapm-demo.safetensors").state)), source)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a: str(source))
+    path, reason = authors_lora()
+    assert reason == f"the authors' LoRA, {REPO}"
+    data, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert authors_lora() == (path, reason)
+    assert path.stat().st_mtime_ns == written
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert f"{path.parent} is damaged: lora.safetensors: its sha256 differs: converting" in authors_lora()[1]
+    assert path.read_bytes() == data
+    assert converted_loras() == [path]
 
 
 @pytest.mark.slow
