@@ -134,7 +134,7 @@ def _unexpected(error: Exception) -> int:
         raise error
     is_disks = is_disk_full(error) or (isinstance(error, OSError) and (error.filename or error.errno == errno.EROFS))
     if is_disks:
-        disk = DiskError.of(error, getattr(error, "filename", None) or "a file")
+        disk = DiskError.of(error, getattr(error, "filename", None) or "a file", "read or written")
         return _tell(disk.message, disk.remedy, disk.exit_code)
     is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if is_torchs or isinstance(error, MemoryError):

@@ -61,10 +61,10 @@ class DiskError(RapmError):
     is_full = False
 
     @classmethod
-    def of(cls, error: Exception, path: object) -> "DiskError":
-        """The error that stopped the writing of `path`, in the words of the system."""
+    def of(cls, error: Exception, path: object, what: str = "written") -> "DiskError":
+        """The error because of which `path` cannot be written, in the words of the system."""
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
-        made = cls(f"{path} cannot be written: {reason}", "free space, or name a place that can be written")
+        made = cls(f"{path} cannot be {what}: {reason}", f"free space, or name a place that can be {what}")
         made.is_full = is_disk_full(error)
         return made
 

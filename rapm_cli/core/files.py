@@ -1,10 +1,13 @@
 """Files that survive a power cut: written, flushed to the disk and renamed, in that order."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
+import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,11 @@ from rapm_cli.core.errors import InputError
 
 TEMPORARY = ".rapm-tmp-"  # how the name of everything unfinished begins
 ASIDE = ".rapm-old-"  # and of what was moved aside while something new takes its place
-_MARKED = re.compile(rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<owner>[0-9]+)-(?P<name>.+)")
+_MARKED = re.compile(
+    rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<host>[0-9a-f]{{6}})-(?P<owner>[0-9]+)-(?P<name>.+)"
+)
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+FOREIGN_SECONDS = 86_400  # after which what another machine left unfinished in a shared folder is taken for litter
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -78,20 +85,24 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def temporary_name(path: Path, mark: str = TEMPORARY) -> Path:
     """A name beside `path` that tells which process will remove it; the ending is kept."""
-    return path.with_name(f"{mark}{os.getpid()}-{path.name}")
+    return path.with_name(f"{mark}{_HOST}-{os.getpid()}-{path.name}")
 
 
 def sweep(folder: Path) -> None:
-    """Clear a folder of what processes that are gone left in it: what they moved aside is put back where it is missed.
+    """Clear a folder of what processes that are gone left in it; what they moved aside is put back where it is missed.
 
-    Where several processes use the folder, to be called with its lock held.
+    A process of this machine is asked for by its number, one of another is given a day.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # what was moved aside comes first
         marked = _MARKED.fullmatch(path.name)
-        if marked is None or not _is_gone(int(marked["owner"])):
+        if marked is None:
             continue
         rightful = path.with_name(marked["name"])
         with contextlib.suppress(OSError):  # of a folder that cannot be written
+            if marked["host"] != _HOST and time.time() - path.stat().st_mtime < FOREIGN_SECONDS:
+                continue
+            if marked["host"] == _HOST and not _is_gone(int(marked["owner"])):
+                continue
             if marked["mark"] == ASIDE and not rightful.exists():
                 path.rename(rightful)
             elif path.is_dir():

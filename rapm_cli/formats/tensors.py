@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rapm_cli.core.errors import DiskError, VerificationError
+from rapm_cli.core.errors import DiskError, InputError, VerificationError
 from rapm_cli.core.files import replacing
 from rapm_cli.formats.header import read_header
 
@@ -25,19 +25,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         VerificationError: What was read back differs from what was written; nothing is left.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata)
             _sort_header(temporary)
             temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-            back, is_same = load_file(temporary), read_header(temporary).metadata == metadata
-            is_same = is_same and back.keys() == tensors.keys()
-            if not is_same or not all(back[name].equal(tensors[name]) for name in back):
+            if not _reads_back(temporary, tensors, metadata):
                 raise VerificationError(f"{path} did not read back as it was written", "check the disk")
     except (OSError, SafetensorError) as error:
         raise DiskError.of(error, path) from error
+
+
+def _reads_back(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        back, is_same = load_file(path), read_header(path).metadata == metadata
+    except (SafetensorError, InputError):
+        return False
+    return is_same and back.keys() == tensors.keys() and all(back[name].equal(tensors[name]) for name in back)
 
 
 def _sort_header(path: Path) -> None:

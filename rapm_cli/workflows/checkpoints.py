@@ -74,15 +74,19 @@ class Checkpoints:
             OSError: They cannot be written.
         """
         self._check_commits()
-        data, names = self.settings.to_bytes(), [folder.name for folder in self.run.settings_commits()]
-        with contextlib.suppress(DamagedError, KeyError):
-            if names and read_commit(self.run.commits / names[0])[1][SETTINGS] == data:
-                return names[0]
-        count = int(names[0].removeprefix(BEGINNING)) + 1 if names else 1
+        data, before, damage = self.settings.to_bytes(), self.run.settings_commits(), []
+        for folder in before[:1]:
+            try:
+                if read_commit(folder)[1].get(SETTINGS) == data:
+                    return folder.name
+            except DamagedError as error:
+                damage.append(error)
+        count = int(before[0].name.removeprefix(BEGINNING)) + 1 if before else 1
         name = f"{BEGINNING}{count:03d}"
         commit(self.run.commits / name, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=_about(0.0))
-        for old in names:
-            remove_commit(self.run.commits / old)
+        self.set_aside(damage)
+        for old in self.run.settings_commits()[1:]:
+            remove_commit(old)
         return name
 
     def write(self, checkpoint: Checkpoint, parent: str) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import time
 
 import pytest
 
@@ -72,18 +73,26 @@ def a_dead_process() -> int:
     return dead
 
 
+def marked(pid: int, name: str, mark: str = files.TEMPORARY, host: str = files._HOST) -> str:
+    return f"{mark}{host}-{pid}-{name}"
+
+
 def test_only_what_dead_processes_left_is_swept(tmp_path):
     dead = a_dead_process()
-    for name in (f".rapm-tmp-{dead}-a", ".rapm-tmp-1-b", ".rapm-tmp-x", f".tmp-{dead}-c", "kept"):
+    kept = {marked(1, "b"), ".rapm-tmp-x", f".tmp-{dead}-c", "kept", marked(dead, "young", host="ffffff")}
+    gone = {marked(dead, "a"), marked(dead, "old", host="ffffff")}
+    for name in kept | gone:
         (tmp_path / name).mkdir()
-    (tmp_path / f".rapm-tmp-{dead}-file").write_bytes(b"")
+    (tmp_path / marked(dead, "file")).write_bytes(b"")
+    long_ago = time.time() - files.FOREIGN_SECONDS - 1
+    os.utime(tmp_path / marked(dead, "old", host="ffffff"), (long_ago, long_ago))
     sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".rapm-tmp-1-b", ".rapm-tmp-x", f".tmp-{dead}-c", "kept"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_what_was_moved_aside_comes_back_only_where_it_is_missed(tmp_path, is_there):
-    aside = tmp_path / f".rapm-old-{a_dead_process()}-a"
+    aside = tmp_path / marked(a_dead_process(), "a", files.ASIDE)
     commit(tmp_path / "a", {"x": b"old"}, fingerprint="f")
     (tmp_path / "a").rename(aside)
     if is_there:
