@@ -10,10 +10,8 @@ _SECRETS = (
     (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[\w.~+/=-]{8,}"), r"\1***"),
     (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{16,}"), r"\1***"),
     (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*=\s*[\"']?)[^\s\"'&]{{6,}}"), r"\1***"),
-    (
-        re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S*\d)[^\s\"'&]{{6,}}"),
-        r"\1***",
-    ),  # words follow colons too
+    # Words follow colons too: there a secret has a digit.
+    (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S*\d)[^\s\"'&]{{6,}}"), r"\1***"),
 )
 _VARIABLE = re.compile(rf"(?i)(?:^|_)(?:{_NAMES})$")
 _SHORTEST = 8  # of a variable's value; what is shorter may be any word
