@@ -3,19 +3,14 @@
 Workflows are imported inside the functions, so that help and completion load no model library.
 """
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from rapm_cli.cli import options
+from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rapm_cli.workflows.evaluate import Part
-    from rapm_cli.workflows.start import Start
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
 
@@ -138,7 +133,7 @@ def distill(
     iterations = begun.settings.training.iterations
     if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
         out.say(f"this run is finished; --iterations above {iterations} goes on with it")
-        _show_run(out, begun)
+        show.run_folder(out, begun)
         out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
         return
     out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
@@ -151,10 +146,10 @@ def distill(
         watcher=out,
     )
     if done.part:
-        _show_part(out, done.part)
+        show.comparison(out, done.part)
     spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
     out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
-    _show_run(out, begun)
+    show.run_folder(out, begun)
     out.result(
         {
             "run": str(done.run.folder),
@@ -166,13 +161,6 @@ def distill(
             "comparison": to_record(done.part) if done.part else None,
         }
     )
-
-
-def _show_run(out: Output, begun: "Start") -> None:
-    folder, steps = begun.run.folder, begun.settings.teacher.num_slots
-    out.data(f"run    {folder}")
-    out.data(f"sheet  {begun.run.sheet}")
-    out.data(f"next   rapm generate {_example(begun.base.name)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
 def generate(
@@ -282,7 +270,7 @@ def evaluate(
         watcher=out,
     )
     for each in parts:
-        _show_part(out, each)
+        show.comparison(out, each)
     out.say(describe_machine(place))
     out.result(
         {"lora": str(chosen.lora_path), "machine": describe_machine(place), "parts": list(map(to_record, parts))}
@@ -336,75 +324,15 @@ def inspect(
     run = inspect_run(name)
     if run is None:
         facts = inspect_lora(name)
-        _show_lora(out, facts)
+        show.lora(out, facts)
         out.result(facts)
         return
-    _show_commits(out, run)
+    show.commits(out, run)
     if run["lora"]:
-        _show_lora(out, run["lora"])
+        show.lora(out, run["lora"])
     elif run["lora_damage"]:
         out.data(f"LoRA         {run['lora_damage']}")
     out.result(run)
-
-
-def _show_commits(out: Output, run: dict[str, Any]) -> None:
-    from rapm_cli.workflows.inspect import size_in_words
-
-    out.data(f"run          {run['run']}")
-    out.data(f"state        {run['state']}, {run['iterations']} iterations saved")
-    rows = []
-    for commit in run["commits"]:
-        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
-        size = size_in_words(commit["bytes"]) if "bytes" in commit else ""
-        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
-        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
-    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
-    if run["resume"]:
-        out.data(f"next         {run['resume']}")
-
-
-def _show_lora(out: Output, facts: dict[str, Any]) -> None:
-    from rapm_cli.formats.recipe import GROUPS
-    from rapm_cli.workflows.inspect import size_in_words
-
-    recipe = facts["recipe"]
-    rows = [
-        ["file", facts["file"]],
-        ["size", f"{size_in_words(facts['bytes'])}, {facts['dtype']}"],
-        ["rank, alpha", f"{facts['rank']}, {facts['alpha']:g}: the update is {facts['scale']:g} x B A"],
-        ["adapts", f"{facts['modules']} modules, {facts['parameters']:,} parameters"],
-        ["by block", ", ".join(f"{name} {count}" for name, count in facts["blocks"].items())],
-        ["base", str(recipe.get("base", "not said"))],
-    ]
-    for group in GROUPS:
-        settings = recipe.get(group, {})
-        text = ", ".join(f"{name} {value}" for name, value in settings.items())
-        rows += [[group, text]] if text else []
-    for name, text in rows:
-        out.data(f"{name:<12} {text}")
-
-
-def _show_part(out: Output, part: "Part") -> None:
-    from rapm_cli.metrics.registry import METRICS
-
-    names = list(part.rows[0].scores)
-    titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
-    rows = []
-    for row in part.rows:
-        cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
-        for name in names:
-            score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
-            value, low, high = (f"{number * scale:.3g}" for number in (score.value, score.low, score.high))
-            cells.append(f"{value}{METRICS[name].unit} [{low},{high}]")
-        rows.append(cells)
-    out.table(
-        f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",
-        ["", "NFE", "s/picture", *titles],
-        rows,
-    )
-    if closed := part.closed:
-        interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
-        out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
 
 
 def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:
@@ -427,7 +355,3 @@ def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _example(base: str) -> str:
-    return '"a large red cube left of a small blue sphere at dawn"' if base == "demo" else '"a photo of a woman"'

@@ -1,6 +1,8 @@
 """The shows of this folder in short; each module is also a command that does the whole of it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -31,31 +33,29 @@ def test_malformed_inputs_end_with_a_line_and_a_code():
     assert all(sum(made.codes.values()) >= 20 for made in tallies.values())
 
 
-@pytest.mark.slow
-def test_a_killed_distillation_ends_as_one_that_was_not(tmp_path):
-    """In a process of its own: forks need a parent that has computed nothing."""
-    import subprocess
-    import sys
-
-    code = (
-        "from tests.faults import kill; made = kill.main(3, kill.SHORT, 6.0); "
-        "raise SystemExit(not (made.runs == made.equal > 0 and made.most_repeated <= kill.SAVE_EVERY))"
-    )
+def holds(code: str) -> None:
+    """Run a condition in a process of its own: forks need a parent that has computed nothing."""
+    code = f"from tests.faults import bits, disk, kill; raise SystemExit(not ({code}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_distillation_ends_as_one_that_was_not():
+    holds("(m := kill.main(3, kill.SHORT, 6.0)).runs == m.equal > 0 and m.most_repeated <= kill.SAVE_EVERY")
 
 
 @pytest.mark.slow
 def test_a_full_disk_costs_nothing_but_time():
-    import subprocess
-    import sys
+    holds("all(m.code == 5 and not m.litter and m.is_equal for m in disk.main(is_short=True))")
 
-    code = (
-        "from tests.faults import disk; made = disk.main(is_short=True); "
-        "raise SystemExit(any(m.code != 5 or m.litter or not m.is_equal for m in made))"
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(device):
+    holds(
+        f"all(m.is_equal for m in bits.main({device!r}, 4, bits.SHORT) if {device!r} == 'cpu' or bits.FLAG in m.title)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_torchs_own_words_for_a_full_disk_are_known(tmp_path):

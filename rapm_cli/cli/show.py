@@ -1,0 +1,85 @@
+"""Results as a person reads them: one function for each kind of result."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from rapm_cli.cli.console import Output
+
+if TYPE_CHECKING:
+    from rapm_cli.workflows.evaluate import Part
+    from rapm_cli.workflows.start import Start
+
+
+def run_folder(out: Output, begun: "Start") -> None:
+    """Where a run is, and what to type next."""
+    folder, steps = begun.run.folder, begun.settings.teacher.num_slots
+    out.data(f"run    {folder}")
+    out.data(f"sheet  {begun.run.sheet}")
+    out.data(f"next   rapm generate {_example(begun.base.name)} --steps {steps} --lora {shlex.quote(str(folder))}")
+
+
+def commits(out: Output, run: dict[str, Any]) -> None:
+    """What `inspect_run` found: every commit, and whether it verifies."""
+    from rapm_cli.workflows.inspect import size_in_words
+
+    out.data(f"run          {run['run']}")
+    out.data(f"state        {run['state']}, {run['iterations']} iterations saved")
+    rows = []
+    for commit in run["commits"]:
+        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
+        size = size_in_words(commit["bytes"]) if "bytes" in commit else ""
+        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
+        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
+    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
+    if run["resume"]:
+        out.data(f"next         {run['resume']}")
+
+
+def lora(out: Output, facts: dict[str, Any]) -> None:
+    """What `inspect_lora` found."""
+    from rapm_cli.formats.recipe import GROUPS
+    from rapm_cli.workflows.inspect import size_in_words
+
+    recipe = facts["recipe"]
+    rows = [
+        ["file", facts["file"]],
+        ["size", f"{size_in_words(facts['bytes'])}, {facts['dtype']}"],
+        ["rank, alpha", f"{facts['rank']}, {facts['alpha']:g}: the update is {facts['scale']:g} x B A"],
+        ["adapts", f"{facts['modules']} modules, {facts['parameters']:,} parameters"],
+        ["by block", ", ".join(f"{name} {count}" for name, count in facts["blocks"].items())],
+        ["base", str(recipe.get("base", "not said"))],
+    ]
+    for group in GROUPS:
+        settings = recipe.get(group, {})
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows += [[group, text]] if text else []
+    for name, text in rows:
+        out.data(f"{name:<12} {text}")
+
+
+def comparison(out: Output, part: "Part") -> None:
+    """A comparison: a row for each way to draw, and the share of the distance that the student closes."""
+    from rapm_cli.metrics.registry import METRICS
+
+    names = list(part.rows[0].scores)
+    titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
+    rows = []
+    for row in part.rows:
+        cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
+        for name in names:
+            score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
+            value, low, high = (f"{number * scale:.3g}" for number in (score.value, score.low, score.high))
+            cells.append(f"{value}{METRICS[name].unit} [{low},{high}]")
+        rows.append(cells)
+    out.table(
+        f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",
+        ["", "NFE", "s/picture", *titles],
+        rows,
+    )
+    if closed := part.closed:
+        interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
+        out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
+
+
+def _example(base: str) -> str:
+    return '"a large red cube left of a small blue sphere at dawn"' if base == "demo" else '"a photo of a woman"'
