@@ -233,7 +233,7 @@ def generate(
 def evaluate(
     base: options.Base = None,
     lora: options.Lora = None,
-    samples: Annotated[int, typer.Option(min=8, help="Prompts in each part.")] = 640,
+    samples: Annotated[int, typer.Option(help="Prompts in each part, at least 8.")] = 640,
     part: Annotated[str, typer.Option(help="held-out, seen or both.")] = "both",
     metrics: Annotated[str, typer.Option(help="Names with commas between.")] = "attributes,pictures,fd-demo,kd-demo",
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,

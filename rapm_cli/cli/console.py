@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from rapm_cli.cli.secrets import redact, redact_values
 from rapm_cli.core.errors import DiskError, is_disk_full
-from rapm_cli.core.secrets import redact
 from rapm_cli.workflows import stop
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Output:
         """The whole result for programs, shown under --json alone."""
         if self.as_json:
             with _no_reader_needed():
-                print(redact(json.dumps(record, indent=2)))  # noqa: T201
+                print(json.dumps(redact_values(record), indent=2))  # noqa: T201
 
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)

@@ -5,17 +5,20 @@ power cut at any point the name either does not exist or stands for everything. 
 of each file and its own sha256; nothing is believed that does not agree with it.
 """
 
+import errno
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rapm_cli.core.errors import DamagedError, VerificationError
-from rapm_cli.core.files import ASIDE, sync, temporary_name, write_file
+from rapm_cli.core.files import ASIDE, make_folder, sync, temporary_name, write_file
 
 MANIFEST, FORMAT = "MANIFEST.json", 1
 
@@ -76,7 +79,7 @@ def committing(
         OSError: It cannot be written; what was there is still there.
         VerificationError: What was read back is not what was written; what was there is there again.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = temporary_name(folder)
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -104,7 +107,7 @@ def commit(
     fingerprint: str,
     parent: str | None = None,
     about: dict[str, Any] | None = None,
-) -> Manifest:
+) -> None:
     """Write files as one commit.
 
     Args:
@@ -121,7 +124,6 @@ def commit(
     with committing(folder, fingerprint=fingerprint, parent=parent, about=about) as temporary:
         for name, data in files.items():
             write_file(temporary / name, data)
-    return read_manifest(folder)
 
 
 def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
@@ -136,7 +138,8 @@ def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
+        with _opened(path) as file:
+            data = file.read()
         record = json.loads(data)
         record.pop("sha256")
         manifest = Manifest(**record)
@@ -182,7 +185,8 @@ def read_commit(folder: Path, fingerprint: str | None = None) -> tuple[Manifest,
     manifest, contents = read_manifest(folder, fingerprint), {}
     for name, expected in manifest.files.items():
         try:
-            data = (folder / name).read_bytes()
+            with _opened(folder / name) as file:
+                data = file.read()
         except OSError as error:
             raise DamagedError(folder, _missing(name, error)) from error
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
@@ -212,7 +216,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             sync(folder.parent)
             verify(folder)
         except (OSError, DamagedError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.rename(temporary)  # in one step, so that the name is free for what was there
             if isinstance(error, OSError):
                 raise
             damage = f"{folder} did not read back as it was written: {error.damage}"
@@ -234,8 +238,17 @@ def _is_plain(name: str) -> bool:
     return bool(parts) and name == "/".join(parts) and not ({"..", "/", "."} & set(parts)) and "\\" not in name
 
 
-def _sum(path: Path) -> dict[str, Any]:
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A file of a commit; what stands in its place is not waited for, as a FIFO would be."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
     with path.open("rb") as file:
+        yield file
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with _opened(path) as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

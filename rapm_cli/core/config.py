@@ -118,9 +118,10 @@ class TrainConfig:
             self.discriminator_learning_rate,
             "a number between 0 and 1",
         )
-        _check(self.warmup >= 0, "warmup", self.warmup, "a number from 0")
+        _check(0 <= self.warmup < 10**8, "warmup", self.warmup, "0 to 99999999")
         _check(self.max_grad_norm > 0, "max-grad-norm", self.max_grad_norm, "a number above 0")
-        for name in ("weight_decay", "relative_weight", "absolute_weight", "adversarial_weight"):
+        _check(0 <= self.weight_decay <= 1, "weight-decay", self.weight_decay, "a number from 0 to 1")
+        for name in ("relative_weight", "absolute_weight", "adversarial_weight"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
         _check(all(math.isfinite(w) and w >= 0 for w in self.slot_weights), "slot-weights", self.slot_weights, "from 0")

@@ -52,6 +52,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, and see their names to the disk.
+
+    Raises:
+        OSError: It cannot be made, or is a file.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under, which then takes the place of `path` whole, or is removed.
@@ -62,7 +74,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary_name(path)
     try:
         yield temporary

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+NETWORK = "network"  # as what is not finite, all that is trained: no later update can mend it
 MAX_SKIPS = 3  # iterations in a row, before training goes back
 MAX_RETURNS = 2  # before it stops
 RATE_FACTOR = 0.5  # of both rates, at each return
@@ -14,14 +15,16 @@ class Health:
     Args:
         skips: Iterations in a row up to now in which an update was skipped.
         returns: How often training went back.
+        is_lost: The weights themselves are not finite.
     """
 
     skips: int = 0
     returns: int = 0
+    is_lost: bool = False
 
     def after(self, skipped: str) -> "Health":
-        """The health after an iteration, given what it skipped."""
-        return replace(self, skips=self.skips + 1 if skipped else 0)
+        """The health after an iteration, given what was not finite in it; empty where all was well."""
+        return replace(self, skips=self.skips + 1 if skipped else 0, is_lost=skipped == NETWORK)
 
     def returned(self) -> "Health":
         """The health after going back."""
@@ -29,8 +32,8 @@ class Health:
 
     @property
     def must_return(self) -> bool:
-        """True once skipping has not helped."""
-        return self.skips >= MAX_SKIPS
+        """True once skipping has not helped, or cannot."""
+        return self.is_lost or self.skips >= MAX_SKIPS
 
     @property
     def must_stop(self) -> bool:

@@ -15,6 +15,7 @@ from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
 from rapm_cli.core.optimizer import load_optimizer_state, optimizer_state
 from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.recovery import NETWORK
 from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
 from rapm_cli.core.student import attach_lora, copy_tensors, load_lora_state, lora_names, lora_parameters, lora_state
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
@@ -27,7 +28,8 @@ class SlotLosses:
 
     Args:
         n: The edge that the slot ends at.
-        skipped: What was not finite, so that no update was made from it; empty where all is well.
+        skipped: What was not finite: target, loss, gradient or discriminator, from which no update was made, or the
+            weights; empty where all is well.
     """
 
     n: int
@@ -133,6 +135,7 @@ class Trainer:
         Returns:
             The losses of each slot, the noisiest first. A slot whose target, loss or gradient is not finite makes no
             update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
+            Weights that are not finite are told with the last slot.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)
@@ -157,6 +160,8 @@ class Trainer:
             if self.discriminators:
                 self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, losses)
             z_start = z_student.detach() if self.config.start_from == "student" else batch.z_teacher[:, n]
+        if not nn.utils.get_total_norm([*self.parameters, *self.judges]).isfinite():
+            report[-1].skipped = NETWORK
         return report
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:

@@ -77,15 +77,13 @@ def distill(
     """
     try:
         with locked(run.folder, watcher, "wait for it, or begin another run with --new"):
-            try:
-                Checkpoints(run, settings).begin()
-            except OSError as error:
-                raise DiskError.of(error, run.commits) from error
             if settings.deterministic:
                 be_deterministic()
             return _distill(run, settings, base, device, is_strict, watcher)
-    except Stopped as stopped:
-        stopped.remedy = stopped.remedy or f"go on with: {run.resume_command}"
+    except (Stopped, DiskError) as error:
+        if run.is_begun:
+            again = f"go on with: {run.resume_command}"
+            error.remedy = again if isinstance(error, Stopped) else f"free space, and {again}"
         raise
 
 
@@ -96,6 +94,10 @@ def _distill(
     watcher.say(f"loading {base.name}")
     loaded = base.load(device, DTYPES[teacher.precision])
     clock.lap("loading")
+    first, size = Checkpoints(run, settings), len(settings.to_bytes())  # now that the base is known to be there
+    with_retries(
+        first.begin, run.commits, size, watcher, "nothing was begun", "free space, and run the same command again"
+    )
     warn_of_unread(loaded, list(settings.prompts), watcher)
     trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, watcher=watcher)
     clock.lap("trajectories")
@@ -114,8 +116,8 @@ def _distill(
         fine_steps=teacher.fine_steps,
         delta=teacher.delta,
     )
-    run.reopen()
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
+    run.reopen()
     training.finish()
     lora = _lora(loaded, settings)
     size = sum(value.nbytes for value in lora.state.values())

@@ -1,5 +1,6 @@
 """Teacher, undistilled base and student on the same prompts and noise, in numbers with intervals."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -15,7 +16,7 @@ from torch import Tensor
 from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.commit import commit, read_commit
+from rapm_cli.core.commit import commit, read_commit, verify
 from rapm_cli.core.config import TeacherConfig, from_json
 from rapm_cli.core.errors import ConfigError, DamagedError, InputError
 from rapm_cli.core.files import sweep
@@ -28,7 +29,9 @@ from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
+from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES
 from rapm_cli.workflows.watch import Watcher
 
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out
@@ -184,7 +187,12 @@ def evaluate_lora(
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
         watcher: Sees the bars.
+
+    Raises:
+        ConfigError: There is no such metric, the base has none, or the number of samples is out of range.
     """
+    if not MIN_SAMPLES <= samples <= MAX_SAMPLES:
+        raise ConfigError(f"--samples {samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
     for name in metrics:
         METRICS[name]
     if base.set_exam is None:
@@ -316,15 +324,21 @@ class Examination:
     def _keep(self, path: Path, chunk: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
-        data = save(chunk)
-        with_retries(
-            lambda: commit(path, {READINGS: data}, fingerprint=path.name),
-            path,
-            len(data),
-            self.watcher,
-            "what was drawn before is kept",
-            "free space, and run the same command again",
-        )
+        data, remedy = save(chunk), "free space, and run the same command again"
+
+        def write() -> None:
+            with locked(_folder(), self.watcher, "Ctrl-C leaves", is_patient=True):  # another may read the same
+                if not _is_sound(path):
+                    commit(path, {READINGS: data}, fingerprint=path.name)
+
+        with_retries(write, path, len(data), self.watcher, "what was drawn before is kept", remedy)
+
+
+def _is_sound(path: Path) -> bool:
+    with contextlib.suppress(DamagedError):
+        verify(path, path.name)
+        return True
+    return False
 
 
 def _folder() -> Path:

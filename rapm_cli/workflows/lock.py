@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rapm_cli.core.errors import DiskError, LockedError
-from rapm_cli.core.files import replace_file
+from rapm_cli.core.files import make_folder, replace_file
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.watch import Watcher
 
@@ -37,7 +37,7 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
     lock, is_told = FileLock(folder / LOCK), False
     while not lock.is_locked:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             lock.acquire(timeout=0)
         except Timeout as error:
             if not is_patient:

@@ -13,7 +13,7 @@ from typing import Any
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import Manifest, verify
 from rapm_cli.core.errors import DamagedError, DiskError, InputError
-from rapm_cli.core.files import TEMPORARY, regular_file, replace_file
+from rapm_cli.core.files import TEMPORARY, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.lock import HOLDER, LOCK
@@ -143,10 +143,12 @@ def new_run(base: str, folder: Path | None) -> Run:
         InputError: The named folder exists and is not empty.
         DiskError: It cannot be made.
     """
-    usual = runs_dir() / f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    name, count = f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 1
+    while (usual := runs_dir() / (name if count == 1 else f"{name}-{count}")).exists():  # of another machine's process
+        count += 1
     path = folder or usual
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         if any(not _is_leftover(there) for there in path.iterdir()):
             raise InputError(f"{path} is not empty", "give --output a new folder")
     except OSError as error:
@@ -166,13 +168,17 @@ def _is_leftover(path: Path) -> bool:
 
 def all_runs() -> list[Run]:
     """All runs, the one that was worked on last first."""
-    folders = runs_dir().iterdir() if runs_dir().is_dir() else ()
-    runs = {folder.resolve() for folder in folders if folder.is_dir()}
-    return [Run(folder) for folder in sorted(runs, key=_changed_at, reverse=True)]
+    dated: dict[Path, float] = {}
+    for folder in runs_dir().iterdir() if runs_dir().is_dir() else ():
+        with contextlib.suppress(OSError):  # another user's, or on a disk that is gone
+            if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+                dated[folder.resolve()] = _changed_at(folder)
+    return [Run(folder) for folder in sorted(dated, key=dated.__getitem__, reverse=True)]
 
 
 def _changed_at(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, folder / COMMITS) if path.exists())
+    commits = folder / COMMITS
+    return max(folder.stat().st_mtime, commits.stat().st_mtime if commits.exists() else 0.0)
 
 
 def all_loras() -> list[Path]:
@@ -239,7 +245,8 @@ def find_lora(name: str) -> Path:
     """
     with contextlib.suppress(OSError, ValueError):
         if name and Path(name).exists() and not Path(name).is_dir():
-            return Path(name)
+            home = Run(Path(name).parent)
+            return home.sound_lora() if home.is_finished and home.lora == Path(name) else Path(name)
     run = find_run(name)
     if run and run.has_lora:
         return run.sound_lora()

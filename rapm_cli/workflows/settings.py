@@ -12,7 +12,7 @@ from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right.
 CHANGEABLE = ("iterations", "checkpointing")
-MAX_SAMPLES = 100_000  # prompts of a comparison
+MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Settings:
         samples: Held-out prompts in the comparison at the end; 0 for none.
         save_every: Iterations between commits.
         device: Kind of device that it runs on.
+        machine: The device in words, with all that its bits depend on.
         deterministic: Only algorithms that give the same bits each time.
     """
 
@@ -41,15 +42,16 @@ class Settings:
     samples: int
     save_every: int
     device: str = "cpu"
+    machine: str = ""
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.save_every < 1:
             raise ConfigError(f"--save-every {self.save_every} is out of range", "give at least 1")
-        if not (8 <= self.samples <= MAX_SAMPLES or self.samples == 0):
+        if not (MIN_SAMPLES <= self.samples <= MAX_SAMPLES or self.samples == 0):
             raise ConfigError(
                 f"--samples {self.samples} is out of range",
-                f"give at least 8, at most {MAX_SAMPLES}, or 0 for no comparison",
+                f"give at least {MIN_SAMPLES}, at most {MAX_SAMPLES}, or 0 for no comparison",
             )
 
     @property
@@ -96,7 +98,7 @@ class Settings:
             teacher, training = from_json(TeacherConfig, record["teacher"]), from_json(TrainConfig, record["training"])
             record |= {"teacher": teacher, "training": training, "prompts": tuple(record["prompts"])}
             made = cls(**record)
-            texts = [made.source, made.base_name, made.base_identity, made.device, *made.prompts]
+            texts = [made.source, made.base_name, made.base_identity, made.device, made.machine, *made.prompts]
             counts = [made.samples, made.save_every]
             if not all(isinstance(text, str) for text in texts) or any(type(count) is not int for count in counts):
                 raise TypeError("a value has another type")
@@ -107,4 +109,5 @@ class Settings:
     def _fixed(self) -> dict[str, Any]:
         training = {name: value for name, value in to_json(self.training).items() if name not in CHANGEABLE}
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        return {**to_json(self.teacher), **training, "base_identity": self.base_identity, "prompts": prompts}
+        more = {"base_identity": self.base_identity, "prompts": prompts, "deterministic": self.deterministic}
+        return {**to_json(self.teacher), **training, **more}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rapm_cli.bases import Base, base_identity, find_base
-from rapm_cli.bases.device import find_device, find_precision
+from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.train import check_fit
@@ -62,6 +62,7 @@ def settings_for(
         samples=values["samples"],
         save_every=values["save_every"],
         device=device.type,
+        machine=describe_machine(device),
         deterministic=values["deterministic"],
     )
 
@@ -120,8 +121,7 @@ def begin(
         return Start(new_run(settings.base_name, output), settings, base, device, False)
     stored = _stored_settings(run, watcher, is_strict=is_strict)
     check_same(run, stored, settings)
-    _warn_of_bits(stored, device, watcher)
-    settings = dataclasses.replace(settings, deterministic=settings.deterministic or stored.deterministic)
+    _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)
 
 
@@ -154,7 +154,7 @@ def resume(
     device = _device_of(device_name, stored)
     settings = settings_for(base, given, prompts, device, watcher, stored)
     check_same(run, stored, settings)
-    _warn_of_bits(stored, device, watcher)
+    _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)
 
 
@@ -205,9 +205,9 @@ def _device_of(name: str, stored: Settings) -> torch.device:
     return find_device(name)
 
 
-def _warn_of_bits(stored: Settings, device: torch.device, watcher: Watcher) -> None:
-    if device.type != stored.device:
-        watcher.warn(f"the run was begun on {stored.device}: on {device.type} it ends with other bits")
+def _warn_of_bits(stored: Settings, settings: Settings, watcher: Watcher) -> None:
+    if settings.machine != stored.machine:
+        watcher.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from rapm_cli.core.commit import commit
 from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, VerificationError
 from rapm_cli.core.files import replace_file
-from rapm_cli.core.recovery import Health
+from rapm_cli.core.recovery import NETWORK, Health
 from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
 from rapm_cli.core.trajectories import Trajectories
 from rapm_cli.workflows import stop
@@ -58,7 +58,7 @@ class Training:
         self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
         weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        more = max(1, KEPT + 1 - len(run.training_commits()))
+        more = max(1, 2 * KEPT + 1 - len(run.training_commits()))
         require_room(run.folder, 3 * weights * more, "keeping commits")  # an optimizer has two values for each weight
         checkpoint, damage = self.checkpoints.newest()
         self._tell(damage, checkpoint)
@@ -112,8 +112,8 @@ class Training:
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        is_due = is_regular or self.done == self.total
-        if is_due or stop.take_save_wish() or stop.is_wanted():
+        is_due = stop.take_save_wish() or is_regular or self.done == self.total
+        if is_due or stop.is_wanted():
             self._save(is_regular=is_regular)
         stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
 
@@ -170,9 +170,10 @@ class Training:
         self._log, self.health = log, health.returned()
         self.trainer.rate_scale = self.health.rate_scale
         self._append({"went_back": {"from": failed, "to": self.done, "skipped": last, "returns": self.health.returns}})
+        times = f" {health.skips} times in a row" if health.skips > 1 else ""
         self.watcher.warn(
-            f"the {last} was not finite {health.skips} times in a row: going back from iteration {failed} to "
-            f"{self.done}, with rates times {self.health.rate_scale:g}"
+            f"the {last} was not finite{times}: going back from iteration {failed} to {self.done}, "
+            f"with rates times {self.health.rate_scale:g}"
         )
         bar.advance(self.done - failed)
 
@@ -199,7 +200,8 @@ class Training:
     def _keep_offending(self, progress: Progress) -> None:
         from safetensors.torch import save
 
-        self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}: update skipped")
+        fate = "" if progress.skipped == NETWORK else ": update skipped"
+        self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
         target = self.run.folder / OFFENDING / name_of(progress.iteration)
         if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
             return

@@ -25,6 +25,8 @@ DISTILL = ["distill", "--base", "demo"]
         ([*DISTILL, "--learning-rate", "nan"], "--learning-rate nan"),
         ([*DISTILL, "--discriminator-learning-rate", "0"], "--discriminator-learning-rate 0"),
         ([*DISTILL, "--relative-weight", "-1"], "--relative-weight -1"),
+        ([*DISTILL, "--warmup", "9" * 400], "--warmup 999"),
+        ([*DISTILL, "--weight-decay", "1e300"], "--weight-decay 1e+300"),
         ([*DISTILL, "--adversarial-weight", "inf"], "--adversarial-weight inf"),
         ([*DISTILL, "--slot-weights", "1,x"], "--slot-weights '1,x'"),
         ([*DISTILL, "--slot-weights", "1,1"], "2 numbers for 4 slots"),
@@ -51,6 +53,8 @@ DISTILL = ["distill", "--base", "demo"]
         (["generate", "a red cube", "--base", "demo", "--steps", "6"], "choose --steps"),
         (["generate", "a red cube", "--num-images", "0"], "'--num-images'"),
         (["eval", "--base", "demo", "--part", "middle"], "held-out, seen, both"),
+        (["eval", "--base", "demo", "--samples", "100000000000"], "--samples 100000000000"),
+        (["eval", "--base", "demo", "--samples", "7"], "give 8 to"),
         (["eval", "--base", "demo", "--metrics", "fid"], "fd-demo"),
         (["export", "--base", "demo", "--fuse", "--dtype", "fp8"], "--dtype fp8"),
     ],
@@ -100,6 +104,9 @@ def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetch
     code, _, err = rapm("distill", "--base", "sdxl", "--prompts", str(prompts), "--trajectories", "1")
     assert code == 4
     assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in err
+    code, _, err = rapm("distill", "--resume")
+    assert code == 3
+    assert "no unfinished run" in err
 
 
 def test_files_that_are_no_text_are_refused(rapm, tmp_path):

@@ -203,7 +203,8 @@ def test_a_finished_runs_damaged_lora_is_named_and_made_again(rapm, again):
     data = again.lora.read_bytes()
     again.lora.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     again_command = f"rapm distill --resume {again.folder.name}"
-    for argv in (("export", str(again.folder)), ("generate", "a red cube"), ("eval", "--samples", "8")):
+    exports = [("export", str(place)) for place in (again.folder, again.lora)]
+    for argv in (*exports, ("generate", "a red cube"), ("eval", "--samples", "8")):
         code, _, err = rapm(*argv, "--base", "demo") if argv[0] != "export" else rapm(*argv)
         assert code == 3, err
         assert f"lora.safetensors is damaged: its sha256 differs; make it again: {again_command}" in err
@@ -251,6 +252,8 @@ def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
     ):
         code, _, err = rapm("distill", "--resume", again.folder.name, option, value)
         assert (code, says in err) == (2, True), err
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--deterministic")
+    assert (code, "deterministic False, not True" in err) == (2, True), err
     code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "1")
     assert code == 2
     assert "--iterations 1 is below the 2" in err
@@ -348,20 +351,24 @@ def test_a_second_run_waits_for_the_trajectories_that_the_first_makes(rapm, agai
 
 
 def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(rapm, again):
+    import torch
+
+    from rapm_cli.bases.device import describe_machine
     from rapm_cli.workflows.settings import Settings
 
     unfinished(again, "00000004")
     path = again.commits / "settings-001" / "settings.json"
     stored = Settings.from_bytes(path.read_bytes())
-    assert (stored.device, stored.deterministic) == ("cpu", False)
-    changed = dataclasses.replace(stored, device="cuda", deterministic=True)
+    here = describe_machine(torch.device("cpu"))
+    assert (stored.device, stored.machine) == ("cpu", here)
+    changed = dataclasses.replace(stored, device="cuda", machine="a GPU, torch 3")
     shutil.rmtree(path.parent)
     commit(path.parent, {path.name: changed.to_bytes()}, fingerprint=stored.fingerprint)
     code, _, err = rapm("distill", "--resume", "--device", "cpu")
     assert code == 0
-    assert "the run was begun on cuda: on cpu it ends with other bits" in err
+    assert f"the run was at work on a GPU, torch 3: on {here} it ends with other bits" in err
     newest = Settings.from_bytes((again.settings_commits()[0] / path.name).read_bytes())
-    assert (newest.device, newest.deterministic) == ("cpu", True)
+    assert (newest.device, newest.machine) == ("cpu", here)
 
 
 def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, again, monkeypatch):
@@ -382,6 +389,77 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
     lines = [json.loads(line) for line in again.log.read_text().splitlines()]
     assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [1, 2]
     assert [line["skipped"] for line in lines if "skipped" in line] == ["loss"] * 9
+
+
+def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatch):
+    from rapm_cli.core.train import Trainer
+    from rapm_cli.formats.lora import load_lora
+
+    unfinished(again, "00000004")
+    real, steps = Trainer._step, []
+
+    def step(self, loss, optimizer, parameters):
+        is_made = real(self, loss, optimizer, parameters)
+        steps.append(is_made)
+        if len(steps) == 8:  # the last of the iteration: four slots, each with the student and its judges
+            parameters[0].data.fill_(float("inf"))
+        return is_made
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0, err
+    assert "the network is not finite at iteration 2" in err
+    assert "the network was not finite: going back from iteration 3 to 2, with rates times 0.5" in err
+    assert all(value.isfinite().all() for value in load_lora(again.lora).state.values())
+    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
+
+
+def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
+    path = again.commits / "00000004" / "student.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert rapm("distill", "--resume", again.folder.name, "--iterations", "6", "--strict")[0] == 3
+    assert again.is_finished
+
+
+def test_a_run_that_cannot_be_looked_into_is_in_nobodys_way(rapm, again, monkeypatch):
+    from rapm_cli.workflows import rundir
+
+    unfinished(again, "00000004")
+    (again.folder.parent / "of-another-user").mkdir()
+    real = rundir._changed_at
+
+    def changed_at(folder):
+        if folder.name == "of-another-user":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(rundir, "_changed_at", changed_at)
+    code, _, err = rapm("distill", "--resume")
+    assert (code, f"going on with {again.folder}" in err) == (0, True), err
+
+
+def test_a_stop_while_pictures_are_drawn_says_how_to_resume(rapm, again, monkeypatch):
+    from rapm_cli.workflows import evaluate
+
+    real = evaluate.Examination._keep
+    monkeypatch.setattr(evaluate.Examination, "_keep", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGTERM)))
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8")
+    assert code == 143
+    again_command = f"rapm distill --resume {again.folder.name}"
+    assert err.splitlines()[-1] == f"stopped: what was drawn by the teacher is kept; go on with: {again_command}"
+
+
+def test_readings_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
+    from rapm_cli.workflows import evaluate
+
+    command = ("eval", "--base", "demo", "--samples", "8", "--part", "seen", "--metrics", "attributes")
+    assert rapm(*command)[0] == 0
+    files = list((home / "cache" / "readings").glob("*/*"))
+    before = [path.stat().st_mtime_ns for path in files]
+    assert len(files) == 6  # readings and manifest of three
+    monkeypatch.setattr(evaluate.Examination, "_recall", lambda *a: None)
+    assert rapm(*command)[0] == 0
+    assert [path.stat().st_mtime_ns for path in files] == before
 
 
 def test_after_the_interval_was_changed_training_goes_back_to_what_was_regular_then(rapm, again, monkeypatch):
@@ -456,9 +534,9 @@ def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
     code, _, err = rapm(*DISTILL)
     assert code == 5
     assert "keeping commits needs" in err
-    monkeypatch.setattr(disk, "free_bytes", lambda place: 1_000_000)
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 1_200_000)
     code, _, err = rapm(*DISTILL, "--new", "--seed", "1")
-    assert code == 5
+    assert code == 5, err
     assert "storing 4 trajectories needs" in err
 
 

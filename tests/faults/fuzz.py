@@ -163,7 +163,11 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
     path, text = place / "file", st.text(max_size=3000).map(lambda t: t.encode("utf-8", "surrogatepass"))
     toml_values = json_values.filter(lambda value: value is not None).map(json.dumps)
     options = st.sampled_from(
-        ["rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume", "x"]
+        [
+            *("rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume"),
+            *("warmup", "weight-decay", "iterations", "save-every", "samples", "delta", "guidance", "max-grad-norm"),
+            "unknown",
+        ]
     )
     toml = st.lists(st.tuples(options, toml_values), max_size=5).map(
         lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs).encode()
@@ -213,7 +217,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         "generate --from FILE": (mutations(picture) | st.binary(max_size=200), with_file("generate", "--from", name)),
         "distill --config FILE": (
             toml | text | st.binary(max_size=200),
-            with_file("distill", "--base", "demo", "--config", name, "--steps", "3", "--output", str(place / "never")),
+            with_file("distill", "--base", "demo", "--config", name, "--output", str(place)),  # which is not empty
         ),
         "inspect RUN": (damaged, with_commit("inspect", str(run))),
         "distill --resume RUN": (damaged, with_commit("distill", "--resume", str(run), "--rank", "7")),

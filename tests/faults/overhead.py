@@ -79,7 +79,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     """
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
-    given = {"iterations": iterations, "trajectories": 32, "samples": 0}
+    given = {"iterations": iterations, "trajectories": 16, "samples": 0}
     settings = settings_for(find_base("demo"), given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:

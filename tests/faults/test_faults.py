@@ -35,7 +35,7 @@ def test_malformed_inputs_end_with_a_line_and_a_code():
 
 def holds(code: str) -> None:
     """Run a condition in a process of its own: forks need a parent that has computed nothing."""
-    code = f"from tests.faults import bits, disk, kill; raise SystemExit(not ({code}))"
+    code = f"from tests.faults import bits, disk, kill, overhead; raise SystemExit(not ({code}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -56,6 +56,12 @@ def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(device):
     holds(
         f"all(m.is_equal for m in bits.main({device!r}, 4, bits.SHORT) if {device!r} == 'cpu' or bits.FLAG in m.title)"
     )
+
+
+@pytest.mark.slow
+def test_commits_log_and_bars_are_a_small_part_of_training():
+    """Not a measurement: that is the command's to make, alone on its machine."""
+    holds("0 < overhead.main(1, 3) < 0.2")
 
 
 def test_torchs_own_words_for_a_full_disk_are_known(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 _NAMES = r"token|api[_-]?key|access[_-]?key|password|passwd|secret|signature|credential"
 _SECRETS = (
@@ -29,3 +30,15 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_values(value: Any) -> Any:
+    """JSON values with every text redacted; a text that has a secret's name is one."""
+    if isinstance(value, dict):
+        return {
+            redact(str(name)): "***" if isinstance(item, str) and _VARIABLE.search(str(name)) else redact_values(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [redact_values(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
