@@ -161,7 +161,8 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
     commits = sorted(path for path in run.rglob("*") if path.is_file() and path.parent.parent.name == "commits")
     contents = {path: path.read_bytes() for path in commits}
     path, text = place / "file", st.text(max_size=3000).map(lambda t: t.encode("utf-8", "surrogatepass"))
-    toml_values = json_values.filter(lambda value: value is not None).map(json.dumps)
+    numbers = (st.integers(-3, 3000) | st.integers() | st.floats()).map(repr)
+    toml_values = numbers | numbers | json_values.filter(lambda value: value is not None).map(json.dumps)
     options = st.sampled_from(
         [
             *("rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume"),
@@ -169,8 +170,8 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
             "unknown",
         ]
     )
-    toml = st.lists(st.tuples(options, toml_values), max_size=5).map(
-        lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs).encode()
+    toml = st.dictionaries(options, toml_values, max_size=3).map(
+        lambda table: "\n".join(f"{key} = {value}" for key, value in table.items()).encode()
     )
     weights = mutations(lora) | headers() | st.binary(max_size=200) | traps(canary)
     damaged = st.sampled_from(commits).flatmap(lambda p: st.tuples(st.just(p), mutations(contents[p])))
@@ -216,7 +217,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         ),
         "generate --from FILE": (mutations(picture) | st.binary(max_size=200), with_file("generate", "--from", name)),
         "distill --config FILE": (
-            toml | text | st.binary(max_size=200),
+            toml | toml | text | st.binary(max_size=200),
             with_file("distill", "--base", "demo", "--config", name, "--output", str(place)),  # which is not empty
         ),
         "inspect RUN": (damaged, with_commit("inspect", str(run))),
