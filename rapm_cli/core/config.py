@@ -124,7 +124,9 @@ class TrainConfig:
         for name in ("relative_weight", "absolute_weight", "adversarial_weight"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
-        _check(all(math.isfinite(w) and w >= 0 for w in self.slot_weights), "slot-weights", self.slot_weights, "from 0")
+        are_weights = all(math.isfinite(weight) and weight >= 0 for weight in self.slot_weights)
+        words = ",".join(f"{weight:g}" for weight in self.slot_weights)
+        _check(are_weights, "slot-weights", words, "numbers from 0")
         _check(self.start_from in START_FROM, "start-from", self.start_from, "student or teacher")
         _check(
             self.discriminators in DISCRIMINATOR_SETS,

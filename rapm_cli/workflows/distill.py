@@ -10,7 +10,7 @@ from torch import Tensor
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import DiskError, Stopped
+from rapm_cli.core.errors import DiskError, RapmError, Stopped
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.student import lora_state
@@ -91,13 +91,8 @@ def _distill(
     run: Run, settings: Settings, base: Base, device: torch.device, is_strict: bool, watcher: Watcher
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
-    watcher.say(f"loading {base.name}")
-    loaded = base.load(device, DTYPES[teacher.precision])
+    loaded = _load(run, settings, base, device, watcher)
     clock.lap("loading")
-    first, size = Checkpoints(run, settings), len(settings.to_bytes())  # now that the base is known to be there
-    with_retries(
-        first.begin, run.commits, size, watcher, "nothing was begun", "free space, and run the same command again"
-    )
     warn_of_unread(loaded, list(settings.prompts), watcher)
     trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, watcher=watcher)
     clock.lap("trajectories")
@@ -144,6 +139,23 @@ def _distill(
     }
     with_retries(lambda: run.finish(record), run.folder, 0, watcher, kept, remedy)
     return made
+
+
+def _load(run: Run, settings: Settings, base: Base, device: torch.device, watcher: Watcher) -> LoadedBase:
+    """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
+    is_new, first, size = not run.is_begun, Checkpoints(run, settings), len(settings.to_bytes())
+    saved, remedy = (
+        "nothing was begun" if is_new else "all commits are kept",
+        "free space, and run the same command again",
+    )
+    try:
+        with_retries(first.begin, run.commits, size, watcher, saved, remedy)
+        watcher.say(f"loading {base.name}")
+        return base.load(device, DTYPES[settings.teacher.precision])
+    except RapmError:
+        if is_new:
+            run.discard()
+        raise
 
 
 def _lora(loaded: LoadedBase, settings: Settings) -> LoraFile:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,6 +131,14 @@ class Run:
     def finish(self, record: dict[str, Any]) -> None:
         """Write the result, which makes the run a finished one."""
         replace_file(self.folder / RESULT, (json.dumps(record, indent=2) + "\n").encode())
+
+    def discard(self) -> None:
+        """Remove it, and the link to it among the runs."""
+        place = self.folder.resolve()
+        links = [path for path in runs_dir().glob("*") if path.is_symlink() and path.resolve() == place]
+        for link in links:
+            link.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one."""

@@ -29,6 +29,7 @@ DISTILL = ["distill", "--base", "demo"]
         ([*DISTILL, "--weight-decay", "1e300"], "--weight-decay 1e+300"),
         ([*DISTILL, "--adversarial-weight", "inf"], "--adversarial-weight inf"),
         ([*DISTILL, "--slot-weights", "1,x"], "--slot-weights '1,x'"),
+        ([*DISTILL, "--slot-weights", "nan,1,1,1"], "--slot-weights nan,1,1,1"),
         ([*DISTILL, "--slot-weights", "1,1"], "2 numbers for 4 slots"),
         ([*DISTILL, "--start-from", "noise"], "student or teacher"),
         ([*DISTILL, "--discriminators", "three"], "both, relative, absolute, none"),
@@ -98,15 +99,17 @@ def test_a_refused_input_is_one_line_with_its_own_code(rapm, argv, code, says):
     assert "Traceback" not in err
 
 
-def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetches_them(rapm, tmp_path):
+def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetches_them(rapm, home, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a woman\n")
-    code, _, err = rapm("distill", "--base", "sdxl", "--prompts", str(prompts), "--trajectories", "1")
+    argv = ("distill", "--base", "sdxl", "--prompts", str(prompts), "--trajectories", "1")
+    code, _, err = rapm(*argv)
     assert code == 4
     assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in err
-    code, _, err = rapm("distill", "--resume")
-    assert code == 3
-    assert "no unfinished run" in err
+    mine = tmp_path / "mine"
+    assert rapm(*argv, "--output", str(mine))[0] == 4
+    assert not mine.exists()
+    assert list((home / "data" / "runs").iterdir()) == []
 
 
 def test_files_that_are_no_text_are_refused(rapm, tmp_path):
