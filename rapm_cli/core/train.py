@@ -28,8 +28,8 @@ class SlotLosses:
 
     Args:
         n: The edge that the slot ends at.
-        skipped: What was not finite: target, loss, gradient or discriminator, from which no update was made, or the
-            weights; empty where all is well.
+        skipped: What was not finite: the target, loss, gradient or discriminator, from which no update was made, or the
+            network, all that is trained; empty where all is well.
     """
 
     n: int
@@ -135,7 +135,7 @@ class Trainer:
         Returns:
             The losses of each slot, the noisiest first. A slot whose target, loss or gradient is not finite makes no
             update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
-            Weights that are not finite are told with the last slot.
+            A network that is not finite afterwards is told with the last slot.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(iteration)

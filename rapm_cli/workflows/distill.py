@@ -143,13 +143,10 @@ def _distill(
 
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, watcher: Watcher) -> LoadedBase:
     """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
-    is_new, first, size = not run.is_begun, Checkpoints(run, settings), len(settings.to_bytes())
-    saved, remedy = (
-        "nothing was begun" if is_new else "all commits are kept",
-        "free space, and run the same command again",
-    )
+    is_new, begin, size = not run.is_begun, Checkpoints(run, settings).begin, len(settings.to_bytes())
+    saved = "nothing was begun" if is_new else "all commits are kept"
     try:
-        with_retries(first.begin, run.commits, size, watcher, saved, remedy)
+        with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
         watcher.say(f"loading {base.name}")
         return base.load(device, DTYPES[settings.teacher.precision])
     except RapmError:
