@@ -69,7 +69,7 @@ complete -c rapm -n "__fish_seen_subcommand_from generate" -l help -s h -d 'Show
 complete -c rapm -n __fish_use_subcommand -a eval -d 'Measure teacher, undistilled base and student on the same prompts and noise'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l base -r -F -a "demo sdxl" -d 'Base model: demo, sdxl, or a folder in diffusers layout'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l lora -r -F -a "(__rapm_runs)" -d 'LoRA file, run folder or run name; by default the newest run\'s'
-complete -c rapm -n "__fish_seen_subcommand_from eval" -l samples -x -d 'Prompts in each part'
+complete -c rapm -n "__fish_seen_subcommand_from eval" -l samples -x -d 'Prompts in each part, at least 8'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l part -x -a "both held-out seen" -d 'held-out, seen or both'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l metrics -x -a "attributes pictures fd-demo kd-demo" -d 'Names with commas between'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l seed -x -d 'Which prompts and noise'
