@@ -118,7 +118,7 @@ def _pipeline(source: Path | str, dtype: torch.dtype) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0][:200].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def folder_base(folder: Path) -> Base:

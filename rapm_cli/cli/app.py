@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(error.message, error.remedy, error.exit_code)
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
-        return _tell(_place(error) + error.format_message().replace("\n", " "), f"see {name} --help", error.exit_code)
+        return _tell(
+            _place(error) + error.format_message().replace("\n", " ").rstrip("."), f"see {name} --help", error.exit_code
+        )
     except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
         return _unexpected(error)
 

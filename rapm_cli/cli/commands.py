@@ -10,7 +10,7 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output, is_terminal
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, InputError
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
 
@@ -107,7 +107,8 @@ def distill(
 ) -> None:
     """Distil a base model into a LoRA that draws in a few steps.
 
-    The same command again goes on with a run that was stopped.
+    The same command again goes on with a run that was stopped. Where no default is shown, each base has its own; the
+    base is sdxl unless one is named.
     """
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
@@ -333,6 +334,8 @@ def inspect(
     elif run["lora_damage"]:
         out.data(f"LoRA         {run['lora_damage']}")
     out.result(run)
+    if run["damaged"]:
+        raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])
 
 
 def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:

@@ -21,7 +21,7 @@ from rapm_cli.workflows import stop
 if TYPE_CHECKING:
     import torch
 
-WIDE = 200
+WIDE = 1000  # letters of a line for programs
 SHORT = 10  # letters of a cell that is never broken
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 

@@ -64,8 +64,10 @@ class DiskError(RapmError):
     def of(cls, error: Exception, path: object, what: str = "written") -> "DiskError":
         """The error because of which `path` cannot be written, in the words of the system."""
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
-        made = cls(f"{path} cannot be {what}: {reason}", f"free space, or name a place that can be {what}")
-        made.is_full = is_disk_full(error)
+        is_full = is_disk_full(error)
+        free = "free space, or " if is_full else ""
+        made = cls(f"{path} cannot be {what}: {reason}", f"{free}name a place that can be {what}")
+        made.is_full = is_full
         return made
 
     @classmethod

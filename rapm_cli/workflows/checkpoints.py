@@ -11,7 +11,7 @@ from rapm_cli.core.commit import Manifest, commit, read_commit, read_manifest, r
 from rapm_cli.core.errors import DamagedError, InputError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.recovery import Health
-from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, OFFENDING, Run
+from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, OFFENDING, WANTED, Run
 from rapm_cli.workflows.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Checkpoints:
                 damage.append(error)
         count = int(before[0].name.removeprefix(BEGINNING)) + 1 if before else 1
         name = f"{BEGINNING}{count:03d}"
-        commit(self.run.commits / name, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=_about(0.0))
+        about = _about(0.0) | dict(zip(WANTED, (self.settings.training.iterations, self.settings.samples), strict=True))
+        commit(self.run.commits / name, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=about)
         self.set_aside(damage)
         for old in self.run.settings_commits()[1:]:
             remove_commit(old)
@@ -149,7 +150,7 @@ class Checkpoints:
             raise InputError(
                 f"the commits of {self.run.folder} were made with other settings than it says, or by another rapm: "
                 f"{manifests[0].about.get('rapm')}",
-                "resume it with that version, or begin another run with --new",
+                "resume it with that version, or begin another run: --new, without --resume",
             )
 
     def _read(self, folder: Path) -> Checkpoint:

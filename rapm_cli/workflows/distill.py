@@ -10,7 +10,7 @@ from torch import Tensor
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import DiskError, RapmError, Stopped
+from rapm_cli.core.errors import DiskError, DivergedError, RapmError, Stopped
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.student import lora_state
@@ -76,7 +76,7 @@ def distill(
         Stopped: A signal came; what was done is kept.
     """
     try:
-        with locked(run.folder, watcher, "wait for it, or begin another run with --new"):
+        with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
             if settings.deterministic:
                 be_deterministic()
             return _distill(run, settings, base, device, is_strict, watcher)
@@ -84,6 +84,9 @@ def distill(
         if run.is_begun:
             again = f"go on with: {run.resume_command}"
             error.remedy = again if isinstance(error, Stopped) else f"free space, and {again}"
+        raise
+    except DivergedError as error:
+        run.give_up(error.message)
         raise
 
 

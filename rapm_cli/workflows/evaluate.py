@@ -265,25 +265,36 @@ class Examination:
 
     def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
-        parts, seconds, remembered = [], 0.0, 0
-        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device)
-        with bar as shown, stop.patient(f"these {CHUNK} pictures"):
-            for start in range(0, self.samples, CHUNK):
-                exam = self._exam(start)
-                path = self._place(contestant, exam, start)
-                stored = self._recall(path)
-                chunk = stored or self._draw(contestant, exam, start)
-                if stored is None:
-                    self._keep(path, chunk)
-                remembered += len(exam.prompts) if stored else 0
-                seconds += float(chunk["seconds"])
-                parts.append(Readings(chunk["features"], chunk["right"], exam.asked, exam.reference))
-                shown.advance(len(exam.prompts))
-                stop.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
-        if remembered:
+        exams = {start: self._exam(start) for start in range(0, self.samples, CHUNK)}
+        places = {start: self._place(contestant, exam, start) for start, exam in exams.items()}
+        chunks = {start: chunk for start, place in places.items() if (chunk := self._recall(place))}
+        if remembered := sum(len(exams[start].prompts) for start in chunks):
             self.watcher.say(f"{contestant.title}: {remembered} of {self.samples} pictures were drawn and timed before")
+        if remembered < self.samples:
+            self._draw_rest(contestant, exams, places, chunks, remembered)
+        parts = [
+            Readings(chunks[start]["features"], chunks[start]["right"], exam.asked, exam.reference)
+            for start, exam in exams.items()
+        ]
         columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("features", "right", "asked", "reference"))
-        return Readings(*columns), seconds / self.samples
+        return Readings(*columns), sum(float(chunk["seconds"]) for chunk in chunks.values()) / self.samples
+
+    def _draw_rest(
+        self,
+        contestant: Contestant,
+        exams: dict[int, Exam],
+        places: dict[int, Path],
+        chunks: dict[int, dict[str, Tensor]],
+        done: int,
+    ) -> None:
+        """Add the chunks that are not there, and keep each."""
+        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device, done=done)
+        with bar as shown, stop.patient(f"these {CHUNK} pictures"):
+            for start in sorted(exams.keys() - chunks.keys()):
+                chunks[start] = self._draw(contestant, exams[start], start)
+                self._keep(places[start], chunks[start])
+                shown.advance(len(exams[start].prompts))
+                stop.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
 
     def _exam(self, start: int) -> Exam:
         if start not in self._exams:

@@ -21,6 +21,7 @@ from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import apply_lora
+from rapm_cli.workflows import stop
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import grid, save_png, to_image
@@ -106,8 +107,8 @@ def generate(
     }
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
-    with watcher.bar("pictures", len(jobs), "picture", device) as bar:
-        size = batch_size or chosen.base.defaults.picture_batch
+    with watcher.bar("pictures", len(jobs), "picture", device) as bar, stop.patient("these pictures"):
+        done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = noise_for([seed for _, seed in part], loaded.latent_shape).to(device)
             cond = loaded.encode([prompt for prompt, _ in part])
@@ -126,6 +127,8 @@ def generate(
                 images += [image] if with_grid else []
                 yield Picture(path, prompt, seed, seconds, teacher_seconds)
             bar.advance(len(part))
+            done += len(part)
+            stop.check(f"{done} of {len(jobs)} pictures are written")
     if with_grid and len(images) > 1:
         columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
         path = _free(output, "grid")

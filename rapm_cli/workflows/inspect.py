@@ -6,7 +6,7 @@ from typing import Any
 from rapm_cli.core.errors import InputError
 from rapm_cli.formats.header import DTYPE_BYTES, read_header
 from rapm_cli.formats.recipe import lora_facts
-from rapm_cli.workflows.rundir import Run, find_lora, find_run
+from rapm_cli.workflows.rundir import LORA, Run, find_lora, find_run
 
 
 def inspect_lora(name: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def inspect_lora(name: str) -> dict[str, Any]:
 def inspect_run(name: str) -> dict[str, Any] | None:
     """Facts of a run: its folder, how far it is, its commits, and those of its LoRA where it has one.
 
-    Every commit is read whole and verified. None where the name is no run's.
+    Every commit is read whole and verified; the damaged ones are listed. None where the name is no run's.
     """
     run = find_run(name)
     if run is None or not run.is_begun:
@@ -43,13 +43,16 @@ def inspect_run(name: str) -> dict[str, Any] | None:
             facts_of_lora = _lora_facts(run.sound_lora())
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
+    damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
     good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "run": str(run.folder),
-        "state": "finished" if run.is_finished else "unfinished",
+        "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
-        "resume": "" if run.is_finished else run.resume_command,
+        "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
         "commits": commits,
+        "damaged": damaged,
+        "repair": f"{run.resume_command} goes on from the newest good commit",
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.commit import Manifest, verify
+from rapm_cli.core.commit import Manifest, read_manifest, verify
 from rapm_cli.core.errors import DamagedError, DiskError, InputError
 from rapm_cli.core.files import TEMPORARY, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
@@ -21,7 +21,8 @@ from rapm_cli.workflows.lock import HOLDER, LOCK
 from rapm_cli.workflows.places import runs_dir
 
 LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
-COMMITS, DAMAGED, OFFENDING = "commits", "damaged", "offending"
+COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
+WANTED = ("iterations", "samples")  # what a finished run has done; kept with its settings, read without torch
 BEGINNING = "settings-"  # of the names of commits that hold settings alone
 
 
@@ -63,8 +64,17 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True once everything is written."""
-        return self.has_lora and (self.folder / RESULT).is_file()
+        """True once all that its newest settings want is done and written."""
+        try:
+            done = self.result()
+        except InputError:
+            return False
+        return self.has_lora and bool(done) and all(done.get(name) == count for name, count in self._wanted().items())
+
+    @property
+    def has_diverged(self) -> bool:
+        """True where training ended so, and would again."""
+        return (self.folder / DIVERGED).is_file()
 
     def training_commits(self) -> list[Path]:
         """Folders of the commits of training, named by the iterations done, the newest first; not looked into."""
@@ -86,6 +96,13 @@ class Run:
 
     def _commits(self) -> list[Path]:
         return sorted(self.commits.iterdir(), reverse=True) if self.commits.is_dir() else []
+
+    def _wanted(self) -> dict[str, Any]:
+        """What the newest settings ask for; empty where that cannot be read."""
+        with contextlib.suppress(DamagedError, IndexError):
+            about = read_manifest(self.settings_commits()[0]).about
+            return {name: about[name] for name in WANTED if name in about}
+        return {}
 
     def sound_lora(self) -> Path:
         """The distilled LoRA, once it has been found to be what was written.
@@ -110,8 +127,9 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What to type to go on with it."""
-        is_usual = self.folder.resolve().parent == runs_dir().resolve()
-        return f"rapm distill --resume {shlex.quote(self.folder.name if is_usual else str(self.folder))}"
+        folder = self.folder.resolve()
+        name = folder.name if folder.parent == runs_dir().resolve() else str(folder)
+        return f"rapm distill --resume {shlex.quote(name)}"
 
     def result(self) -> dict[str, Any]:
         """The comparison at the end of the run; empty if it was skipped.
@@ -141,8 +159,14 @@ class Run:
         shutil.rmtree(place, ignore_errors=True)
 
     def reopen(self) -> None:
-        """Make a finished run an unfinished one."""
-        (self.folder / RESULT).unlink(missing_ok=True)
+        """Make a finished run, or one that diverged, an unfinished one."""
+        for name in (RESULT, DIVERGED):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def give_up(self, reason: str) -> None:
+        """Write why training cannot go on."""
+        with contextlib.suppress(OSError):  # of a full disk; the reason is told in any case
+            replace_file(self.folder / DIVERGED, (json.dumps({"reason": reason}) + "\n").encode())
 
 
 def new_run(base: str, folder: Path | None) -> Run:
@@ -155,7 +179,7 @@ def new_run(base: str, folder: Path | None) -> Run:
     name, count = f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 1
     while (usual := runs_dir() / (name if count == 1 else f"{name}-{count}")).exists():  # of another machine's process
         count += 1
-    path = folder or usual
+    path = folder.resolve() if folder else usual
     try:
         make_folder(path)
         if any(not _is_leftover(there) for there in path.iterdir()):
@@ -165,7 +189,7 @@ def new_run(base: str, folder: Path | None) -> Run:
     if folder:
         with contextlib.suppress(OSError):  # where links are not allowed, the run is found by its path alone
             usual.parent.mkdir(parents=True, exist_ok=True)
-            usual.symlink_to(path.resolve(), target_is_directory=True)
+            usual.symlink_to(path, target_is_directory=True)
     return Run(path)
 
 
@@ -202,17 +226,22 @@ def newest_run(base: str | None = None) -> Run | None:
 
 
 def newest_unfinished() -> Run:
-    """The run worked on last of those that are not finished.
+    """The run worked on last of those that are not finished and have not diverged.
 
     Raises:
         InputError: There is none.
     """
-    run = next((run for run in all_runs() if run.is_begun and not run.is_finished), None)
+    run = _newest_unfinished()
     if run is None:
         raise InputError(
             f"there is no unfinished run in {runs_dir()}", "name one, or start one: rapm distill --base demo"
         )
     return run
+
+
+def _newest_unfinished() -> Run | None:
+    left = (run for run in all_runs() if run.is_begun and not run.is_finished)
+    return next((run for run in left if not run.has_diverged), None)
 
 
 def base_of(lora: Path) -> str | None:
@@ -232,6 +261,8 @@ def newest_lora() -> Path:
         InputError: There is none yet.
     """
     run = newest_run()
+    if run is None and (unfinished := _newest_unfinished()):
+        raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"go on with: {unfinished.resume_command}")
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
     return run.sound_lora()
@@ -255,7 +286,7 @@ def find_lora(name: str) -> Path:
     with contextlib.suppress(OSError, ValueError):
         if name and Path(name).exists() and not Path(name).is_dir():
             home = Run(Path(name).parent)
-            return home.sound_lora() if home.is_finished and home.lora == Path(name) else Path(name)
+            return home.sound_lora() if home.is_begun and home.lora == Path(name) else Path(name)
     run = find_run(name)
     if run and run.has_lora:
         return run.sound_lora()

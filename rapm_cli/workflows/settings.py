@@ -63,13 +63,12 @@ class Settings:
     def differences(self, other: "Settings") -> list[str]:
         """Each setting that may not change and does, in words: mine, and the other's."""
         mine, theirs = self._fixed(), other._fixed()
-        words = []
-        for name in mine:
-            if mine[name] != theirs[name]:
-                is_long = name in ("prompts", "base_identity")
-                values = "" if is_long else f" {mine[name]}, not {theirs[name]}"
-                words.append(f"{'base weights' if name == 'base_identity' else name.replace('_', '-')}{values}")
-        return words
+        named = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        if "base" in named:
+            named.pop("base_identity", None)
+        if "rank" in named and named["rank"] == named.get("alpha"):  # alpha is the rank unless one says otherwise
+            named.pop("alpha")
+        return [_difference(name, *values) for name, values in named.items()]
 
     def recipe(self) -> dict[str, Any]:
         """What every file of the run says of how it was made; no path, and no prompt of the user's."""
@@ -111,3 +110,12 @@ class Settings:
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         more = {"base_identity": self.base_identity, "prompts": prompts, "deterministic": self.deterministic}
         return {**to_json(self.teacher), **training, **more}
+
+
+def _difference(name: str, mine: object, other: object) -> str:
+    if name == "base_identity":
+        return "other base weights"
+    if name == "prompts":
+        return "other prompts"
+    values = [{True: "on", False: "off"}.get(value, value) if type(value) is bool else value for value in (mine, other)]
+    return f"{name.replace('_', '-')} {values[0]}, not {values[1]}"

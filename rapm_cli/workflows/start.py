@@ -50,6 +50,10 @@ def settings_for(
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
     teacher, training = TeacherConfig(**_of(TeacherConfig, values)), TrainConfig(**_of(TrainConfig, values))
     check_fit(training, teacher.num_slots)
+    if training.batch_size > teacher.trajectories:
+        watcher.warn(
+            f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"
+        )
     is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
     chosen = stored.prompts if stored and is_same else training_prompts(base, teacher, prompts, watcher)
     return Settings(
@@ -167,7 +171,7 @@ def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
     if differences := stored.differences(wanted):
         raise ConfigError(
             f"{run.folder} was begun with {'; '.join(differences)}",
-            "leave that out, or begin another run with --output",
+            "leave that out, or begin another run: --new or --output, without --resume",
         )
     done = max((int(folder.name) for folder in run.training_commits()), default=0)
     if wanted.training.iterations < done:

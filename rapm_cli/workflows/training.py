@@ -85,6 +85,8 @@ class Training:
             DiskError: A commit cannot be written.
         """
         self._show_log()
+        if self.done == self.total:
+            return
         device, begun = self.trainer.backbone.device, self.seconds
         clock = time.perf_counter()
         with (
@@ -155,10 +157,11 @@ class Training:
         failed, health, log = self.done, self.health, self._log
         last = json.loads(log.splitlines()[-1])["skipped"]
         if health.must_stop:
+            is_half = self.settings.teacher.precision == "fp16"
             raise DivergedError(
-                f"training diverged: the {last} is not finite at iteration {failed}, after going back "
+                f"training diverged: the {last} is not finite at iteration {failed - 1}, after going back "
                 f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
-                "start again with a lower --learning-rate, or with --precision bf16 or fp32 instead of fp16",
+                f"start again with a lower --learning-rate{', or --precision bf16 or fp32' if is_half else ''}",
             )
         checkpoint, damage = self.checkpoints.to_go_back_to(at_most=failed - health.skips)
         self._tell(damage, checkpoint)
@@ -181,10 +184,12 @@ class Training:
         """Name damaged commits and what follows from the damage."""
         if damage and self.is_strict:
             raise damage[0]
-        for error in damage:
+        for error in damage[:-1]:
+            self.watcher.warn(error.message)
+        if damage:
             use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
-            repeated = int(error.place.name) - (found.iterations if found else 0)
-            self.watcher.warn(f"{error.message}; {use}, {repeated} iterations will be repeated")
+            repeated = int(damage[0].place.name) - (found.iterations if found else 0)
+            self.watcher.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
 
     def _append(self, record: dict[str, Any]) -> None:
         """Add a line to the log; the file is for people to follow, the commits hold its true text."""
@@ -223,12 +228,12 @@ def log_line(progress: Progress) -> dict[str, Any]:
 
 
 def note(slots: list[SlotLosses]) -> str:
-    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses."""
+    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
     relative = " ".join(f"{slot.relative:.3f}" for slot in slots)
     absolute = " ".join(f"{slot.absolute:.3f}" for slot in slots)
     judged = [value for slot in slots for value in slot.discriminator.values()]
-    end = f"  discriminators {math.fsum(judged) / len(judged):.2f}" if judged else ""
-    return f"slots: relative {relative}  absolute {absolute}{end}"
+    end = f"  disc. {math.fsum(judged) / len(judged):.2f}" if judged else ""
+    return f"rel. {relative}  abs. {absolute}{end}"
 
 
 def _finite(value: Any) -> Any:

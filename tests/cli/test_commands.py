@@ -354,7 +354,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         "--json",
     ]
     first = json.loads(rapm(*argv)[1])["parts"]
-    assert len(list((home / "cache" / "readings").iterdir())) == 3
+    assert len(list((home / "cache" / "readings").glob("*/MANIFEST.json"))) == 3
     with monkeypatch.context() as patch:
         for name in ("walk_teacher", "sample_student"):
             patch.setattr(f"rapm_cli.workflows.evaluate.{name}", lambda *args: pytest.fail("drawn again"))

@@ -253,7 +253,11 @@ def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
         code, _, err = rapm("distill", "--resume", again.folder.name, option, value)
         assert (code, says in err) == (2, True), err
     code, _, err = rapm("distill", "--resume", again.folder.name, "--deterministic")
-    assert (code, "deterministic False, not True" in err) == (2, True), err
+    assert (code, "with deterministic off, not on; leave" in err) == (2, True), err
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--rank", "2")
+    assert (code, "with rank 1, not 2; leave" in err) == (2, True), err
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--alpha", "2")
+    assert (code, "with alpha 1.0, not 2.0; leave" in err) == (2, True), err
     code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "1")
     assert code == 2
     assert "--iterations 1 is below the 2" in err
@@ -383,7 +387,10 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
     assert code == 7
     assert "the loss was not finite 3 times in a row: going back from iteration 5 to 2, with rates times 0.5" in err
     assert "with rates times 0.25" in err
-    assert "after going back 2 times" in err.splitlines()[-1]
+    assert "the loss is not finite at iteration 4, after going back 2 times" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("start again with a lower --learning-rate")
+    assert "state        diverged, 2 iterations saved" in rapm("inspect", again.folder.name)[1]
+    assert "no unfinished run" in rapm("distill", "--resume")[2]
     assert again.training_commits()[0].name == "00000002"
     assert {path.name for path in (again.folder / "offending").iterdir()} == {"00000002", "00000003", "00000004"}
     lines = [json.loads(line) for line in again.log.read_text().splitlines()]
@@ -417,7 +424,12 @@ def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatc
 def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
     path = again.commits / "00000004" / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+    result = again.result()
     assert rapm("distill", "--resume", again.folder.name, "--iterations", "6", "--strict")[0] == 3
+    assert again.result() == result
+    assert not again.is_finished  # more is wanted of it
+    assert "state        unfinished, 2 iterations saved" in rapm("inspect", again.folder.name)[1]
+    assert rapm("distill", "--resume")[0] == 0
     assert again.is_finished
 
 
@@ -518,9 +530,10 @@ def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monk
 def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
     path = again.commits / "00000004" / "log.jsonl"
     path.write_bytes(b"x")
-    code, out, _ = rapm("inspect", str(again.folder))
-    assert code == 0
+    code, out, err = rapm("inspect", str(again.folder))
+    assert code == 3
     assert "DAMAGED: log.jsonl has 1 bytes of" in out
+    assert f"{again.folder} is damaged: 00000004; rapm distill --resume {again.folder.name} goes on" in err
     facts = json.loads(rapm("inspect", str(again.folder), "--json")[1])
     assert [commit["verifies"] for commit in facts["commits"]] == [True, True, False]
     assert facts["iterations"] == 2
@@ -538,6 +551,19 @@ def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
     code, _, err = rapm(*DISTILL, "--new", "--seed", "1")
     assert code == 5, err
     assert "storing 4 trajectories needs" in err
+
+
+def test_where_no_run_has_a_lora_yet_the_unfinished_one_is_named(rapm, again):
+    unfinished(again, "00000004")
+    code, _, err = rapm("inspect")
+    assert code == 3
+    assert f"go on with: rapm distill --resume {again.folder.name}" in err
+
+
+def test_a_batch_larger_than_the_trajectories_is_warned_of(rapm, again):
+    unfinished(again, "00000004")
+    err = rapm("distill", "--resume", again.folder.name, "--batch-size", "5")[2]
+    assert "--batch-size 5 is above the 4 --trajectories: some repeat" in err
 
 
 def test_resume_and_new_contradict_each_other(rapm):
