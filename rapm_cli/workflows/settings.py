@@ -117,5 +117,5 @@ def _difference(name: str, mine: object, other: object) -> str:
         return "other base weights"
     if name == "prompts":
         return "other prompts"
-    values = [{True: "on", False: "off"}.get(value, value) if type(value) is bool else value for value in (mine, other)]
-    return f"{name.replace('_', '-')} {values[0]}, not {values[1]}"
+    words = [("off", "on")[value] if isinstance(value, bool) else str(value) for value in (mine, other)]
+    return f"{name.replace('_', '-')} {words[0]}, not {words[1]}"

@@ -161,6 +161,19 @@ def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeyp
     assert not list(tmp_path.rglob(".rapm-*"))
 
 
+def test_a_signal_among_pictures_finishes_the_batch_and_counts(rapm, tmp_path, monkeypatch):
+    from rapm_cli.workflows import generate
+
+    real = generate.save_png
+    monkeypatch.setattr(generate, "save_png", lambda *a: (os.kill(os.getpid(), signal.SIGINT), real(*a)))
+    code, out, err = rapm(
+        *("generate", "a red cube", "--base", "demo", "--seed", "1..3", "--batch-size", "1", "--output", str(tmp_path))
+    )
+    assert code == 130
+    assert err.splitlines()[-1] == "stopped: 1 of 3 pictures are written"
+    assert [str(path) for path in tmp_path.glob("*.png")] == [out.split("  ")[0]]
+
+
 def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
     unfinished(again, "00000004")
     code, _, err = rapm(*DISTILL)

@@ -33,7 +33,7 @@ def test_malformed_inputs_end_with_a_line_and_a_code():
     assert all(sum(made.codes.values()) >= 20 for made in tallies.values())
 
 
-def holds(code: str) -> None:
+def assert_holds(code: str) -> None:
     """Run a condition in a process of its own: forks need a parent that has computed nothing."""
     code = f"from tests.faults import bits, disk, kill, overhead; raise SystemExit(not ({code}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
@@ -42,18 +42,18 @@ def holds(code: str) -> None:
 
 @pytest.mark.slow
 def test_a_killed_distillation_ends_as_one_that_was_not():
-    holds("(m := kill.main(3, kill.SHORT, 6.0)).runs == m.equal > 0 and m.most_repeated <= kill.SAVE_EVERY")
+    assert_holds("(m := kill.main(3, kill.SHORT, 6.0)).runs == m.equal > 0 and m.most_repeated <= kill.SAVE_EVERY")
 
 
 @pytest.mark.slow
 def test_a_full_disk_costs_nothing_but_time():
-    holds("all(m.code == 5 and not m.litter and m.is_equal for m in disk.main(is_short=True))")
+    assert_holds("all(m.code == 5 and not m.litter and m.is_equal for m in disk.main(is_short=True))")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(device):
-    holds(
+    assert_holds(
         f"all(m.is_equal for m in bits.main({device!r}, 4, bits.SHORT) if {device!r} == 'cpu' or bits.FLAG in m.title)"
     )
 
@@ -61,7 +61,7 @@ def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(device):
 @pytest.mark.slow
 def test_commits_log_and_bars_are_a_small_part_of_training():
     """Not a measurement: that is the command's to make, alone on its machine."""
-    holds("0 < overhead.main(1, 3) < 0.2")
+    assert_holds("0 < overhead.main(1, 3) < 0.2")
 
 
 def test_torchs_own_words_for_a_full_disk_are_known(tmp_path):
