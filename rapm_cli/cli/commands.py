@@ -107,8 +107,9 @@ def distill(
 ) -> None:
     """Distil a base model into a LoRA that draws in a few steps.
 
-    The same command again goes on with a run that was stopped. Where no default is shown, each base has its own; the
-    base is sdxl unless one is named.
+    The same command again goes on with a run that was stopped.
+
+    Where no default is shown, each base has its own. Without --base it is sdxl.
     """
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")

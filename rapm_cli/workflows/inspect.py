@@ -44,15 +44,16 @@ def inspect_run(name: str) -> dict[str, Any] | None:
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
     damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
+    again, whole = run.resume_command, "its LoRA is whole; more --iterations would go on from the newest good one"
     good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
-        "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
+        "resume": "" if run.is_finished or run.has_diverged else again,
         "commits": commits,
         "damaged": damaged,
-        "repair": f"{run.resume_command} goes on from the newest good commit",
+        "repair": whole if run.is_finished and not damage_of_lora else f"go on from the newest good one: {again}",
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }

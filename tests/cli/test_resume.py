@@ -546,7 +546,10 @@ def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
     code, out, err = rapm("inspect", str(again.folder))
     assert code == 3
     assert "DAMAGED: log.jsonl has 1 bytes of" in out
-    assert f"{again.folder} is damaged: 00000004; rapm distill --resume {again.folder.name} goes on" in err
+    assert f"{again.folder} is damaged: 00000004; its LoRA is whole" in err
+    (again.folder / "result.json").unlink()
+    err = rapm("inspect", str(again.folder))[2]
+    assert f"00000004; go on from the newest good one: rapm distill --resume {again.folder.name}" in err
     facts = json.loads(rapm("inspect", str(again.folder), "--json")[1])
     assert [commit["verifies"] for commit in facts["commits"]] == [True, True, False]
     assert facts["iterations"] == 2
@@ -564,6 +567,13 @@ def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
     code, _, err = rapm(*DISTILL, "--new", "--seed", "1")
     assert code == 5, err
     assert "storing 4 trajectories needs" in err
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(home, monkeypatch):
+    from rapm_cli.workflows.rundir import new_run
+
+    monkeypatch.setattr("time.strftime", lambda *a: "now")
+    assert len({new_run("demo", None).folder for _ in range(3)}) == 3
 
 
 def test_where_no_run_has_a_lora_yet_the_unfinished_one_is_named(rapm, again):
