@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
-from rapm_cli.workflows.watch import Watcher
 
 T = TypeVar("T")
 

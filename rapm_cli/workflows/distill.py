@@ -16,6 +16,7 @@ from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.student import lora_state
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import initial_noise
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.checkpoints import Checkpoints
 from rapm_cli.workflows.collect import collect
@@ -27,7 +28,6 @@ from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.training import Training
-from rapm_cli.workflows.watch import Watcher
 
 SHEET_COLUMNS = 8
 QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures

@@ -24,6 +24,7 @@ from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import initial_noise, walk_teacher
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, apply_lora
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
@@ -32,7 +33,6 @@ from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
 from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES
-from rapm_cli.workflows.watch import Watcher
 
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out
 

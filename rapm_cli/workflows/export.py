@@ -12,10 +12,10 @@ from rapm_cli.bases.device import DTYPES
 from rapm_cli.core.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.files import sweep, write_file
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.fuse import FuseReport, fuse_folder, is_other_weights
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.workflows.disk import with_retries
-from rapm_cli.workflows.watch import Watcher
 
 RECIPE = "rapm_recipe.json"
 NOTHING, AGAIN = "nothing of it is left", "free space, and run the same command again"

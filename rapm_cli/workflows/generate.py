@@ -20,13 +20,13 @@ from rapm_cli.core.files import sweep
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.prompts import warn_of_unread
-from rapm_cli.workflows.watch import Watcher
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rapm_cli.core.errors import DiskError, LockedError
 from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
-from rapm_cli.workflows.watch import Watcher
 
 LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
 POLL_SECONDS = 0.5

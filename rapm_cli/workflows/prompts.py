@@ -11,7 +11,7 @@ from rapm_cli.core.files import regular_file
 if TYPE_CHECKING:
     from rapm_cli.bases import Base, LoadedBase
     from rapm_cli.core.config import TeacherConfig
-    from rapm_cli.workflows.watch import Watcher
+    from rapm_cli.core.watch import Watcher
 
 MAX_CHARACTERS = 2000
 MAX_PROMPTS, MAX_BYTES = 1_000_000, 64_000_000  # of one file

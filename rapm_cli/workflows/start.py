@@ -13,11 +13,11 @@ from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.train import check_fit
+from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.prompts import training_prompts
 from rapm_cli.workflows.rundir import Run, all_runs, find_run, new_run, newest_unfinished
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.watch import Watcher
 
 
 def settings_for(

@@ -15,12 +15,12 @@ from rapm_cli.core.files import replace_file
 from rapm_cli.core.recovery import NETWORK, Health
 from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
 from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.core.watch import Bar, Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
 from rapm_cli.workflows.disk import require_room, with_retries
 from rapm_cli.workflows.rundir import OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.watch import Bar, Watcher
 
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
 
