@@ -191,9 +191,9 @@ def generate(
     seeds = options.parse_seeds(seed, num_images)
     wanted = _prompts(prompt, prompts, needed=from_picture is None)
     from rapm_cli.bases.device import find_device
+    from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
     from rapm_cli.workflows.generate import generate as run_generate
-    from rapm_cli.workflows.places import pictures_dir
 
     if from_picture:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:

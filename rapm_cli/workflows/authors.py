@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from rapm_cli.bases.places import cache_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, verify
 from rapm_cli.core.errors import DamagedError, WeightsError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.formats.convert import convert_pickle
-from rapm_cli.workflows.places import cache_dir
 
 BASE, REPO, FILE = "sdxl", "guoqiang-x/RAPM_SDXL", "RAPM_SDXL.pt"
 LORA = "lora.safetensors"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from rapm_cli.bases import LoadedBase
+from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
 from rapm_cli.core.config import TeacherConfig
 from rapm_cli.core.store import TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
@@ -15,7 +16,6 @@ from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.disk import require_room, with_retries
 from rapm_cli.workflows.lock import locked
-from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
 from rapm_cli.workflows.settings import Settings
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
 from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
+from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.commit import commit, read_commit, verify
 from rapm_cli.core.config import TeacherConfig, from_json
@@ -31,7 +32,6 @@ from rapm_cli.metrics.registry import METRICS, Readings
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
-from rapm_cli.workflows.places import CACHE_FORMAT, cache_dir
 from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES
 
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out

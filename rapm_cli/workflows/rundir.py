@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import Manifest, read_manifest, verify
 from rapm_cli.core.errors import DamagedError, DiskError, InputError
@@ -18,7 +19,6 @@ from rapm_cli.core.files import TEMPORARY, make_folder, regular_file, replace_fi
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.lock import HOLDER, LOCK
-from rapm_cli.workflows.places import runs_dir
 
 LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
 COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
