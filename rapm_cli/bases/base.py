@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.bases.weights import Weights
 from rapm_cli.core.registry import Registry
+from rapm_cli.core.watch import Watcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +27,6 @@ class Defaults:
     save_every: int  # iterations between commits
     rollout_batch: int  # prompts that the teacher draws at once
     picture_batch: int  # pictures sampled and decoded at once
-
-
-@dataclass(frozen=True)
-class LoadedBase:
-    """A base model in memory.
-
-    Args:
-        backbone: The network with its schedule.
-        encode: B prompts to their conditioning, on the backbone's device.
-        unconditional: The empty prompt's conditioning as the pipeline's guidance uses it, one row.
-        decode: (B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU.
-        latent_shape: (C, h, w).
-        unread: The end of a prompt that is too long for the text encoders to read; empty for most.
-    """
-
-    backbone: Backbone
-    encode: Callable[[list[str]], Conditioning]
-    unconditional: Conditioning
-    decode: Callable[[Tensor], Tensor]
-    latent_shape: tuple[int, int, int]
-    unread: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -75,9 +54,8 @@ class Base:
         name: Of a registered base, or of its folder; goes into every file that leaves the machine.
         source: What `--base` takes to find it here again.
         defaults: Settings that suit it.
-        load: (device, dtype) to the loaded model.
-        locate: The verified folder or the hub id of its weights.
-        training_prompts: (count, seed) to prompts; None where the user must bring some.
+        locate: The base's files; fetches those that are missing, under the eyes of a watcher.
+        training_prompts: (count, seed) to prompts.
         student: The distilled LoRA that ships with it, if one does.
         set_exam: (start, count, seed, held_out) to prompts with a known answer; None where there are none.
         warn: A prompt to a sentence about what the base cannot know of it, or an empty string.
@@ -86,9 +64,8 @@ class Base:
     name: str
     source: str
     defaults: Defaults
-    load: Callable[[torch.device, torch.dtype], LoadedBase]
-    locate: Callable[[], Path | str]
-    training_prompts: Callable[[int, int], list[str]] | None = None
+    locate: Callable[[Watcher], Weights]
+    training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
     set_exam: Callable[[int, int, int, bool], Exam] | None = None
     warn: Callable[[str], str] = lambda prompt: ""

@@ -130,7 +130,7 @@ def distill(
     if resume:
         begun = start.resume(run, base, given, wanted, device, out, is_strict=strict)
     else:
-        found = find_base(_or(base, "sdxl"))
+        found = find_base(_or(base, "sdxl"), out)
         begun = start.begin(found, given, wanted, device, out, output=output, is_new=new, is_strict=strict)
     iterations = begun.settings.training.iterations
     if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
@@ -201,7 +201,7 @@ def generate(
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
         base, lora, precision = base or recipe.base, str(recipe.lora), recipe.precision
-    chosen = choose(base, lora)
+    chosen = choose(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     made = []
@@ -254,15 +254,11 @@ def evaluate(
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
-    chosen = choose(base, lora)
+    chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
-    if chosen.doubt:
-        out.warn(chosen.doubt)
     place = find_device(device)
     parts = evaluate_lora(
-        chosen.base,
-        chosen.lora,
-        chosen.lora_path,
+        chosen,
         samples=samples,
         seed=seed,
         parts=PARTS[part],
@@ -294,7 +290,7 @@ def export(
     from rapm_cli.workflows.choose import choose
     from rapm_cli.workflows.inspect import size_in_words
 
-    chosen = choose(base, lora)
+    chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     made = workflow.export(chosen.lora_path, chosen.base, target, fuse=fuse, dtype=dtype, watcher=out)

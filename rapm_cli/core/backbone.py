@@ -34,6 +34,10 @@ class Conditioning:
             None if self.time_ids is None else change(self.time_ids),
         )
 
+    def to(self, device: torch.device) -> "Conditioning":
+        """The same on another device."""
+        return self.map(lambda part: part.to(device))
+
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
         return self.map(lambda part: part[rows])
 

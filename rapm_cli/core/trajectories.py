@@ -48,7 +48,7 @@ class Trajectories:
         return Trajectories(
             self.z_teacher.to(device, torch.float32),
             self.z_ahead.to(device, torch.float32),
-            self.cond.map(lambda part: part.to(device)),
+            self.cond.to(device),
         )
 
 

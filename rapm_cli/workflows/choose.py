@@ -4,9 +4,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapm_cli.bases import BASES, Base, base_identity, find_base
+from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError, WeightsError
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
@@ -23,11 +24,9 @@ class Chosen:
     lora: LoraFile
     reason: str
 
-    @property
-    def doubt(self) -> str:
+    def doubt(self, weights: Weights) -> str:
         """A sentence on why the LoRA may not suit the base as it is now; empty where nothing speaks against it."""
-        made_for = self.lora.recipe.get("base_identity")
-        if made_for in (None, base_identity(self.base)):
+        if self.lora.recipe.get("base_identity") in (None, weights.identity):
             return ""
         return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
 
@@ -38,14 +37,14 @@ class Chosen:
         return steps
 
 
-def choose(base_name: str | None, lora_name: str | None) -> Chosen:
+def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen:
     """Base and LoRA: as named, else the newest run's, else what ships with the base, for SDXL its authors' own.
 
     Raises:
         WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
         InputError: The LoRA was made for another base.
     """
-    base = None if base_name is None else find_base(base_name)
+    base = None if base_name is None else find_base(base_name, watcher)
     base_name = base.name if base else None
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
@@ -68,10 +67,10 @@ def choose(base_name: str | None, lora_name: str | None) -> Chosen:
         )
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
-    return Chosen(base or _base_of_file(path, str(made_for)), path, lora, reason)
+    return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
 
 
-def _base_of_file(path: Path, made_for: str) -> Base:
+def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
     """The registered base that a file names, or the base of the run that it lies in; never a path that a file says.
 
     Raises:
@@ -81,7 +80,7 @@ def _base_of_file(path: Path, made_for: str) -> Base:
         return BASES[made_for]
     run = Run(path.resolve().parent)
     if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
-        return find_base(stored.source)
+        return find_base(stored.source, watcher)
     raise ConfigError(f"{path} was distilled from {made_for}, which is no base that rapm knows by name", "give --base")
 
 

@@ -151,7 +151,7 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
     try:
         with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
         watcher.say(f"loading {base.name}")
-        return base.load(device, DTYPES[settings.teacher.precision])
+        return LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
     except RapmError:
         if is_new:
             run.discard()
@@ -169,8 +169,8 @@ def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, se
     A base with an exam shows prompts that no training saw.
     """
     shown = base.set_exam(0, SHEET_COLUMNS, seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
-    noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape).to(loaded.backbone.device)
-    cond, size = loaded.encode(shown), base.defaults.picture_batch
+    noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape).to(loaded.device)
+    cond, size = loaded.encode(shown).to(loaded.device), base.defaults.picture_batch
     rows: dict[str, Tensor] = {}
     for contestant in contestants:
         drawn = [contestant.draw(noise[k : k + size], cond[k : k + size]) for k in range(0, len(noise), size)]

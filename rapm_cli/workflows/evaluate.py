@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapm_cli.bases import Base, Exam, LoadedBase, base_identity
+from rapm_cli.bases import Base, Exam, LoadedBase
 from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
 from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
 from rapm_cli.core.backbone import Conditioning
@@ -30,6 +30,7 @@ from rapm_cli.formats.lora import LoraFile, apply_lora
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
 from rapm_cli.workflows import stop
+from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES
@@ -162,9 +163,7 @@ def _made_by(base: LoadedBase, identity: str, config: TeacherConfig) -> str:
 
 
 def evaluate_lora(
-    base: Base,
-    lora: LoraFile,
-    path: Path,
+    chosen: Chosen,
     *,
     samples: int,
     seed: int,
@@ -177,9 +176,7 @@ def evaluate_lora(
     """Score teacher, base and student of a LoRA file on parts of the demo world.
 
     Args:
-        base: The base.
-        lora: The student, with the recipe of its teacher.
-        path: Where it came from, for messages.
+        chosen: The base, and the student with the recipe of its teacher.
         samples: Prompts in each part.
         seed: Which prompts and noise.
         parts: For each part, whether its scenes are held out.
@@ -195,16 +192,20 @@ def evaluate_lora(
         raise ConfigError(f"--samples {samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
     for name in metrics:
         METRICS[name]
+    base, lora = chosen.base, chosen.lora
     if base.set_exam is None:
         raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
     precision = find_precision(precision, device)
-    teacher = replace(_teacher_of(lora, path), precision=precision)
-    loaded, identity = base.load(device, DTYPES[precision]), base_identity(base)
+    teacher = replace(_teacher_of(lora, chosen.lora_path), precision=precision)
+    weights = base.locate(watcher)
+    loaded, identity = LoadedBase(weights, device, DTYPES[precision]), weights.identity
+    if doubt := chosen.doubt(weights):
+        watcher.warn(doubt)
     exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
     for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
         for contestant in teacher_and_base(loaded, teacher, identity):
             exam.sit(contestant)
-    apply_lora(loaded.backbone, lora, path)
+    apply_lora(loaded.backbone, lora, chosen.lora_path)
     for exam in exams:
         exam.sit(student(loaded, teacher, identity, lora))
     return [exam.part() for exam in exams]
@@ -288,7 +289,7 @@ class Examination:
         done: int,
     ) -> None:
         """Add the chunks that are not there, and keep each."""
-        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.backbone.device, done=done)
+        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.device, done=done)
         with bar as shown, stop.patient(f"these {CHUNK} pictures"):
             for start in sorted(exams.keys() - chunks.keys()):
                 chunks[start] = self._draw(contestant, exams[start], start)
@@ -307,7 +308,7 @@ class Examination:
         indices = list(range(start, start + len(exam.prompts)))
         noise = initial_noise(self.seed, f"exam {int(self.held_out)}", indices, self.loaded.latent_shape)
         begun = time.perf_counter()
-        drawn = contestant.draw(noise.to(self.loaded.backbone.device), self.loaded.encode(exam.prompts))
+        drawn = contestant.draw(noise.to(self.loaded.device), self.loaded.encode(exam.prompts).to(self.loaded.device))
         pictures = self.loaded.decode(drawn)
         spent = time.perf_counter() - begun
         features, right = exam.read(pictures)

@@ -63,10 +63,12 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str,
         size = sum(value.nbytes for value in kept.values())
         with_retries(lambda: save_lora(output, replace(lora, state=kept)), output, size, watcher, NOTHING, AGAIN)
         return Exported(output, output.stat().st_size, None)
-    source = base.locate()
-    if not isinstance(source, Path):
-        raise ConfigError(f"base {base.name} has no folder to merge into", "give --base the folder of its snapshot")
-    files = [path for path in source.rglob("*") if path.is_file() and not is_other_weights(path, source)]
+    weights = base.locate(watcher)
+    source = weights.folder
+    if weights.checkpoint:
+        raise ConfigError(f"base {base.name} has no folder to merge into", "give --base the model in diffusers layout")
+    inside = [source / name for name in weights.files] if weights.files else sorted(source.rglob("*"))
+    files = [path for path in inside if path.is_file() and not is_other_weights(path, source)]
     files = [path for path in files if path not in (source / RECIPE, source / MANIFEST)]  # of a base that is an export
     size = 2 * sum(path.stat().st_size for path in files)
     report = with_retries(

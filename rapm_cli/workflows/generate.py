@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rapm_cli import __version__
-from rapm_cli.bases import LoadedBase, base_identity
+from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.checksum import file_sha256
@@ -86,12 +86,13 @@ def generate(
     if steps != chosen.steps:
         watcher.warn(f"{chosen.lora_path} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
-    for doubt in (chosen.doubt, unknown):
+    weights = chosen.base.locate(watcher)
+    for doubt in (chosen.doubt(weights), unknown):
         if doubt:
             watcher.warn(doubt)
     _make_folder(output)
     precision = find_precision(precision, device)
-    loaded = chosen.base.load(device, DTYPES[precision])
+    loaded = LoadedBase(weights, device, DTYPES[precision])
     warn_of_unread(loaded, prompts, watcher)
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     teacher_settings = _teacher_settings(chosen) if compare else None
@@ -99,7 +100,7 @@ def generate(
         "rapm": __version__,
         "steps": steps,
         "base": chosen.base.name,
-        "base_identity": base_identity(chosen.base),
+        "base_identity": weights.identity,
         "lora_sha256": file_sha256(chosen.lora_path),
         "precision": precision,
         "sampler": chosen.lora.recipe.get("sampler", {}),
@@ -111,7 +112,7 @@ def generate(
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = noise_for([seed for _, seed in part], loaded.latent_shape).to(device)
-            cond = loaded.encode([prompt for prompt, _ in part])
+            cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
             drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])
             seconds = (time.perf_counter() - begun) / len(part)

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.errors import InputError
 from rapm_cli.core.files import regular_file
 
 if TYPE_CHECKING:
@@ -70,11 +70,7 @@ def check_prompt(prompt: str, place: str) -> str:
 
 
 def training_prompts(base: "Base", config: "TeacherConfig", given: list[str] | None, watcher: "Watcher") -> list[str]:
-    """As many prompts as the distillation wants: the user's, repeated if they are few, or the base's own.
-
-    Raises:
-        ConfigError: The base has none of its own and the user gave none.
-    """
+    """As many prompts as the distillation wants: the user's, repeated if they are few, or the base's own."""
     if given:
         if len(given) > config.trajectories:
             watcher.warn(
@@ -84,8 +80,6 @@ def training_prompts(base: "Base", config: "TeacherConfig", given: list[str] | N
         if unknown:
             watcher.warn(unknown)
         return [given[k % len(given)] for k in range(config.trajectories)]
-    if base.training_prompts is None:
-        raise ConfigError(f"base {base.name} has no prompts of its own yet", "give a text file: --prompts FILE")
     return base.training_prompts(config.trajectories, config.seed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rapm_cli.bases import Base, base_identity, find_base
+from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
@@ -59,7 +59,7 @@ def settings_for(
     return Settings(
         source=base.source,
         base_name=base.name,
-        base_identity=base_identity(base),
+        base_identity=base.locate(watcher).identity,
         teacher=teacher,
         training=training,
         prompts=tuple(chosen),
@@ -154,7 +154,7 @@ def resume(
             f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
         )
     stored = _stored_settings(run, watcher, is_strict=is_strict)
-    base = find_base(base_name or stored.source)
+    base = find_base(base_name or stored.source, watcher)
     device = _device_of(device_name, stored)
     settings = settings_for(base, given, prompts, device, watcher, stored)
     check_same(run, stored, settings)

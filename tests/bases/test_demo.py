@@ -4,14 +4,17 @@ import shutil
 import pytest
 import torch
 
-from rapm_cli.bases import BASES
+from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.bases.demo import captions, world
 from rapm_cli.bases.demo.base import WEIGHTS, training_prompts, training_scenes, verified
 from rapm_cli.bases.demo.draw import PAINT, draw, draw_with_solids
 from rapm_cli.bases.demo.world import Scene, Solid
+from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import InputError
 
 RED, BLUE = Solid("cube", "red", "large"), Solid("sphere", "blue", "small")
+
+OUT = Output(quiet=True)
 
 
 def scenes(count, seed=0, held_out=False):
@@ -135,7 +138,7 @@ def test_the_encoders_cannot_be_mistaken_for_one_another():
 
 
 def test_module_names_have_sdxls_form():
-    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     names = {name for name, _ in loaded.backbone.unet.named_modules()}
     for name in (
         "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
@@ -150,7 +153,7 @@ def test_module_names_have_sdxls_form():
 
 
 def test_the_empty_prompt_is_zeros_as_in_the_pipeline():
-    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     assert loaded.unconditional.tokens.abs().max() == 0
     assert loaded.unconditional.pooled.abs().max() == 0
     assert loaded.encode(["a red cube"]).tokens.abs().max() > 0

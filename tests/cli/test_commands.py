@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rapm_cli.bases import BASES, find_base
+from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DamagedError, RapmError
 from rapm_cli.workflows.evaluate import Examination
@@ -361,8 +361,8 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    base = find_base("demo")
-    loaded = base.load(torch.device("cpu"), torch.float32)
+    base = BASES["demo"]
+    loaded = LoadedBase(base.locate(Output(quiet=True)), torch.device("cpu"), torch.float32)
     strict = Examination(base, loaded, 8, 0, True, ["attributes"], Output(quiet=True), is_strict=True)
     with pytest.raises(DamagedError, match="its sha256 differs"):
         strict._recall(damaged.parent)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rapm_cli.bases import find_base
+from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.app import LIBRARY_SETTINGS
 from rapm_cli.cli.console import Output
@@ -35,8 +35,8 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
         settings: What to train.
         folder: Run folder; None for bare training, without commits, log and signals.
     """
-    out, base = Output(quiet=True), find_base("demo")
-    loaded = base.load(DEVICE, torch.float32)
+    out, base = Output(quiet=True), BASES["demo"]
+    loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
     trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=False, watcher=out)
     trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=10, delta=1)
     in_steps = _timed_steps(trainer)
@@ -80,7 +80,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
     given = {"iterations": iterations, "trajectories": 16, "samples": 0}
-    settings = settings_for(find_base("demo"), given, None, DEVICE, Output(quiet=True))
+    settings = settings_for(BASES["demo"], given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:
         for pair in range(pairs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from rapm_cli.bases import BASES, find_base
+from rapm_cli.bases import BASES, LoadedBase, find_base
 from rapm_cli.cli.console import Output
 from rapm_cli.core.commit import verify
 from rapm_cli.core.errors import ConfigError, DiskError, InputError
@@ -50,7 +50,7 @@ def drawn_by_diffusers(pipe):
 def made(request, tmp_path_factory):
     """A LoRA with large random weights, its file, and the picture that we draw with it."""
     rank, alpha = request.param
-    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     attach_lora(loaded.backbone, rank, alpha)
     generator = torch.Generator().manual_seed(1)
     for parameter in lora_parameters(loaded.backbone):
@@ -64,7 +64,7 @@ def made(request, tmp_path_factory):
 
 def test_plain_diffusers_draws_our_picture_from_our_file(made):
     path, ours = made
-    pipe = pipeline(BASES["demo"].locate())
+    pipe = pipeline(BASES["demo"].locate(OUT).folder)
     without = drawn_by_diffusers(pipe)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
     torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
@@ -98,7 +98,7 @@ def test_the_update_is_what_peft_adds(made):
     from peft.tuners.lora import LoraLayer
 
     path, _ = made
-    loaded = BASES["demo"].load(torch.device("cpu"), torch.float32)
+    loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     lora = load_lora(path)
     apply_lora(loaded.backbone, lora, path)
     checked = 0
@@ -136,7 +136,7 @@ def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
 def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
     path, _ = made
     export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", watcher=OUT)
-    export(path, find_base(str(tmp_path / "fused")), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
+    export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
     report = FuseReport(0, 0.0, 0.0)

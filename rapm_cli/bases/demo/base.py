@@ -1,5 +1,6 @@
 """The demo base: weights inside the package, checked by their sha256 before they are loaded."""
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -8,12 +9,13 @@ from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
 from rapm_cli.bases.demo.world import Scene, random_scenes
-from rapm_cli.bases.sdxl import load_sdxl
+from rapm_cli.bases.weights import Weights
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import InputError
 from rapm_cli.core.randomness import generator_for
 
 WEIGHTS = Path(__file__).parent / "weights"
+STUDENT = "rapm-demo.safetensors"
 
 
 @cache
@@ -32,6 +34,13 @@ def verified(folder: Path = WEIGHTS) -> Path:
     except OSError as error:
         raise InputError(f"the demo base is incomplete: {error.filename} cannot be read", remedy) from error
     return folder
+
+
+def identity() -> str:
+    """What identifies the base's weights: a hash of their recorded checksums."""
+    sums = json.loads((verified() / "checksums.json").read_text())
+    about = repr([item for item in sums.items() if item[0] != STUDENT])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
@@ -71,10 +80,9 @@ BASES.add("demo")(
             rollout_batch=32,
             picture_batch=16,
         ),
-        load=lambda device, dtype: load_sdxl(verified() / "base", device, dtype),
-        locate=lambda: verified() / "base",
+        locate=lambda watcher: Weights(verified() / "base", identity()),
         training_prompts=training_prompts,
-        student=WEIGHTS / "rapm-demo.safetensors",
+        student=WEIGHTS / STUDENT,
         set_exam=lambda start, count, seed, held_out: set_exam(
             verified() / "reader.safetensors", start, count, seed, held_out
         ),

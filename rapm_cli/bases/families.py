@@ -1,0 +1,114 @@
+"""The two kinds of text-to-image model that rapm knows: how their prompts become conditioning, and what suits them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapm_cli.bases.base import Defaults
+from rapm_cli.bases.weights import Weights, read_json
+from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.errors import InputError
+
+SDXL_DEFAULTS = Defaults(
+    guidance_scale=7.5,
+    fine_steps=10,
+    trajectories=1000,
+    rank=1,
+    iterations=20_000,
+    batch_size=1,
+    learning_rate=5e-5,
+    discriminator_learning_rate=1e-5,
+    warmup=100,
+    save_every=200,
+    rollout_batch=4,
+    picture_batch=1,
+)
+SD15_DEFAULTS = replace(
+    SDXL_DEFAULTS, rollout_batch=8, picture_batch=4
+)  # a quarter of the pixels, a third of the weights
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    Args:
+        pipeline: Its pipeline's class in diffusers, as model_index.json names it.
+        encoders: Its text encoders' parts.
+        left_out: Parts of its pipeline that are never loaded.
+        settings: Of its pipeline.
+        defaults: Settings that suit it.
+        encode: (pipeline, prompts, device) to conditioning without time ids, in the encoders' dtype.
+        unconditional: (pipeline, device) to the empty prompt's, as the pipeline's guidance uses it.
+        has_time_ids: Whether its network is told the picture's size.
+    """
+
+    pipeline: str
+    encoders: tuple[str, ...]
+    left_out: tuple[str, ...]
+    settings: dict[str, Any]
+    defaults: Defaults
+    encode: Callable[[Any, list[str], torch.device], Conditioning]
+    unconditional: Callable[[Any, torch.device], Conditioning]
+    has_time_ids: bool
+
+    def time_ids(self, side_px: int) -> Tensor | None:
+        """(1, 6) original size, crop and target size of square pictures, or None."""
+        return torch.tensor([[side_px, side_px, 0.0, 0.0, side_px, side_px]]) if self.has_time_ids else None
+
+
+def family_of(weights: Weights) -> Family:
+    """The kind of model that lies in a folder.
+
+    Raises:
+        InputError: It is none that rapm knows.
+    """
+    path = weights.folder / "model_index.json"
+    name = read_json(path).get("_class_name")
+    for family in FAMILIES.values():
+        if family.pipeline == name:
+            return family
+    known = " or ".join(family.pipeline for family in FAMILIES.values())
+    raise InputError(f"{path} names a {name}, which rapm cannot distil", f"give a {known}")
+
+
+def _encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> Conditioning:
+    tokens, _, pooled, _ = pipeline.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
+    return Conditioning(tokens, pooled)
+
+
+def _unconditional_sdxl(pipeline: Any, device: torch.device) -> Conditioning:
+    _, tokens, _, pooled = pipeline.encode_prompt("", device=device, do_classifier_free_guidance=True)
+    return Conditioning(tokens, pooled)
+
+
+def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> Conditioning:
+    tokens, _ = pipeline.encode_prompt(prompts, device, 1, False)
+    return Conditioning(tokens)
+
+
+FAMILIES = {
+    "sdxl": Family(
+        pipeline="StableDiffusionXLPipeline",
+        encoders=("text_encoder", "text_encoder_2"),
+        left_out=("image_encoder", "feature_extractor"),
+        settings={"add_watermarker": False},
+        defaults=SDXL_DEFAULTS,
+        encode=_encode_sdxl,
+        unconditional=_unconditional_sdxl,
+        has_time_ids=True,
+    ),
+    "sd15": Family(
+        pipeline="StableDiffusionPipeline",
+        encoders=("text_encoder",),
+        left_out=("safety_checker", "feature_extractor", "image_encoder"),
+        settings={"requires_safety_checker": False},
+        defaults=SD15_DEFAULTS,
+        encode=_encode_sd,
+        unconditional=lambda pipeline, device: _encode_sd(pipeline, [""], device),
+        has_time_ids=False,
+    ),
+}

@@ -1,0 +1,117 @@
+"""Which base a name means: one of ours, a folder, a single file, or a repository of the Hugging Face hub."""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from rapm_cli.bases.base import BASES, Base, Defaults
+from rapm_cli.bases.families import family_of
+from rapm_cli.bases.photographic import photographic_prompts
+from rapm_cli.bases.published import PUBLISHED, Published
+from rapm_cli.bases.weights import Weights
+from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.watch import Watcher
+
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+FULL_CHECKPOINT = "model.diffusion_model."
+# What a checkpoint in the original layout has in its names, and whose configurations then fit it.
+SIGNS = {"conditioner.embedders.1.": "sdxl", "cond_stage_model.transformer.": "sd15"}
+SAMPLES, SAMPLE_BYTES = 32, 2**16  # of each file of weights
+
+
+def find_base(name: str, watcher: Watcher) -> Base:
+    """The base of that name; of a repository only the configurations are fetched.
+
+    Args:
+        name: Registered, a folder in diffusers layout, a `.safetensors` checkpoint, or `ORG/NAME` or
+            `ORG/NAME@REVISION` on the hub.
+        watcher: Sees what is fetched.
+
+    Raises:
+        ConfigError: There is no such base.
+        InputError: What is there is no model that rapm knows.
+        WeightsError: The hub's configurations are neither cached nor to be had.
+    """
+    if name in BASES.names():
+        return BASES[name]
+    with contextlib.suppress(OSError):  # nothing on a disk has such a name
+        if name and Path(name).is_dir():
+            return _folder_base(Path(name).resolve())
+        if name and Path(name).is_file():
+            return _checkpoint_base(Path(name).resolve())
+    if match := HUB_ID.fullmatch(name):
+        return _hub_base(Published(match["repo"], match["revision"]), name, watcher)
+    raise ConfigError(
+        f"base {name!r} is not known",
+        f"give {', '.join(BASES.names())}, a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub",
+    )
+
+
+def _folder_base(folder: Path) -> Base:
+    family = family_of(Weights(folder, ""))
+    return _base(folder.name, str(folder), family.defaults, lambda watcher: Weights(folder, folder_identity(folder)))
+
+
+def _hub_base(published: Published, name: str, watcher: Watcher) -> Base:
+    family = family_of(published.configs(watcher))
+    return _base(published.repo, name, family.defaults, published.weights)
+
+
+def _checkpoint_base(path: Path) -> Base:
+    family, prediction_type = checkpoint_kind(path)
+
+    def locate(watcher: Watcher) -> Weights:
+        folder = PUBLISHED[family].configs(watcher).folder
+        identity = hashlib.sha256(repr(("file", _samples_sha256(path))).encode()).hexdigest()[:16]
+        return Weights(folder, identity, checkpoint=path, prediction_type=prediction_type)
+
+    return _base(path.stem, str(path), BASES[family].defaults, locate)
+
+
+def _base(name: str, source: str, defaults: Defaults, locate: Callable[[Watcher], Weights]) -> Base:
+    return Base(name=name, source=source, defaults=defaults, locate=locate, training_prompts=photographic_prompts)
+
+
+def checkpoint_kind(path: Path) -> tuple[str, str | None]:
+    """The family of a checkpoint in the original layout, and what it predicts where it says so.
+
+    Raises:
+        InputError: It is no such checkpoint, or of another family.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no safetensors file, and others can run code", "give a .safetensors checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}", "copy or download it again") from error
+    families = [family for sign, family in SIGNS.items() if any(name.startswith(sign) for name in names)]
+    if not families or not any(name.startswith(FULL_CHECKPOINT) for name in names):
+        raise InputError(
+            f"{path} is no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
+        )
+    if "ztsnr" in names:
+        raise InputError(f"{path} was trained down to zero signal, which rapm cannot distil", "give another base")
+    return families[0], "v_prediction" if "v_pred" in names else None
+
+
+def folder_identity(folder: Path) -> str:
+    """What identifies the weights in a folder, wherever it lies: a hash of samples of the files."""
+    files = sorted(folder.rglob("*.safetensors"))
+    about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _samples_sha256(path: Path) -> str:
+    """Hash of a file's size and of pieces spread over it: gigabytes of other weights differ in all of them."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for k in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * k // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,2 @@
+def photographic_prompts(count: int, seed: int) -> list[str]:
+    raise NotImplementedError
