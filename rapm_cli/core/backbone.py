@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rapm_cli.core.adapters import Switch
 from rapm_cli.core.schedule import NoiseSchedule, split_prediction
+from rapm_cli.core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Conditioning:
 
     def to(self, device: torch.device) -> "Conditioning":
         """The same on another device."""
-        return self.map(lambda part: part.to(device))
+        return self.map(lambda part: upload(part, device))
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
         return self.map(lambda part: part[rows])
@@ -71,8 +73,7 @@ class Backbone:
     def __init__(self, unet: nn.Module, schedule: NoiseSchedule) -> None:
         self.unet: Any = unet.requires_grad_(False).eval()
         self.schedule = schedule
-        self.lora_layers: list[Any] = []
-        self.is_student = False
+        self.switch = Switch()
 
     @property
     def device(self) -> torch.device:
@@ -87,24 +88,17 @@ class Backbone:
     @contextmanager
     def role(self, *, student: bool) -> Iterator[None]:
         """Inside, the network is the student (LoRA on) or the teacher (LoRA off)."""
-        before = self.is_student
-        self._switch(student)
+        before, self.switch.is_student = self.switch.is_student, student
         try:
             yield
         finally:
-            self._switch(before)
-
-    def _switch(self, student: bool) -> None:
-        if student != self.is_student:
-            for layer in self.lora_layers:
-                layer._disable_adapters = not student  # peft's own switch also freezes the LoRA, and gradients go
-            self.is_student = student
+            self.switch.is_student = before
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in backward instead of keeping them, each in the role it was first computed in."""
 
         def in_role(module: Callable[..., Any], *inputs: Any) -> Any:
-            role = self.is_student
+            role = self.switch.is_student
 
             def again(*values: Any) -> Any:
                 with self.role(student=role):
@@ -141,7 +135,7 @@ class Backbone:
 
         Args:
             z: (B, C, H, W) latents, float32.
-            t: (B,) timesteps.
+            t: (B,) timesteps, on the device of `z`.
             cond: Conditioning of the B pictures.
 
         Returns:

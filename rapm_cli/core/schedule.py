@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.transfer import upload
 
 CLEAN = -1  # the edge below timestep 0; it carries alphas_cumprod[0], as set_alpha_to_one=False does
 # diffusers' DDIMScheduler so set visits the times of `slot_edges`, as the student does.
@@ -40,10 +41,12 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def alpha_bar(self, t: int | Tensor, like: Tensor) -> Tensor:
-        """Signal power at `t` in [CLEAN, T), shaped and placed to multiply `like`."""
-        index = torch.as_tensor(t).clamp(min=0).cpu()
-        values = self.alphas_cumprod[index].to(like.device, like.dtype)
-        return values.reshape(-1, *[1] * (like.dim() - 1)) if values.dim() else values
+        """Signal power at `t` in [CLEAN, T), shaped and placed to multiply `like`.
+
+        A single value stays on the CPU, from where it enters a GPU's kernels without a copy.
+        """
+        values = self.alphas_cumprod[torch.as_tensor(t).clamp(min=0)].to(like.dtype)
+        return upload(values.reshape(-1, *[1] * (like.dim() - 1)), like.device) if values.dim() else values
 
 
 def slot_edges(num_slots: int, length: int = 1000) -> list[int]:

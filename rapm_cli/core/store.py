@@ -1,17 +1,56 @@
 """Teacher trajectories on disk: one commit for each shard, so that only what is damaged is made again."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.commit import Manifest, commit, read_commit, read_manifest, verify
+from rapm_cli.core.commit import Manifest, commit, read_manifest, verify
 from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.trajectories import Trajectories
 
 FILE = "trajectories.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTrajectories:
+    """Trajectories that are read from their files row by row, through memory maps, when they are wanted.
+
+    Args:
+        files: One for each shard.
+        shard_size: Trajectories in each but the last.
+        count: In all.
+    """
+
+    files: list[Path]
+    shard_size: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Tensor) -> Trajectories:
+        """The trajectories of those rows, on the CPU.
+
+        Raises:
+            DamagedError: A shard was damaged since it was verified.
+        """
+        return Trajectories.cat([self._read(int(row)) for row in rows])
+
+    def _read(self, row: int) -> Trajectories:
+        from safetensors import SafetensorError, safe_open
+
+        path, k = self.files[row // self.shard_size], row % self.shard_size
+        try:
+            with safe_open(path, "pt") as file:
+                columns = {name: file.get_slice(name)[k : k + 1] for name in file.keys()}  # noqa: SIM118  no dict
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(path.parent, f"{path.name}: {error}") from error
+        cond = Conditioning(columns["tokens"], columns.get("pooled"), columns.get("time_ids"))
+        return Trajectories(columns["z_teacher"], columns["z_ahead"], cond)
 
 
 class TrajectoryStore:
@@ -63,22 +102,15 @@ class TrajectoryStore:
         about = self.about | {"rows": [rows.start, rows.stop]}
         commit(self._path(rows), {FILE: save(tensors)}, fingerprint=self.folder.name, about=about)
 
-    def load(self) -> Trajectories:
-        """All trajectories, in order, on the CPU.
+    def stored(self) -> "StoredTrajectories":
+        """All trajectories, none of them in memory.
 
         Raises:
-            DamagedError: A shard is missing or damaged.
+            DamagedError: A shard is missing.
         """
-        from safetensors.torch import load
-
-        shards = []
         for rows in self.shards:
-            manifest, files = read_commit(self._path(rows), self.folder.name)
-            self._check(rows, manifest)
-            shards.append(load(files[FILE]))
-        columns = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-        cond = Conditioning(columns["tokens"], columns.get("pooled"), columns.get("time_ids"))
-        return Trajectories(columns["z_teacher"], columns["z_ahead"], cond)
+            read_manifest(self._path(rows))
+        return StoredTrajectories([self._path(rows) / FILE for rows in self.shards], self.shard_size, self.count)
 
     def total_bytes(self) -> int:
         """Size of the shards that are there."""

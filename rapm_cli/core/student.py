@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rapm_cli.core.adapters import ADAPTER, install
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.randomness import generator_for
 
@@ -17,6 +18,9 @@ TARGET_MODULES = (
 
 def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> None:
     """Put a fresh LoRA on the backbone, in float32; its first output equals the teacher's, because B is zero.
+
+    In a 16-bit network it has to be brought to the network's dtype before it is used: `LoraWeights` or
+    `load_lora_state` does.
 
     Args:
         backbone: Network without a LoRA.
@@ -31,38 +35,67 @@ def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "lora").initial_seed())
         backbone.unet.add_adapter(config)
-    backbone.lora_layers = [module for module in backbone.unet.modules() if isinstance(module, LoraLayer)]
-    for parameter in lora_parameters(backbone):
+    for parameter in _named(backbone).values():
         parameter.data = parameter.data.float()
-    for layer in backbone.lora_layers:
-        layer._disable_adapters = True
-    backbone.is_student = False
+    for module in backbone.unet.modules():
+        if isinstance(module, LoraLayer):
+            install(module, backbone.switch)
 
 
-def lora_parameters(backbone: Backbone) -> list[Tensor]:
-    """The student's trainable parameters, in a fixed order."""
-    return list(_named(backbone).values())
+class LoraWeights:
+    """The weights of an attached LoRA: float32 masters, and what the network computes with.
 
+    In a float32 network the two are one. In a 16-bit network it computes with copies in its own dtype, made anew after
+    each update, so that no pass casts 788 small tensors; gradients are taken of the copies and go to the masters.
 
-def lora_state(backbone: Backbone) -> dict[str, Tensor]:
-    """The student's weights by peft key, such as `mid_block.resnets.0.conv1.lora_A.weight`, detached, on the CPU."""
-    return {
-        name.replace(".default.", "."): value.detach().cpu().contiguous() for name, value in _named(backbone).items()
-    }
+    Args:
+        backbone: With a LoRA in float32; from here on its layers hold the copies.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        working = _named(backbone)
+        self.names = list(working)
+        self.masters = [value.detach().clone().requires_grad_() for value in working.values()]
+        self.working = list(working.values())
+        for copy, master in zip(self.working, self.masters, strict=True):
+            copy.data = master.detach().to(backbone.dtype)  # the master itself where that is float32
+
+    def take_gradients(self, loss: Tensor, scale: float = 1.0) -> None:
+        """Set the masters' gradients to the loss's, through a backward pass of `scale` times the loss."""
+        gradients = torch.autograd.grad(loss * scale if scale != 1 else loss, self.working)
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = gradient.float().div_(scale) if scale != 1 else gradient.float()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Let the network compute with the masters' present values."""
+        if self.working[0].data_ptr() != self.masters[0].data_ptr():
+            torch._foreach_copy_(self.working, self.masters)
+
+    def state(self) -> dict[str, Tensor]:
+        """The masters by peft key, such as `mid_block.resnets.0.conv1.lora_A.weight`, detached, on the CPU."""
+        pairs = zip(self.names, self.masters, strict=True)
+        return {name: master.detach().cpu().contiguous() for name, master in pairs}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state` returned.
+
+        Raises:
+            ValueError: A key or a shape differs.
+        """
+        copy_tensors(state, dict(zip(self.names, self.masters, strict=True)))
+        self.publish()
 
 
 def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """Copy weights by peft key into an attached LoRA of the same shape.
+    """Copy weights by peft key into an attached LoRA of the same shape, in the network's dtype.
 
     Raises:
         ValueError: A key or a shape differs.
     """
-    copy_tensors(state, {name.replace(".default.", "."): value for name, value in _named(backbone).items()})
-
-
-def lora_names(backbone: Backbone) -> list[str]:
-    """The peft keys, in the order of the parameters."""
-    return [name.replace(".default.", ".") for name in _named(backbone)]
+    copy_tensors(state, _named(backbone))
+    for value in _named(backbone).values():
+        value.data = value.data.to(backbone.dtype)
 
 
 @torch.no_grad()
@@ -82,4 +115,6 @@ def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 
 
 def _named(backbone: Backbone) -> dict[str, Any]:
-    return {name: value for name, value in backbone.unet.named_parameters() if ".lora_" in name}
+    """Weights by peft key."""
+    named = backbone.unet.named_parameters()
+    return {name.replace(f".{ADAPTER}.", "."): value for name, value in named if ".lora_" in name}

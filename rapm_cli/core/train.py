@@ -1,9 +1,8 @@
 """Phase 2: read `train_step` from top to bottom, it is the algorithm."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +13,19 @@ from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
 from rapm_cli.core.optimizer import load_optimizer_state, optimizer_state
+from rapm_cli.core.parallel import Ranks
+from rapm_cli.core.prefetch import prefetched
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.recovery import NETWORK
 from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
-from rapm_cli.core.student import attach_lora, copy_tensors, load_lora_state, lora_names, lora_parameters, lora_state
+from rapm_cli.core.slotlog import DISCRIMINATOR, SlotLog, SlotLosses
+from rapm_cli.core.store import StoredTrajectories
+from rapm_cli.core.student import LoraWeights, attach_lora, copy_tensors
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.core.transfer import upload
 
-
-@dataclass
-class SlotLosses:
-    """What one slot of one iteration reports.
-
-    Args:
-        n: The edge that the slot ends at.
-        skipped: What was not finite: the target, loss, gradient or discriminator, from which no update was made, or the
-            network, all that is trained; empty where all is well.
-    """
-
-    n: int
-    skipped: str = ""
-    relative: float = 0.0
-    absolute: float = 0.0
-    adversarial: dict[str, float] = field(default_factory=dict)
-    discriminator: dict[str, float] = field(default_factory=dict)
-    real_logits: dict[str, list[float]] = field(default_factory=dict)  # by position, one for each tap
-    fake_logits: dict[str, list[float]] = field(default_factory=dict)
+FP16_LOSS_SCALE = 4096.0  # a mean over 65,536 values has gradients that fp16 rounds to nothing
 
 
 @dataclass(frozen=True)
@@ -87,11 +73,21 @@ class Trainer:
         num_slots: N.
         fine_steps: M.
         delta: Fine steps from an edge to the point ahead.
+        ranks: The processes that train together; this one alone by default.
     """
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, *, num_slots: int, fine_steps: int, delta: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: TrainConfig,
+        *,
+        num_slots: int,
+        fine_steps: int,
+        delta: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         check_fit(config, num_slots)
-        self.backbone, self.config, self.num_slots = backbone, config, num_slots
+        self.backbone, self.config, self.num_slots, self.ranks = backbone, config, num_slots, ranks or Ranks()
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         self.edges = slot_edges(num_slots, backbone.schedule.length)
         grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
@@ -99,9 +95,9 @@ class Trainer:
         attach_lora(backbone, config.rank, config.alpha, config.seed)
         if config.checkpointing:
             backbone.enable_checkpointing()
-        self.parameters = lora_parameters(backbone)
+        self.lora = LoraWeights(backbone)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.lora.masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.kind = DISCRIMINATORS[config.discriminator]
         self.discriminators = {
@@ -129,7 +125,7 @@ class Trainer:
         """One iteration: the student walks all slots of a batch of trajectories, updated after each.
 
         Args:
-            batch: (B, ...) trajectories on the backbone's device.
+            batch: This process's trajectories, on the backbone's device.
             iteration: Counts from 0; with the seed it fixes every random number used here.
 
         Returns:
@@ -144,25 +140,41 @@ class Trainer:
         report = []
         z_start = batch.z_teacher[:, self.num_slots]  # the noise
         for n in reversed(range(self.num_slots)):
-            t, s = self.edges[n + 1], self.edges[n]
-            losses = SlotLosses(n)
+            z_student, losses = self._slot(batch, n, z_start, iteration)
             report.append(losses)
-            goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
-            z_student = student_step(self.backbone, z_start, t, s, batch.cond)
-            loss = self._distances(z_student, goals, losses)
-            if self.discriminators:
-                fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
-                loss = loss + self.config.adversarial_weight * self._adversarial(fake, losses)
-            if not self._update_student(loss * self._slot_weight(n)):
-                is_targets = not all(goal.isfinite().all() for goal in goals.values())
-                losses.skipped = "target" if is_targets else "gradient" if loss.isfinite() else "loss"
+            if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
-            if self.discriminators:
-                self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, losses)
-            z_start = z_student.detach() if self.config.start_from == "student" else batch.z_teacher[:, n]
-        if not nn.utils.get_total_norm([*self.parameters, *self.judges]).isfinite():
+            z_start = z_student if self.config.start_from == "student" else batch.z_teacher[:, n]
+        if not nn.utils.get_total_norm([*self.lora.masters, *self.judges]).isfinite():
             report[-1].skipped = NETWORK
         return report
+
+    def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLosses]:
+        """One slot: the student's step, both targets, one update of the student, one of the discriminators.
+
+        Nothing in here waits for the device but the reading of the log at the end: what is not finite makes the
+        optimizers skip on the device.
+
+        Args:
+            batch: Trajectories.
+            n: The edge that the slot ends at.
+            z_start: (B, C, H, W) latent at edge n + 1.
+            iteration: Counts from 0.
+
+        Returns:
+            (B, C, H, W) the student's latent at edge n, detached; what the slot reports.
+        """
+        log = SlotLog()
+        goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
+        z_student = student_step(self.backbone, z_start, self.edges[n + 1], self.edges[n], batch.cond)
+        loss = self._distances(z_student, goals, log)
+        if self.discriminators:
+            fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
+            loss = loss + self.config.adversarial_weight * self._adversarial(fake, log)
+        is_lost = self._update_student(loss * self._slot_weight(n), goals, log)
+        if self.discriminators:
+            self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, is_lost, log)
+        return z_student.detach(), log.read(n, self.ranks)
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
         goals = {"absolute": absolute_target(batch.z_teacher, n)}
@@ -172,56 +184,72 @@ class Trainer:
             )
         return goals
 
-    def _distances(self, z_student: Tensor, goals: dict[str, Tensor], losses: SlotLosses) -> Tensor:
-        distance_absolute = pseudo_huber_mean(z_student, goals["absolute"])
-        losses.absolute = distance_absolute.item()
-        total = self.config.absolute_weight * distance_absolute
-        if "relative" in goals:
-            distance_relative = pseudo_huber_mean(z_student, goals["relative"])
-            losses.relative = distance_relative.item()
-            total = total + self.config.relative_weight * distance_relative
+    def _distances(self, z_student: Tensor, goals: dict[str, Tensor], log: SlotLog) -> Tensor:
+        total = torch.zeros((), device=z_student.device)
+        for position, goal in goals.items():
+            distance = pseudo_huber_mean(z_student, goal)
+            log.distance[position] = distance.detach()
+            total = total + self._distance_weights[position] * distance
         return total
 
     def _see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
         """Frozen features of latents at edge n, noised to a random time of the slot above it, in one pass.
 
-        Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it.
+        Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it. Both are
+        drawn for the whole batch, of which this process has its rows.
         """
         seed, count = self.config.seed, len(latents)
         z = torch.cat(list(latents.values()))
+        size = (len(cond) * self.ranks.world, *z.shape[1:])
+        rows = self.ranks.rows(size[0])
         time = generator_for(seed, "discriminator time", iteration, n)
-        t = torch.randint(max(self.edges[n], 0), self.edges[n + 1], (len(cond),), generator=time).repeat(count)
+        t = torch.randint(max(self.edges[n], 0), self.edges[n + 1], size[:1], generator=time)[rows].repeat(count)
         noise = torch.cat(
             [
-                torch.randn(part.shape, generator=generator_for(seed, "discriminator noise", iteration, n, kind))
-                for kind, part in latents.items()
+                torch.randn(size, generator=generator_for(seed, "discriminator noise", iteration, n, kind))[rows]
+                for kind in latents
             ]
         )
-        noised = noise_forward(z, noise.to(z.device), self.edges[n], t, self.backbone.schedule)
-        features = self.kind.features(self.backbone, noised, t.to(z.device), Conditioning.cat([cond] * count))
+        noised = noise_forward(z, upload(noise, z.device), self.edges[n], t, self.backbone.schedule)
+        features = self.kind.features(self.backbone, noised, upload(t, z.device), Conditioning.cat([cond] * count))
         return {kind: [f.chunk(count)[k] for f in features] for k, kind in enumerate(latents)}
 
-    def _adversarial(self, fake: list[Tensor], losses: SlotLosses) -> Tensor:
+    def _adversarial(self, fake: list[Tensor], log: SlotLog) -> Tensor:
         total = torch.zeros((), device=fake[0].device)
         for position, judge in self.discriminators.items():
             part = hinge_student_mean(judge(fake))
-            losses.adversarial[position] = part.item()
+            log.adversarial[position] = part.detach()
             total = total + part
         return total
 
-    def _update_student(self, loss: Tensor) -> bool:
-        """One optimizer step, or none where loss or gradient is not finite; whether it was made."""
-        gradients = torch.autograd.grad(loss, self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return self._step(loss, self.optimizer, self.parameters)
+    def _update_student(self, loss: Tensor, goals: dict[str, Tensor], log: SlotLog) -> Tensor:
+        """One optimizer step, or none where loss or gradient is not finite; 1 where none was made, else 0."""
+        self.lora.take_gradients(loss, self._loss_scale)
+        log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
+        log.is_loss_finite, log.is_lost = self._step(loss, self.optimizer, self.lora.masters)
+        self.lora.publish()
+        return log.is_lost
 
-    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Any]) -> bool:
+    def _step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        is_lost: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Average the gradients over all processes, clip, and update unless something is not finite.
+
+        Returns:
+            Whether the loss is finite, and 1 where no update was made, else 0.
+        """
+        common = loss.detach().float().reshape(1).clone()
+        self.ranks.average([common, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        is_finite = math.isfinite(norm.item()) and math.isfinite(loss.item())
-        if is_finite:
-            optimizer.step()
-        return is_finite
+        is_loss_finite = common.isfinite().all()
+        skip = (~(norm.isfinite() & is_loss_finite)).float()
+        optimizer.found_inf = skip if is_lost is None else torch.maximum(skip, is_lost)  # type: ignore[attr-defined]
+        optimizer.step()
+        return is_loss_finite, skip
 
     def _update_discriminators(
         self,
@@ -230,7 +258,8 @@ class Trainer:
         n: int,
         cond: Conditioning,
         iteration: int,
-        losses: SlotLosses,
+        is_lost: Tensor,
+        log: SlotLog,
     ) -> None:
         assert self.judge_optimizer is not None
         with torch.no_grad():
@@ -239,14 +268,22 @@ class Trainer:
         for position, judge in self.discriminators.items():
             real_logits, fake_logits = judge(real[position]), judge(fake)
             part = hinge_discriminator_mean(real_logits, fake_logits)
-            losses.discriminator[position] = part.item()
-            losses.real_logits[position] = [logits.mean().item() for logits in real_logits]
-            losses.fake_logits[position] = [logits.mean().item() for logits in fake_logits]
+            log.discriminator[position] = part.detach()
+            log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
+            log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
             total = total + part
         self.judge_optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if not self._step(total, self.judge_optimizer, self.judges):
-            losses.skipped = "discriminator"
+        log.are_judges_lost = self._step(total, self.judge_optimizer, self.judges, is_lost)[1]
+
+    @property
+    def _distance_weights(self) -> dict[str, float]:
+        return {"absolute": self.config.absolute_weight, "relative": self.config.relative_weight}
+
+    @property
+    def _loss_scale(self) -> float:
+        """What a loss is multiplied by on its way back through a network in fp16, where small gradients vanish."""
+        return FP16_LOSS_SCALE * self.rate_scale if self.backbone.dtype == torch.float16 else 1.0
 
     def _slot_weight(self, n: int) -> float:
         weights = self.config.slot_weights
@@ -255,8 +292,8 @@ class Trainer:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
         parts = {
-            "student": lora_state(self.backbone),
-            "student-optimizer": optimizer_state(self.optimizer, lora_names(self.backbone)),
+            "student": self.lora.state(),
+            "student-optimizer": optimizer_state(self.optimizer, self.lora.names),
         }
         if self.judge_optimizer:
             judges = self._named_judges()
@@ -270,8 +307,8 @@ class Trainer:
         Raises:
             ValueError: It is another trainer's: a name or a shape differs.
         """
-        load_lora_state(self.backbone, parts["student"])
-        load_optimizer_state(self.optimizer, lora_names(self.backbone), parts["student-optimizer"])
+        self.lora.load_state(parts["student"])
+        load_optimizer_state(self.optimizer, self.lora.names, parts["student-optimizer"])
         if self.judge_optimizer:
             judges = self._named_judges()
             copy_tensors(parts["discriminators"], judges)
@@ -294,11 +331,14 @@ def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Ten
     return torch.stack(rows)
 
 
-def train(trainer: Trainer, trajectories: Trajectories, first: int = 0) -> Iterator[Progress]:
-    """Run the iterations from `first` on, yielding after each."""
-    config, count = trainer.config, len(trajectories)
-    for iteration in range(first, config.iterations):
+def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, first: int = 0) -> Iterator[Progress]:
+    """Run the iterations from `first` on, yielding after each; the next one's trajectories are read meanwhile."""
+    config, ranks, count = trainer.config, trainer.ranks, len(trajectories)
+
+    def fetch(iteration: int) -> tuple[Tensor, Trajectories]:
         chosen = batch_indices(config.seed, iteration, config.batch_size, count)
-        batch = trajectories[chosen].to(trainer.backbone.device)
-        slots = trainer.train_step(batch, iteration)
+        return chosen, trajectories[chosen[ranks.rows(len(chosen))]]
+
+    for iteration, (chosen, batch) in prefetched(fetch, range(first, config.iterations)):
+        slots = trainer.train_step(batch.to(trainer.backbone.device), iteration)
         yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots)

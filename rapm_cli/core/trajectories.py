@@ -10,6 +10,7 @@ from torch import Tensor
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.schedule import ddim_step, fine_grid
+from rapm_cli.core.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Trajectories:
     def __getitem__(self, rows: slice | Tensor) -> "Trajectories":
         return Trajectories(self.z_teacher[rows], self.z_ahead[rows], self.cond[rows])
 
+    @staticmethod
+    def cat(items: list["Trajectories"]) -> "Trajectories":
+        """Batches joined, one after the other."""
+        cond = Conditioning.cat([item.cond for item in items])
+        z_teacher, z_ahead = (torch.cat([getattr(item, name) for item in items]) for name in ("z_teacher", "z_ahead"))
+        return Trajectories(z_teacher, z_ahead, cond)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is there, by name."""
         named = {"z_teacher": self.z_teacher, "z_ahead": self.z_ahead, "tokens": self.cond.tokens}
@@ -46,9 +54,7 @@ class Trajectories:
     def to(self, device: torch.device) -> "Trajectories":
         """The same trajectories on another device, latents in float32."""
         return Trajectories(
-            self.z_teacher.to(device, torch.float32),
-            self.z_ahead.to(device, torch.float32),
-            self.cond.to(device),
+            upload(self.z_teacher.float(), device), upload(self.z_ahead.float(), device), self.cond.to(device)
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
 from rapm_cli.core.config import TeacherConfig
-from rapm_cli.core.store import TrajectoryStore
+from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
@@ -21,8 +21,8 @@ from rapm_cli.workflows.settings import Settings
 
 def collect(
     base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, watcher: Watcher
-) -> Trajectories:
-    """Load the trajectories of a run's prompts, after making those that are not stored.
+) -> StoredTrajectories:
+    """The trajectories of a run's prompts, after making those that are not stored.
 
     Args:
         base: Loaded base model.
@@ -43,7 +43,7 @@ def collect(
 
 def _collect(
     base: LoadedBase, settings: Settings, store: TrajectoryStore, is_strict: bool, watcher: Watcher
-) -> Trajectories:
+) -> StoredTrajectories:
     missing, damage = store.missing()
     if damage and is_strict:
         raise damage[0]
@@ -62,7 +62,7 @@ def _collect(
                 shown.advance(len(rows))
                 to_do -= len(rows)
                 stop.check(f"{count - to_do} of {count} trajectories are kept")
-    return store.load()
+    return store.stored()
 
 
 def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:

@@ -13,7 +13,6 @@ from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError, DivergedError, RapmError, Stopped
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.schedule import sampler_recipe
-from rapm_cli.core.student import lora_state
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
@@ -117,7 +116,7 @@ def _distill(
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
     run.reopen()
     training.finish()
-    lora = _lora(loaded, settings)
+    lora = _lora(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
     kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
     with_retries(lambda: save_lora(run.lora, lora), run.lora, size, watcher, kept, remedy)
@@ -158,9 +157,9 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
         raise
 
 
-def _lora(loaded: LoadedBase, settings: Settings) -> LoraFile:
+def _lora(trainer: Trainer, settings: Settings) -> LoraFile:
     recipe = settings.recipe() | {"sampler": sampler_recipe(settings.teacher.num_slots)}
-    return LoraFile(lora_state(loaded.backbone), settings.training.rank, settings.training.alpha, recipe)
+    return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)
 
 
 def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:

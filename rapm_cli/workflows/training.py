@@ -13,8 +13,9 @@ from rapm_cli.core.commit import commit
 from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, VerificationError
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.recovery import NETWORK, Health
-from rapm_cli.core.train import Progress, SlotLosses, Trainer, train
-from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.core.slotlog import SlotLosses
+from rapm_cli.core.store import StoredTrajectories
+from rapm_cli.core.train import Progress, Trainer, train
 from rapm_cli.core.watch import Bar, Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
@@ -47,7 +48,7 @@ class Training:
         run: Run,
         settings: Settings,
         trainer: Trainer,
-        trajectories: Trajectories,
+        trajectories: StoredTrajectories,
         *,
         is_strict: bool,
         watcher: Watcher,

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.student import attach_lora, lora_parameters
+from rapm_cli.core.student import LoraWeights, attach_lora
 
 
 def random_lora(backbone, rank=2, alpha=2.0, seed=3):
     attach_lora(backbone, rank, alpha)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in lora_parameters(backbone):
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    for parameter in LoraWeights(backbone).working:
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_features_are_what_the_whole_network_sees_on_the_way_down(backbone, make_cond, latents):
@@ -69,7 +69,7 @@ def gradients(backbone, make_cond, latents):
         out = backbone.predict_noise(z, 600, cond)
     seen = backbone.features(out, torch.tensor([100, 200]), cond)
     loss = out.square().mean() + sum(feature.square().mean() for feature in seen)
-    return torch.autograd.grad(loss, lora_parameters(backbone))
+    return torch.autograd.grad(loss, LoraWeights(backbone).working)
 
 
 def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
@@ -129,5 +129,5 @@ def test_sdxl_has_788_modules_and_as_many_parameters_as_counted(schedule):
         )  # fmt: skip
     sdxl = Backbone(unet, schedule)
     attach_lora(sdxl, 1, 1.0)
-    assert len(sdxl.lora_layers) == 788
-    assert sum(parameter.numel() for parameter in lora_parameters(sdxl)) == 3_074_240
+    assert sum(".lora_A." in name for name, _ in sdxl.unet.named_parameters()) == 788
+    assert sum(parameter.numel() for parameter in LoraWeights(sdxl).masters) == 3_074_240

@@ -9,7 +9,6 @@ from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.sample import position_errors, sample_student
-from rapm_cli.core.student import lora_parameters, lora_state
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.train import Trainer, batch_indices, train
 from rapm_cli.core.trajectories import rollout
@@ -37,7 +36,7 @@ def weights_after(config, trajectories, schedule):
 
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
     progress = list(train(trainer, trajectories))
-    return lora_state(trainer.backbone), progress, trainer
+    return trainer.lora.state(), progress, trainer
 
 
 def test_the_first_fine_step_of_every_slot_is_the_stored_point_ahead(backbone, make_cond, trajectories):
@@ -102,7 +101,7 @@ def test_gradients_reach_every_b_at_first_and_every_a_after_one_update(trainer_o
     named = [(n, p) for n, p in trainer.backbone.unet.named_parameters() if ".lora_" in n]
     before = {n: p.detach().clone() for n, p in named}
     z = student_step(trainer.backbone, trajectories.z_teacher[:, 4], 999, 749, trajectories.cond)
-    first = torch.autograd.grad(z.square().mean(), trainer.parameters)
+    first = torch.autograd.grad(z.square().mean(), trainer.lora.working)
     for (name, _), gradient in zip(named, first, strict=True):
         assert (gradient.abs().max() > 0) == ("lora_B" in name), name
     trainer.train_step(trajectories[0:2], 0)
@@ -151,7 +150,7 @@ def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories,
         return position_errors(walked, trajectories.z_teacher)
 
     after = errors()
-    for parameter in lora_parameters(trainer.backbone):
+    for parameter in trainer.lora.masters:
         parameter.data.zero_()
     before = errors()
     assert all(late < early for late, early in zip(after, before, strict=True))
@@ -160,9 +159,9 @@ def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories,
 
 def test_weights_switch_losses_and_slots_off(trainer_of, trajectories):
     trainer = trainer_of(slot_weights=(0.0, 0.0, 0.0, 0.0))
-    before = {name: value.clone() for name, value in lora_state(trainer.backbone).items()}
+    before = {name: value.clone() for name, value in trainer.lora.state().items()}
     trainer.train_step(trajectories[0:2], 0)
-    assert all(torch.equal(before[name], value) for name, value in lora_state(trainer.backbone).items())
+    assert all(torch.equal(before[name], value) for name, value in trainer.lora.state().items())
 
 
 def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of, trajectories, monkeypatch):
@@ -206,7 +205,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_rows(trainer_of, trajectorie
 
     def gradients(batch):
         z = student_step(trainer.backbone, batch.z_teacher[:, 4], 999, 749, batch.cond)
-        return torch.autograd.grad(pseudo_huber_mean(z, batch.z_teacher[:, 3]), trainer.parameters)
+        return torch.autograd.grad(pseudo_huber_mean(z, batch.z_teacher[:, 3]), trainer.lora.working)
 
     trainer.train_step(trajectories[0:2], 0)  # so that no gradient is zero
     both, one, two = (gradients(trajectories[rows]) for rows in (slice(0, 2), slice(0, 1), slice(1, 2)))
@@ -301,7 +300,7 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
     trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
-    monkeypatch.setattr(trainer, "_update_student", lambda loss: seen.append(loss.item()) or True)
+    monkeypatch.setattr(trainer.lora, "take_gradients", lambda loss, scale: seen.append(loss.item()))
     real_distance, real_noise = pseudo_huber_mean, train_module.noise_forward
 
     def distance(a, b):

@@ -11,7 +11,7 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.commit import verify
 from rapm_cli.core.errors import ConfigError, DiskError, InputError
 from rapm_cli.core.sample import sample_student
-from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_parameters, lora_state
+from rapm_cli.core.student import TARGET_MODULES, LoraWeights, attach_lora
 from rapm_cli.formats.fuse import FuseReport, lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
@@ -53,10 +53,11 @@ def made(request, tmp_path_factory):
     loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     attach_lora(loaded.backbone, rank, alpha)
     generator = torch.Generator().manual_seed(1)
-    for parameter in lora_parameters(loaded.backbone):
-        parameter.data = 0.08 * torch.randn(parameter.shape, generator=generator)
+    weights = LoraWeights(loaded.backbone)
+    for parameter in weights.masters:
+        parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    save_lora(path, LoraFile(lora_state(loaded.backbone), rank, alpha, RECIPE))
+    save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
     noise = noise_for([50], loaded.latent_shape)
     latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
@@ -109,7 +110,7 @@ def test_the_update_is_what_peft_adds(made):
             )
             torch.testing.assert_close(mine, module.get_delta_weight("default"), rtol=1e-4, atol=1e-6)
             checked += 1
-    assert checked == len(loaded.backbone.lora_layers) > 100
+    assert 2 * checked == len(lora.state) > 200
 
 
 def test_a_file_comes_back_as_it_was_written(made):
