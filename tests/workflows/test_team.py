@@ -86,7 +86,7 @@ def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
 def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
     home = tmp_path / "home"
     finish(start(home, *WORK, "--iterations", "1", "--batch-size", "1"))
-    process = start(home, "--resume", "--iterations", "2", processes=2)
+    process = start(home, "--resume", run_of(home).name, "--iterations", "2", processes=2)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "2 processes cannot share batches of 1" in err
