@@ -57,9 +57,9 @@ def save_lora(path: Path, lora: LoraFile) -> None:
     Raises:
         VerificationError: What was read back differs from what was written.
     """
-    ends = {end for end in TARGET_MODULES if any(f".{module}".endswith(f".{end}") for module in lora.modules)}
-    # The names of single layers where only some kinds are adapted: a kind's name would claim them all.
-    targets = sorted(TARGET_MODULES) if ends == set(TARGET_MODULES) else lora.modules
+    # What rapm trained has every layer of its kinds. Of another LoRA each layer is named: diffusers would look for
+    # those of a kind that it lacks, and pass over those of no kind.
+    targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
     adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, "lora_dropout": 0.0}
     metadata = {
         "format": "pt",

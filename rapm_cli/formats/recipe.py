@@ -14,7 +14,7 @@ RECIPE_KEY = "rapm_recipe"
 GROUPS = ("sampler", "teacher", "training")  # of a recipe
 ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength
-WRITE_ANEW = "give a file that rapm distill or rapm export wrote"  # export writes any LoRA that it can read
+WRITE_ANEW = "give a file that rapm distill or export wrote; export writes any LoRA that rapm reads"
 
 
 def is_of_rapm(header: Header) -> bool:
@@ -41,11 +41,11 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     """Rank, alpha and recipe from a header of ours.
 
     Raises:
-        InputError: The file holds no LoRA in the form that rapm writes, or does not say its rank and alpha.
+        InputError: The file holds no LoRA, or not in the form that rapm writes, or does not say its rank and alpha.
     """
     names = list(header.tensors)
     if not _has_our_keys(header):
-        raise InputError(f"{path} holds no LoRA in the form that rapm writes", WRITE_ANEW)
+        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", WRITE_ANEW)
     try:
         adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])

@@ -15,18 +15,20 @@ from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX
 
 PLAIN = {  # peft's settings that make an update anything else than a scaled B A, and where they do not
     "use_dora": (False, None), "use_qalora": (False, None), "lora_bias": (False, None), "bias": ("none", None),
-    "modules_to_save": ([], None), "layer_replication": ([], None),
+    "modules_to_save": ([], None), "layer_replication": ([], None), "target_parameters": ([], None),
+    "use_bdlora": (False, None), "kasa_config": (None,), "arrow_config": (None,), "alora_invocation_tokens": (None,),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),  # others change the base's weights too
 }  # fmt: skip
 LITERAL = re.compile(r"\^?[\w.-]+")  # a pattern that is a name; `.` stands for itself
-MAX_PADDING = 16  # times the numbers in the file: a small one must not fill the memory
+MAX_PADDING = 16  # times the numbers in the file, or
+MAX_NUMBERS = 2**30  # what a rank of 128 on all layers of SDXL has: a small file must not fill the memory
 
 
 def of_one_rank(path: Path, updates: Mapping[str, Update], metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """Peft keys to float32 tensors whose products B A are the updates.
 
-    Lower ranks are padded with zeros to the highest, which changes no product, so that one rank and one alpha
-    describe what any program is given; most files have one rank anyway.
+    Lower ranks are padded with zeros to the highest, which changes no product. Most files have one rank anyway, and
+    so every part of rapm, and every program that a LoRA is exported for, is given one rank and one alpha.
 
     Args:
         path: For messages.
@@ -42,7 +44,8 @@ def of_one_rank(path: Path, updates: Mapping[str, Update], metadata: Mapping[str
         raise refused(path, "says its strength twice, with alphas and in its header")
     rank = max(update.rank for update in updates.values())
     sizes = {module: update.down.numel() + update.up.numel() for module, update in updates.items()}
-    if sum(size * rank // updates[module].rank for module, size in sizes.items()) > MAX_PADDING * sum(sizes.values()):
+    padded = sum(size * rank // updates[module].rank for module, size in sizes.items())
+    if padded > max(MAX_NUMBERS, MAX_PADDING * sum(sizes.values())):
         raise refused(path, f"has a rank of {rank} and mostly far lower ones")
     scales = _scales_of_header(path, settings, updates) if settings else _scales_of_tensors(updates)
     state = {}

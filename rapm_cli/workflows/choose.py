@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.checksum import file_sha256
@@ -32,9 +33,7 @@ class Chosen:
         if recipe.get("base_identity") not in (None, weights.identity):
             return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
         if "sampler" not in recipe:
-            return (
-                f"{self.lora_path} does not say how it is sampled: taken for one of DDIM, trailing, {self.steps} steps"
-            )
+            return f"{self.lora_path} does not say how it is sampled: with DDIM, trailing spacing, {self.steps} steps"
         return ""
 
     @property
@@ -42,6 +41,14 @@ class Chosen:
         """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
         steps: int = self.lora.recipe.get("sampler", {}).get("steps", 4)
         return steps
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Slots, fine steps and guidance of the LoRA's teacher; what suits the base where its file does not say."""
+        usual = self.base.defaults
+        settings = {"num_slots": self.steps, "fine_steps": usual.fine_steps, "guidance_scale": usual.guidance_scale}
+        said = self.lora.recipe.get("teacher", {})
+        return {name: said.get(name, value) for name, value in settings.items()}
 
 
 def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen:

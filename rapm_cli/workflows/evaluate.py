@@ -216,10 +216,7 @@ def _teacher_of(chosen: Chosen, watcher: Watcher) -> TeacherConfig:
     name, path, said = chosen.base.name, chosen.lora_path, chosen.lora.recipe.get("teacher")
     if said is None:
         watcher.warn(f"{path} does not say which teacher it was distilled from: compared with {name}'s usual one")
-        usual = chosen.base.defaults
-        return TeacherConfig(
-            base=name, num_slots=chosen.steps, fine_steps=usual.fine_steps, guidance_scale=usual.guidance_scale
-        )
+        return TeacherConfig(base=name, **chosen.teacher)
     try:
         return from_json(TeacherConfig, said)
     except InputError as error:
