@@ -250,7 +250,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         path.write_bytes(data)
         return convert(path, place / "converted.safetensors")
 
-    name, out = str(path), str(place / "out.safetensors")
+    name, out, drawn = str(path), str(place / "out.safetensors"), str(place / "drawn")
 
     def exported(data: object) -> int:
         path.write_bytes(data)
@@ -262,7 +262,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         "export FILE": (weights, exported),
         "export FILE of others": (foreign_loras(), exported),
         "generate --lora FILE of others": (
-            foreign_loras(), with_file("generate", "a", "--base", "demo", "--lora", name, "--output", str(place / "drawn")),
+            foreign_loras(), with_file("generate", "a", "--base", "demo", "--lora", name, "--output", drawn),
         ),
         "pickle of a LoRA": (traps(canary) | st.binary(max_size=200), pickled),
         "generate --prompts FILE": (

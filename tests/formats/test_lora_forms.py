@@ -1,9 +1,8 @@
-"""Every form of LoRA file, written here, read by us and by diffusers, on the same network in float32."""
+"""Every form of LoRA file, read by us and by diffusers, on the same network in float32."""
 
 import copy
 import json
 import re
-from functools import cache
 
 import diffusers
 import pytest
@@ -18,11 +17,25 @@ from rapm_cli.core.schedule import NoiseSchedule
 from rapm_cli.core.student import TARGET_MODULES
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import apply_lora, load_lora, save_lora
-from tests.conftest import tiny_sd15_unet, tiny_unet
-
-EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # rapm trains none of these, others do
-NETWORKS = {"sdxl": lambda: tiny_unet(layers_per_block=2), "sd15": tiny_sd15_unet}
-RANK, ALPHA = 3, 7.5
+from tests.formats.lora_forms import (
+    ALPHA,
+    NETWORKS,
+    RANK,
+    diffusers_mixed,
+    diffusers_new,
+    diffusers_old,
+    diffusers_old_without_prefix,
+    kohya,
+    kohya_sgm,
+    make_update,
+    network,
+    peft,
+    peft_with_adapter,
+    peft_without_prefix,
+    peft_wrapped,
+    settings_of,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +43,6 @@ def _quiet():
     diffusers.utils.logging.set_verbosity_error()
     yield
     diffusers.utils.logging.set_verbosity_warning()
-
-
-@cache
-def network(name):
-    return NETWORKS[name]()
 
 
 def pipeline(name):
@@ -49,121 +57,6 @@ def pipeline(name):
         **rest, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-
-
-def make_update(name, rank=RANK, ends=(*TARGET_MODULES, *EXTRA)):
-    """Random halves for each layer of these kinds; `rank` is a number, or a function of the layer's name."""
-    generator, update = torch.Generator().manual_seed(5), {}
-    for module, layer in network(name).named_modules():
-        if hasattr(layer, "weight") and f".{module}".endswith(tuple(f".{end}" for end in ends)):
-            r = rank(module) if callable(rank) else rank
-            shape = layer.weight.shape
-            down = 0.1 * torch.randn(r, *shape[1:], generator=generator)
-            up = 0.1 * torch.randn(shape[0], r, *[1] * (len(shape) - 2), generator=generator)
-            update[module] = down, up
-    return update
-
-
-def is_attention(module):
-    return bool(re.search(r"\.to_(q|k|v|out\.0)$", module))
-
-
-def peft(module):
-    return f"unet.{module}.lora_A.weight", f"unet.{module}.lora_B.weight"
-
-
-def peft_without_prefix(module):
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-
-
-def peft_wrapped(module):
-    return f"base_model.model.{module}.lora_A.default.weight", f"base_model.model.{module}.lora_B.default.weight"
-
-
-def peft_with_adapter(module):
-    return f"unet.{module}.lora_A.my-adapter.weight", f"unet.{module}.lora_B.my-adapter.weight"
-
-
-def diffusers_new(module):
-    return f"unet.{module}.lora.down.weight", f"unet.{module}.lora.up.weight"
-
-
-def diffusers_mixed(module):
-    """What `convert_state_dict_to_diffusers` leaves: attention in diffusers' keys, the rest in peft's."""
-    return diffusers_new(module) if is_attention(module) else peft(module)
-
-
-def diffusers_old(module):
-    """Of attention processors: to_q's weights were the processor's."""
-    if not is_attention(module):
-        return diffusers_new(module)
-    attention, name = re.fullmatch(r"(.*)\.(to_\w+)(?:\.0)?", module).groups()
-    return tuple(f"unet.{attention}.processor.{name}_lora.{half}.weight" for half in ("down", "up"))
-
-
-def diffusers_old_without_prefix(module):
-    return tuple(name.removeprefix("unet.") for name in diffusers_old(module))
-
-
-def kohya(module):
-    name = f"lora_unet_{module.replace('.', '_')}"
-    return f"{name}.lora_down.weight", f"{name}.lora_up.weight"
-
-
-def kohya_sgm(module):
-    """By the blocks of SDXL's original code, as kohya's trainer writes."""
-    inside = {
-        "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-        "conv_shortcut": "skip_connection",
-    }  # fmt: skip
-    outside = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0"}
-    kind, i, layer, j, rest = re.fullmatch(
-        r"(down|mid|up)_block(?:s\.(\d))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)", module
-    ).groups() if module not in outside else (None,) * 5  # fmt: skip
-    match kind, layer:
-        case None, _:
-            place, rest = outside[module], ""
-        case "mid", "attentions":
-            place = "middle_block.1"
-        case "mid", _:
-            place = f"middle_block.{2 * int(j)}"
-        case "down", "downsamplers":
-            place, rest = f"input_blocks.{3 * int(i) + 3}.0", "op"
-        case "up", "upsamplers":
-            place = f"output_blocks.{3 * int(i) + 2}.2"
-        case _:
-            side, shift = ("input", 1) if kind == "down" else ("output", 0)
-            place = f"{side}_blocks.{3 * int(i) + int(j) + shift}.{int(layer == 'attentions')}"
-    return kohya(f"{place}.{inside.get(rest, rest)}".rstrip("."))
-
-
-def write(path, update, form, alphas=None, header=None, dtype=torch.float32):
-    """One file.
-
-    Args:
-        path: Of the file.
-        update: Halves by layer.
-        form: Layer to the names of its halves.
-        alphas: By layer, written as tensors; a number is everyone's.
-        header: Peft's settings, for the header.
-        dtype: Of the halves.
-    """
-    state = {}
-    for module, halves in update.items():
-        names = form(module)
-        state |= {name: value.to(dtype).contiguous() for name, value in zip(names, halves, strict=True)}
-        if alphas is not None:
-            alpha = alphas[module] if isinstance(alphas, dict) else alphas
-            state[names[0].replace(".lora_down.weight", ".alpha")] = torch.tensor(alpha)
-    metadata = {"format": "pt"}
-    if header is not None:
-        metadata["lora_adapter_metadata"] = json.dumps({f"unet.{name}": value for name, value in header.items()})
-    save_file(state, path, metadata)
-    return path
-
-
-def settings_of(update, **more):
-    return {"r": RANK, "lora_alpha": ALPHA, "target_modules": sorted(update), "lora_dropout": 0.0, **more}
 
 
 def cond(name):
@@ -384,93 +277,7 @@ def test_a_part_for_text_encoders_is_left_out_where_it_is_zero_and_refused_elsew
         load_lora(path)
 
 
-LAYER = "unet.mid_block.resnets.0.conv1"
-HALVES = {f"{LAYER}.lora_A.weight": torch.ones(2, 16, 3, 3), f"{LAYER}.lora_B.weight": torch.ones(16, 2, 1, 1)}
-SETTINGS = {"r": 2, "lora_alpha": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ({"lora_unet_mid_block_resnets_0_conv1.dora_scale": torch.ones(16, 1)}, "but a DoRA"),
-        ({f"{LAYER}.lora_magnitude_vector.weight": torch.ones(16)}, "but a DoRA"),
-        ({"lora_unet_mid_block_resnets_0_conv1.hada_w1_a": torch.ones(16, 2)}, "but a LoHa"),
-        ({"lora_unet_mid_block_resnets_0_conv1.lokr_w1": torch.ones(4, 4)}, "but a LoKr"),
-        ({"lora_unet_mid_block_resnets_0_conv1.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "with a core tensor"),
-        ({"lora_unet_mid_block_resnets_0_conv1.diff": torch.ones(16, 16)}, "with whole weights"),
-        ({f"{LAYER}.lora_B.bias": torch.ones(16)}, "with biases"),
-        ({"diffusion_model.input_blocks.1.0.in_layers.2.lora_A.weight": torch.ones(2, 2)}, "ComfyUI's own keys"),
-        ({f"{LAYER}.lora_x.weight": torch.ones(2, 2)}, "not one of a UNet's LoRA"),
-        ({"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3)}, "lacks half of conv_in"),
-        ({"unet.conv_in.alpha": torch.tensor(1.0)}, "lacks half of conv_in"),
-        ({"lora_unet_conv_in.lora_down.weight": torch.ones(2, 4, 3, 3)}, "diffusers cannot map"),
-        ({"lora_unet_input_blocks_x.lora_down.weight": torch.ones(2, 4)}, "diffusers cannot map"),
-        ({f"{LAYER}.lora_A.other.weight": torch.zeros(2, 16, 3, 3)}, "two different values"),
-        ({f"{LAYER}.lora_B.weight": torch.ones(16, 3, 1, 1)}, "two halves that do not meet"),
-        ({f"{LAYER}.lora_B.weight": torch.ones(16, 2)}, "two halves that do not meet"),
-        ({f"{LAYER}.lora_A.weight": torch.ones(2, 16, 3, 3, dtype=torch.int32)}, "torch.int32"),
-        ({f"{LAYER}.lora_A.weight": torch.ones(0, 16, 3, 3)}, "(0, 16, 3, 3)"),
-        ({f"{LAYER}.lora_A.weight": torch.full((2, 16, 3, 3), float("inf"))}, "NaN or infinite"),
-        ({f"{LAYER}.alpha": torch.tensor(float("nan"))}, "NaN or infinite"),
-        ({f"{LAYER}.alpha": torch.tensor(3e38), f"{LAYER}.lora_B.weight": torch.full((16, 2, 1, 1), 9.0)}, "strength"),
-        ({f"{LAYER}.alpha": torch.ones(2)}, "shape (2,)"),
-        ({"unet.x.lora_A.weight": torch.ones(1 << 23, 1), "unet.x.lora_B.weight": torch.ones(1, 1 << 23)}, "a rank of"),
-        ({"unet." + 300 * "x": torch.ones(2, 2)}, "under 'unet.xxx"),
-    ],
-)  # fmt: skip
-def test_what_is_no_plain_lora_is_refused_by_name(more, says, tmp_path):
-    path = tmp_path / "lora.safetensors"
-    save_file(HALVES | more, path)
-    with pytest.raises(InputError) as caught:
-        load_lora(path)
-    assert str(path) in caught.value.message
-    assert says in caught.value.message
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("adapter", "says"),
-    [
-        (SETTINGS | {"use_dora": True}, "use_dora"),
-        (SETTINGS | {"lora_bias": True}, "lora_bias"),
-        (SETTINGS | {"bias": "all"}, "with bias"),
-        (SETTINGS | {"modules_to_save": ["conv_in"]}, "modules_to_save"),
-        (SETTINGS | {"init_lora_weights": "pissa"}, "init_lora_weights"),
-        (SETTINGS | {"r": 3}, "says rank 3 for mid_block.resnets.0.conv1, whose rank is 2"),
-        (SETTINGS | {"r": None}, "does not say its rank_pattern and r"),
-        ({"r": 2}, "alpha_pattern and lora_alpha"),
-        (SETTINGS | {"alpha_pattern": [1]}, "alpha_pattern and lora_alpha"),
-        (SETTINGS | {"alpha_pattern": {".*": 1}}, "'.*' in its alpha_pattern"),
-        (SETTINGS | {"lora_alpha": float("inf")}, "no finite lora_alpha"),
-        ([1], "cannot be read"),
-    ],
-)
-def test_a_strength_that_cannot_be_understood_is_refused(adapter, says, tmp_path):
-    path = tmp_path / "lora.safetensors"
-    settings = {f"unet.{name}": value for name, value in adapter.items()} if isinstance(adapter, dict) else adapter
-    save_file(HALVES, path, {"lora_adapter_metadata": json.dumps(settings)})
-    with pytest.raises(InputError) as caught:
-        load_lora(path)
-    assert says in caught.value.message
-
-
-def test_a_strength_that_is_said_twice_is_refused(tmp_path):
-    path = write(tmp_path / "lora.safetensors", make_update("sdxl"), kohya, ALPHA, SETTINGS)
-    with pytest.raises(InputError, match="says its strength twice"):
-        load_lora(path)
-
-
 def test_a_layer_that_the_base_lacks_is_named(tmp_path):
     path = write(tmp_path / "lora.safetensors", make_update("sd15"), kohya)
     with pytest.raises(InputError, match=r"does not fit this base \(it has no layer down_blocks\.0\.attentions\.0\."):
         ours("sdxl", path)
-
-
-@pytest.mark.parametrize("ending", ["pt", "bin", "ckpt"])
-def test_pickles_are_not_opened(ending, tmp_path, rapm):
-    path = tmp_path / f"lora.{ending}"
-    torch.save(HALVES, path)
-    code, _, err = rapm("generate", "a red cube", "--base", "demo", "--lora", str(path))
-    assert code == 3
-    assert f"{path} is a zip, as torch.save writes, which can hold code" in err
-    assert "ask for a safetensors file" in err
