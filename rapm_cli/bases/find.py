@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.families import family_of
 from rapm_cli.bases.photographic import photographic_prompts
@@ -50,13 +51,16 @@ def find_base(name: str, watcher: Watcher) -> Base:
 
 
 def _folder_base(folder: Path) -> Base:
-    family = family_of(Weights(folder, ""))
-    return _base(folder.name, str(folder), family.defaults, lambda watcher: Weights(folder, folder_identity(folder)))
+    configs = Weights(folder, "")
+    defaults = family_of(configs).defaults
+    return _base(
+        folder.name, str(folder), defaults, lambda _: Weights(folder, folder_identity(folder)), lambda _: configs
+    )
 
 
 def _hub_base(published: Published, name: str, watcher: Watcher) -> Base:
     family = family_of(published.configs(watcher))
-    return _base(published.repo, name, family.defaults, published.weights)
+    return _base(published.repo, name, family.defaults, published.weights, published.configs)
 
 
 def _checkpoint_base(path: Path) -> Base:
@@ -67,11 +71,24 @@ def _checkpoint_base(path: Path) -> Base:
         identity = hashlib.sha256(repr(("file", _samples_sha256(path))).encode()).hexdigest()[:16]
         return Weights(folder, identity, checkpoint=path, prediction_type=prediction_type)
 
-    return _base(path.stem, str(path), BASES[family].defaults, locate)
+    return _base(path.stem, str(path), BASES[family].defaults, locate, PUBLISHED[family].configs)
 
 
-def _base(name: str, source: str, defaults: Defaults, locate: Callable[[Watcher], Weights]) -> Base:
-    return Base(name=name, source=source, defaults=defaults, locate=locate, training_prompts=photographic_prompts)
+def _base(
+    name: str,
+    source: str,
+    defaults: Defaults,
+    locate: Callable[[Watcher], Weights],
+    configs: Callable[[Watcher], Weights],
+) -> Base:
+    return Base(
+        name=name,
+        source=source,
+        defaults=defaults,
+        locate=locate,
+        architecture=lambda watcher: architecture_of(configs(watcher)),
+        training_prompts=photographic_prompts,
+    )
 
 
 def checkpoint_kind(path: Path) -> tuple[str, str | None]:

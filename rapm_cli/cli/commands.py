@@ -73,6 +73,9 @@ def distill(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.", rich_help_panel=TRAINING)
     ] = False,
+    vram: Annotated[
+        str, typer.Option(help="Memory of the card in GB: auto, 24, 16, 12 or 8.", rich_help_panel=TRAINING)
+    ] = "auto",
     prompts: Annotated[
         str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.", rich_help_panel=RUN)
     ] = None,
@@ -127,7 +130,7 @@ def distill(
         given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
     with team.joined(device) as ranks:
         if not ranks.is_first:
-            team.follow(ranks, device, Output(quiet=True))
+            team.follow(ranks, device, vram, Output(quiet=True))
             return
         wanted = None if prompts is None else read_prompts(prompts)
         place = team.device_of(device)
@@ -153,6 +156,7 @@ def distill(
             is_strict=strict,
             watcher=out,
             ranks=ranks,
+            vram=vram,
         )
     show.distilled(out, begun, done)
 

@@ -5,6 +5,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
@@ -81,6 +82,7 @@ BASES.add("demo")(
             picture_batch=16,
         ),
         locate=lambda watcher: Weights(verified() / "base", identity()),
+        architecture=lambda watcher: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
         set_exam=lambda start, count, seed, held_out: set_exam(
