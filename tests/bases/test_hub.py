@@ -1,6 +1,7 @@
 """Downloads from a hub on this machine: what is asked for, what is kept, what is refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from rapm_cli.bases.hub import CONFIGS, PIPELINE, fetch, one_file, remote, snaps
 from rapm_cli.bases.hub.selection import LackingError, pipeline_files
 from rapm_cli.core.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
 from rapm_cli.formats.lora import load_lora, save_lora
+from tests.bases import hub_server
 from tests.bases.hub_server import Seen, in_this_process
 
 REPO, BIG = "org/xl", "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -148,6 +150,46 @@ def test_a_server_without_ranges_sends_the_whole_again(hub):
     assert sum(seen.bars[0]["steps"]) == len(hub.repos[REPO][BIG])
 
 
+@pytest.mark.parametrize(("answer", "error"), [(b"login", WeightsError), (b"login" * 10**6, InputError)])
+def test_a_page_in_the_place_of_a_file_is_no_file_and_no_endless_wait(hub, monkeypatch, answer, error):
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_server._Handler, "_file", lambda self, *_: self._send(200, {}, answer))
+        with pytest.raises(error, match=BIG):
+            fetch(REPO, None, one_file(BIG), Seen())
+    for path in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"):
+        assert path.read_bytes() == answer
+        with pytest.raises(InputError, match="its hash differs"):  # found at the end, and removed
+            fetch(REPO, None, one_file(BIG), Seen())
+    assert bytes_of(fetch(REPO, None, one_file(BIG), Seen())) == {BIG: hub.repos[REPO][BIG]}
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told_and_what_came_is_kept(hub, monkeypatch):
+    real = remote._Part.add
+
+    def add(self, data):
+        if self.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(constants.HF_HUB_CACHE))
+        real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote._Part, "add", add)
+        with pytest.raises(DiskError, match="No space left") as caught:
+            fetch(REPO, None, one_file(BIG), Seen())
+    assert caught.value.is_full
+    hub.forget()
+    fetch(REPO, None, one_file(BIG), Seen())
+    assert 0 < hub.sent < len(hub.repos[REPO][BIG])
+
+
+def test_what_another_commit_brought_is_linked_without_a_word(hub):
+    fetch(REPO, None, PIPELINE, Seen())
+    hub.repos[REPO]["README.md"] = b"new"
+    hub.forget()
+    seen = Seen()
+    assert bytes_of(fetch(REPO, None, PIPELINE, seen)) == {name: hub.repos[REPO][name] for name in NEEDED}
+    assert (hub.sent, seen.said, seen.bars) == (0, [], [])
+
+
 def test_a_signal_keeps_what_has_arrived(hub, monkeypatch):
     real = remote._Part.add
 
@@ -273,7 +315,7 @@ def test_a_part_that_only_the_index_names_is_missed(hub, offline):
     for path in [*(made.folder / "text_encoder_2").iterdir(), *(made.folder / "tokenizer_2").iterdir()]:
         path.unlink()
     offline()
-    with pytest.raises(WeightsError, match="is not all in the Hugging Face cache"):
+    with pytest.raises(WeightsError, match="is not whole in the Hugging Face cache"):
         fetch(REPO, made.commit, PIPELINE, Seen())
 
 
@@ -390,8 +432,6 @@ def test_a_network_that_is_not_there_is_not_waited_for(hub, monkeypatch):
 
 
 def test_another_page_in_the_hubs_place(hub, monkeypatch):
-    from tests.bases import hub_server
-
     monkeypatch.setattr(
         hub_server._Handler, "_info", lambda self, *_: self._send(200, {"Content-Type": "text/html"}, b"<html>login")
     )
@@ -458,8 +498,6 @@ def test_two_processes_at_once_download_each_file_once(hub):
 
 
 def test_a_login_goes_to_the_hub_and_is_never_said(hub, monkeypatch):
-    from tests.bases import hub_server
-
     token, told = "hf_abcdefghijklmnopqrstuv", []
     real = hub_server._Handler._answer
     monkeypatch.setattr(

@@ -103,6 +103,8 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
             before = part.size
             try:
                 _stream(repo, commit, name, part)
+                if part.size < entry.size:  # of a server that tells no length
+                    raise UnreachableError("the answer ended early")
             except UnreachableError as error:
                 waits = list(WAITS) if part.size > before else waits
                 if not waits:
@@ -121,7 +123,7 @@ class _Part:
     """The beginning of a file, with the hash of what is there."""
 
     def __init__(self, file: BinaryIO, entry: Entry, bar: Bar) -> None:
-        self._file, self._entry, self._bar = file, entry, bar
+        self._file, self.entry, self._bar = file, entry, bar
         self.found: Hash = hash_like(entry.digest, entry.size)
         file.seek(0)
         take(file, self.found, NO_BAR)  # the bar has begun behind these bytes
@@ -137,8 +139,8 @@ class _Part:
 
     def restart(self) -> None:
         self._file.truncate(0)
-        self._bar.advance(-min(self.size, self._entry.size))
-        self.found, self.size = hash_like(self._entry.digest, self._entry.size), 0
+        self._bar.advance(-min(self.size, self.entry.size))
+        self.found, self.size = hash_like(self.entry.digest, self.entry.size), 0
 
 
 def _stream(repo: str, commit: str, name: str, part: _Part) -> None:
@@ -156,6 +158,8 @@ def _stream(repo: str, commit: str, name: str, part: _Part) -> None:
             part.restart()  # the server sends the whole
         for chunk in response.iter_bytes():  # as they come: what would wait for a full chunk is lost with the line
             part.add(chunk)
+            if part.size > part.entry.size:
+                break  # whatever this is, it need not be waited for
 
 
 def _timeout() -> tuple[float, float, float, float]:

@@ -2,8 +2,8 @@
 
 import contextlib
 import shlex
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,18 +123,22 @@ class _Fetcher:
         sizes = {entry.digest: entry.size for entry in (listing.entries[name] for name in missing)}
         sizes = {digest: size for digest, size in sizes.items() if not self.cache.blob(digest).is_file()}
         left = {digest: size - min(size, _size(self.cache.part(digest))) for digest, size in sizes.items()}
-        total, to_do = sum(sizes.values()), sum(left.values())
-        require_room(self.cache.folder, to_do, f"downloading {self.cache.repo}")
-        here = f", {decimal(total - to_do)} of it here already" if to_do < total else ""
-        self.watcher.say(
-            f"downloading {self._title(listing.commit)}: {len(sizes)} files, {decimal(total)}{here}, "
-            f"to {self.cache.folder}"
-        )
-        with self.watcher.bar("downloading", total, "byte", _cpu(), total - to_do) as bar:
+        with self._downloading(listing.commit, sizes, left) if sizes else nullcontext(NO_BAR) as bar:
             for name in sorted(missing, key=lambda name: name != INDEX):
                 if name != INDEX:  # it has come: look at it before gigabytes follow that cannot be used
                     self._require_index(listing.commit, names)
                 self._download_one(name, listing, left, bar)
+
+    @contextmanager
+    def _downloading(self, commit: str, sizes: dict[str, int], left: dict[str, int]) -> Iterator[Bar]:
+        """A bar over blobs of these sizes, of which so much is still to come."""
+        total, to_do = sum(sizes.values()), sum(left.values())
+        require_room(self.cache.folder, to_do, f"downloading {self.cache.repo}")
+        count = f"{len(sizes)} file{'s'[: len(sizes) > 1]}"
+        here = f", {decimal(total - to_do)} of it here already" if to_do < total else ""
+        self.watcher.say(f"downloading {self._title(commit)}: {count}, {decimal(total)}{here}, to {self.cache.folder}")
+        with self.watcher.bar("downloading", total, "byte", _cpu(), total - to_do) as bar:
+            yield bar
 
     def _download_one(self, name: str, listing: Listing, left: dict[str, int], bar: Bar) -> None:
         entry, repo, commit = listing.entries[name], self.cache.repo, listing.commit
@@ -185,10 +189,8 @@ class _Fetcher:
             digests |= {name: listing.entries[name].digest for name in digests if name in listing.entries}
         known = {name: digest for name, digest in digests.items() if digest}
         total = sum(_size(folder / name) for name in known)
-        with ExitStack() as stack:
-            bar: Bar = NO_BAR
-            if total >= LONG_BYTES:
-                bar = stack.enter_context(self.watcher.bar("verifying", total, "byte", _cpu()))
+        is_long = total >= LONG_BYTES
+        with self.watcher.bar("verifying", total, "byte", _cpu()) if is_long else nullcontext(NO_BAR) as bar:
             for name, digest in known.items():
                 if not is_right(folder / name, digest, bar):
                     raise InputError(
@@ -206,9 +208,9 @@ class _Fetcher:
         with contextlib.suppress(LackingError):
             if listed := self.cache.listed(commit) if commit else []:
                 wanted = self.selection.choose(listed, self.cache.names(str(commit)))
-        at = commit or revision
+        at, whole = commit or revision, "whole " if commit and self.cache.names(commit) else ""
         return WeightsError(
-            f"{self._title(at)} is not all in the Hugging Face cache, {self.cache.folder}, and {error}",
+            f"{self._title(at)} is not {whole}in the Hugging Face cache, {self.cache.folder.parent}, and {error}",
             f"on a machine with a network run: {self._command(at, wanted)}",
         )
 
