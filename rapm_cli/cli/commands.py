@@ -115,9 +115,8 @@ def distill(
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.bases import find_base
-    from rapm_cli.workflows import start
+    from rapm_cli.workflows import start, team
     from rapm_cli.workflows.distill import distill as run_distill
-    from rapm_cli.workflows.evaluate import to_record
     from rapm_cli.workflows.prompts import read_prompts
 
     if resume and (new or output):
@@ -127,43 +126,36 @@ def distill(
     given = options.given(context)
     if "slot_weights" in given:
         given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
-    wanted = None if prompts is None else read_prompts(prompts)
-    if resume:
-        begun = start.resume(run, base, given, wanted, device, out, is_strict=strict)
-    else:
-        found = find_base(_or(base, "sdxl"), out)
-        begun = start.begin(found, given, wanted, device, out, output=output, is_new=new, is_strict=strict)
-    iterations = begun.settings.training.iterations
-    if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
-        out.say(f"this run is finished; --iterations above {iterations} goes on with it")
-        show.run_folder(out, begun)
-        out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
-        return
-    out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
-    done = run_distill(
-        begun.run,
-        begun.settings,
-        begun.base,
-        device=begun.device,
-        is_strict=strict,
-        watcher=out,
-    )
-    if done.part:
-        show.comparison(out, done.part)
-    spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
-    out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
-    show.run_folder(out, begun)
-    out.result(
-        {
-            "run": str(done.run.folder),
-            "lora": str(done.run.lora),
-            "sheet": str(done.run.sheet),
-            "seconds": done.seconds,
-            "peak_mib": done.peak_mib,
-            "machine": done.machine,
-            "comparison": to_record(done.part) if done.part else None,
-        }
-    )
+    with team.joined(device) as ranks:
+        if not ranks.is_first:
+            team.follow(ranks, device, Output(quiet=True))
+            return
+        wanted = None if prompts is None else read_prompts(prompts)
+        place = team.device_of(device)
+        if resume:
+            begun = start.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
+        else:
+            found = find_base(_or(base, "sdxl"), out)
+            begun = start.begin(
+                found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=ranks.world
+            )
+        iterations = begun.settings.training.iterations
+        if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
+            out.say(f"this run is finished; --iterations above {iterations} goes on with it")
+            show.run_folder(out, begun)
+            out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
+            return
+        out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
+        done = run_distill(
+            begun.run,
+            begun.settings,
+            begun.base,
+            device=begun.device,
+            is_strict=strict,
+            watcher=out,
+            ranks=ranks,
+        )
+    show.distilled(out, begun, done)
 
 
 def generate(

@@ -216,7 +216,7 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["begun"]
         speed = task.finished_speed or task.speed or (done / task.elapsed if task.elapsed else 0)
-        return Text(_rate(speed, self._unit) if speed else f"- {self._unit}/s")
+        return Text(_rate(speed, self._unit) if speed else f"- {'B' if self._unit == BYTE else self._unit}/s")
 
 
 class _MemoryColumn(ProgressColumn):

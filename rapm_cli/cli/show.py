@@ -6,8 +6,31 @@ from typing import TYPE_CHECKING, Any
 from rapm_cli.cli.console import Output
 
 if TYPE_CHECKING:
+    from rapm_cli.workflows.distill import Distilled
     from rapm_cli.workflows.evaluate import Part
     from rapm_cli.workflows.start import Start
+
+
+def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
+    """What a distillation has come to."""
+    from rapm_cli.workflows.evaluate import to_record
+
+    if done.part:
+        comparison(out, done.part)
+    spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
+    out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
+    run_folder(out, begun)
+    out.result(
+        {
+            "run": str(done.run.folder),
+            "lora": str(done.run.lora),
+            "sheet": str(done.run.sheet),
+            "seconds": done.seconds,
+            "peak_mib": done.peak_mib,
+            "machine": done.machine,
+            "comparison": to_record(done.part) if done.part else None,
+        }
+    )
 
 
 def run_folder(out: Output, begun: "Start") -> None:

@@ -13,7 +13,7 @@ from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
 from rapm_cli.core.optimizer import load_optimizer_state, optimizer_state
-from rapm_cli.core.parallel import Ranks
+from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.prefetch import prefetched
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.recovery import NETWORK
@@ -84,10 +84,10 @@ class Trainer:
         num_slots: int,
         fine_steps: int,
         delta: int,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         check_fit(config, num_slots)
-        self.backbone, self.config, self.num_slots, self.ranks = backbone, config, num_slots, ranks or Ranks()
+        self.backbone, self.config, self.num_slots, self.ranks = backbone, config, num_slots, ranks
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         self.edges = slot_edges(num_slots, backbone.schedule.length)
         grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
@@ -174,7 +174,10 @@ class Trainer:
         is_lost = self._update_student(loss * self._slot_weight(n), goals, log)
         if self.discriminators:
             self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, is_lost, log)
-        return z_student.detach(), log.read(n, self.ranks)
+        return z_student.detach(), self._read(log, n)
+
+    def _read(self, log: SlotLog, n: int) -> SlotLosses:
+        return log.read(n, self.ranks)
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
         goals = {"absolute": absolute_target(batch.z_teacher, n)}

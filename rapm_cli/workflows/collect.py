@@ -3,13 +3,16 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
+from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
@@ -19,18 +22,21 @@ from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.settings import Settings
 
+PROMPTS_AHEAD = 2048  # that the text encoders read at a time: 650 MB of SDXL's 16-bit conditioning
+
 
 def collect(
-    base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, watcher: Watcher
+    base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, watcher: Watcher, ranks: Ranks = ALONE
 ) -> StoredTrajectories:
     """The trajectories of a run's prompts, after making those that are not stored.
 
     Args:
         base: Loaded base model.
         settings: Of the run.
-        shard_size: Prompts that the teacher draws at once.
+        shard_size: Trajectories that are stored together.
         is_strict: Stop at a damaged shard instead of making it again.
         watcher: Sees the bar.
+        ranks: The processes that share the work, of which this is the first.
 
     Raises:
         DamagedError: A shard is damaged and `is_strict`.
@@ -39,31 +45,53 @@ def collect(
     """
     store = store_of(settings, shard_size)
     with locked(store.folder, watcher, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
-        return _collect(base, settings, store, is_strict, watcher)
+        missing, damage = store.missing()
+        if damage and is_strict:
+            raise damage[0]
+        for error in damage:
+            watcher.warn(f"{error.message}; making its trajectories again")
+        to_do = sum(map(len, missing))
+        if to_do < store.count:
+            watcher.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
+        require_room(store.folder, to_do * _bytes_of_one(base, settings.teacher), f"storing {to_do} trajectories")
+        ranks.share(json.dumps([rows.start for rows in missing]).encode())
+        if missing:
+            _make_all(base, settings, store, missing, ranks, watcher)
+        ranks.wait()
+        return store.stored()
 
 
-def _collect(
-    base: LoadedBase, settings: Settings, store: TrajectoryStore, is_strict: bool, watcher: Watcher
+def help_collect(
+    ranks: Ranks, base: LoadedBase, settings: Settings, shard_size: int, watcher: Watcher
 ) -> StoredTrajectories:
-    missing, damage = store.missing()
-    if damage and is_strict:
-        raise damage[0]
-    for error in damage:
-        watcher.warn(f"{error.message}; making its trajectories again")
-    count, to_do = store.count, sum(map(len, missing))
-    if to_do < count:
-        watcher.say(f"{count - to_do} of {count} trajectories found in {store.folder}")
-    size = _bytes_of_one(base, settings.teacher)
-    require_room(store.folder, to_do * size, f"storing {to_do} trajectories")
-    if missing:
-        bar = watcher.bar("trajectories", count, "trajectory", base.backbone.device, done=count - to_do)
-        with bar as shown, stop.patient("these trajectories"):
-            for rows in missing:
-                _make(base, settings, store, rows, size * len(rows), watcher)
-                shown.advance(len(rows))
-                to_do -= len(rows)
-                stop.check(f"{count - to_do} of {count} trajectories are kept")
+    """Make this process's share of what the first one, in `collect`, has found missing; then all trajectories."""
+    store = store_of(settings, shard_size)
+    starts = set(json.loads(ranks.share()))
+    if missing := [rows for rows in store.shards if rows.start in starts]:
+        _make_all(base, settings, store, missing, ranks, watcher)
+    ranks.wait()
     return store.stored()
+
+
+def _make_all(
+    base: LoadedBase,
+    settings: Settings,
+    store: TrajectoryStore,
+    missing: list[range],
+    ranks: Ranks,
+    watcher: Watcher,
+) -> None:
+    """Make the missing shards, of several processes each every so many; the bar supposes that they are equally fast."""
+    to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
+    conds = _conditionings(base, settings.prompts, mine)
+    bar = watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do)
+    with bar as shown, stop.patient("these trajectories"):
+        for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
+            _make(base, settings, store, rows, cond, watcher)
+            done = sum(map(len, missing[k : k + ranks.world]))
+            shown.advance(done)
+            to_do -= done
+            stop.check(f"{store.count - to_do} of {store.count} trajectories are kept")
 
 
 def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
@@ -75,10 +103,28 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
     return TrajectoryStore(cache_dir() / "trajectories" / key, len(prompts), shard_size, about)
 
 
+def _conditionings(
+    base: LoadedBase, prompts: Sequence[str], shards: list[range]
+) -> Iterator[tuple[range, Conditioning]]:
+    """Every shard with its prompts' conditioning; the text encoders read many shards' prompts at a time, then go."""
+    size = max(1, PROMPTS_AHEAD // max(map(len, shards), default=1))
+    for group in (shards[k : k + size] for k in range(0, len(shards), size)):
+        cond, start = base.encode([prompts[k] for rows in group for k in rows]), 0
+        for rows in group:
+            yield rows, cond[start : start + len(rows)]
+            start += len(rows)
+
+
 def _make(
-    base: LoadedBase, settings: Settings, store: TrajectoryStore, rows: range, size: int, watcher: Watcher
+    base: LoadedBase,
+    settings: Settings,
+    store: TrajectoryStore,
+    rows: range,
+    cond: Conditioning,
+    watcher: Watcher,
 ) -> None:
-    made = _roll_out(base, settings.teacher, list(settings.prompts), rows)
+    made = _roll_out(base, settings.teacher, cond, rows)
+    size = len(rows) * _bytes_of_one(base, settings.teacher)
     if not made.is_finite:
         watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
     kept = f"{rows.start} trajectories are kept"
@@ -87,16 +133,15 @@ def _make(
 
 def _bytes_of_one(base: LoadedBase, teacher: TeacherConfig) -> int:
     latents = (2 * teacher.num_slots + 1) * math.prod(base.latent_shape)
-    return 4 * (latents + sum(part.numel() for part in base.unconditional.parts if part is not None))
+    return 4 * latents + sum(part.nbytes for part in base.unconditional.parts if part is not None)
 
 
-def _roll_out(base: LoadedBase, config: TeacherConfig, prompts: list[str], rows: range) -> Trajectories:
-    device = base.backbone.device
-    noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(device)
+def _roll_out(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+    noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
     made = rollout(
         base.backbone,
         noise,
-        base.encode([prompts[k] for k in rows]),
+        cond.to(base.device),
         base.unconditional,
         num_slots=config.num_slots,
         fine_steps=config.fine_steps,

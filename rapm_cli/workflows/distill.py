@@ -12,6 +12,7 @@ from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, pe
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError, DivergedError, RapmError, Stopped
 from rapm_cli.core.files import replace_file
+from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import initial_noise
@@ -26,7 +27,7 @@ from rapm_cli.workflows.pictures import contact_sheet
 from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.training import Training
+from rapm_cli.workflows.training import Training, trainer_of
 
 SHEET_COLUMNS = 8
 QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
@@ -59,6 +60,7 @@ def distill(
     device: torch.device,
     is_strict: bool,
     watcher: Watcher,
+    ranks: Ranks = ALONE,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
 
@@ -69,6 +71,7 @@ def distill(
         device: Where to compute.
         is_strict: Stop at damaged data instead of using an older commit or making it again.
         watcher: Sees bars and talk.
+        ranks: The processes that work on it, of which this is the first.
 
     Raises:
         LockedError: Another process holds the run.
@@ -78,7 +81,7 @@ def distill(
         with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
             if settings.deterministic:
                 be_deterministic()
-            return _distill(run, settings, base, device, is_strict, watcher)
+            return _distill(run, settings, base, device, is_strict, ranks, watcher)
     except (Stopped, DiskError) as error:
         if run.is_begun:
             again = f"go on with: {run.resume_command}"
@@ -90,13 +93,21 @@ def distill(
 
 
 def _distill(
-    run: Run, settings: Settings, base: Base, device: torch.device, is_strict: bool, watcher: Watcher
+    run: Run,
+    settings: Settings,
+    base: Base,
+    device: torch.device,
+    is_strict: bool,
+    ranks: Ranks,
+    watcher: Watcher,
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
     loaded = _load(run, settings, base, device, watcher)
+    ranks.share(settings.to_bytes())
     clock.lap("loading")
     warn_of_unread(loaded, list(settings.prompts), watcher)
-    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, watcher=watcher)
+    size = base.defaults.rollout_batch
+    trajectories = collect(loaded, settings, size, is_strict=is_strict, ranks=ranks, watcher=watcher)
     clock.lap("trajectories")
     exam, others = None, teacher_and_base(loaded, teacher, identity)
     if settings.samples and base.set_exam:
@@ -106,13 +117,7 @@ def _distill(
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
-    trainer = Trainer(
-        loaded.backbone,
-        settings.training,
-        num_slots=teacher.num_slots,
-        fine_steps=teacher.fine_steps,
-        delta=teacher.delta,
-    )
+    trainer = trainer_of(loaded, settings, ranks)
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
     run.reopen()
     training.finish()

@@ -27,6 +27,7 @@ def settings_for(
     device: torch.device,
     watcher: Watcher,
     stored: Settings | None = None,
+    processes: int = 1,
 ) -> Settings:
     """The settings that a command asks for, checked.
 
@@ -37,6 +38,7 @@ def settings_for(
         device: Where to compute, which "auto" depends on.
         watcher: Is told of prompts that are left out.
         stored: Those of the run that is resumed; what is not given comes from it, else from the base's defaults.
+        processes: That train together, on the named batch size each.
 
     Raises:
         ConfigError: A setting is out of range or in conflict with another.
@@ -47,6 +49,13 @@ def settings_for(
         values |= {name: getattr(stored, name) for name in ("samples", "save_every", "deterministic")}
         values["slot_weights"] = stored.training.slot_weights
     values |= given
+    if stored is None or "batch_size" in given:
+        values["batch_size"] *= processes
+    if values["batch_size"] % processes:
+        raise ConfigError(
+            f"{processes} processes cannot share batches of {values['batch_size']}, which the run was begun with",
+            "start as many processes as divide it",
+        )
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
     teacher, training = TeacherConfig(**_of(TeacherConfig, values)), TrainConfig(**_of(TrainConfig, values))
     check_fit(training, teacher.num_slots)
@@ -100,6 +109,7 @@ def begin(
     output: Path | None,
     is_new: bool,
     is_strict: bool,
+    processes: int = 1,
 ) -> Start:
     """A new run, or the one in the named folder, or the unfinished one that the same command began.
 
@@ -112,6 +122,7 @@ def begin(
         output: The folder that the user named; a run in it goes on.
         is_new: Begin another run even where an unfinished one has these very settings.
         is_strict: Stop at a damaged commit of settings instead of using another.
+        processes: That train together.
 
     Raises:
         ConfigError: A setting is out of range, or the named folder holds a run with other settings.
@@ -119,7 +130,7 @@ def begin(
         DamagedError: A commit of settings is damaged and `is_strict`.
     """
     device = find_device(device_name)
-    settings = settings_for(base, given, prompts, device, watcher)
+    settings = settings_for(base, given, prompts, device, watcher, processes=processes)
     run = None if is_new else _unfinished_like(settings) if output is None else Run(output.resolve())
     if run is None or not run.is_begun:
         return Start(new_run(settings.base_name, output), settings, base, device, False)
@@ -138,6 +149,7 @@ def resume(
     watcher: Watcher,
     *,
     is_strict: bool,
+    processes: int = 1,
 ) -> Start:
     """The run of that name or folder, else the newest unfinished one, with its own settings and what is given.
 
@@ -156,7 +168,7 @@ def resume(
     stored = _stored_settings(run, watcher, is_strict=is_strict)
     base = find_base(base_name or stored.source, watcher)
     device = _device_of(device_name, stored)
-    settings = settings_for(base, given, prompts, device, watcher, stored)
+    settings = settings_for(base, given, prompts, device, watcher, stored, processes)
     check_same(run, stored, settings)
     _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)

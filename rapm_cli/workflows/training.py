@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from rapm_cli.bases import LoadedBase
 from rapm_cli.core.commit import commit
-from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, VerificationError
+from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, Stopped, VerificationError
 from rapm_cli.core.files import replace_file
+from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.recovery import NETWORK, Health
+from rapm_cli.core.replicas import tell_state
 from rapm_cli.core.room import require_room
 from rapm_cli.core.slotlog import SlotLosses
 from rapm_cli.core.store import StoredTrajectories
@@ -25,6 +28,19 @@ from rapm_cli.workflows.rundir import OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
 
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
+
+
+def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
+    """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
+    teacher = settings.teacher
+    return Trainer(
+        loaded.backbone,
+        settings.training,
+        num_slots=teacher.num_slots,
+        fine_steps=teacher.fine_steps,
+        delta=teacher.delta,
+        ranks=ranks,
+    )
 
 
 class Training:
@@ -72,6 +88,7 @@ class Training:
                 self.watcher.say(f"going on after iteration {self.done} of {self.total}")
         else:
             self._save(is_regular=True)
+        tell_state(trainer, self.done)
 
     @property
     def total(self) -> int:
@@ -102,8 +119,10 @@ class Training:
                     bar.advance(note=note(progress.slots))
                     if self.health.must_return:
                         self._go_back(bar)
+                        tell_state(self.trainer, self.done)
                         break
                     self._save_where_due()
+                    self.trainer.ranks.decide(Verdict.GO)
         self._show_log()
 
     def _take(self, progress: Progress) -> None:
@@ -119,7 +138,11 @@ class Training:
         is_due = stop.take_save_wish() or is_regular or self.done == self.total
         if is_due or stop.is_wanted():
             self._save(is_regular=is_regular)
-        stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
+        try:
+            stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
+        except Stopped as stopped:
+            self.trainer.ranks.decide(Verdict.STOP, stopped.number)
+            raise
 
     def _save(self, *, is_regular: bool) -> None:
         if self.saved == name_of(self.done):

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from rapm_cli.bases import BASES, LoadedBase
+from rapm_cli.bases import BASES, LoadedBase, Weights
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DamagedError, RapmError
 from rapm_cli.workflows.evaluate import Examination
@@ -105,7 +107,9 @@ def test_options_come_from_file_then_environment_then_flag(settings_of, tmp_path
     assert training.slot_weights == (1, 1, 0.5, 0.5)
 
 
-def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of):
+def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of, monkeypatch):
+    weights = Weights(Path("nowhere"), "none")  # sdxl's are not fetched here
+    monkeypatch.setitem(BASES._things, "sdxl", replace(BASES["sdxl"], locate=lambda watcher: weights))
     for name in ("demo", "sdxl"):
         default = BASES[name].defaults
         seen = settings_of("--base", name, "--quiet")
@@ -298,13 +302,15 @@ def test_a_named_base_takes_its_own_newest_run(rapm, short_run, home, tmp_path):
     assert f"newest run, {home / 'data' / 'runs' / 'ours'}" in err
 
 
-def test_eval_needs_to_know_the_teacher(rapm, short_run, tmp_path):
+def test_eval_refuses_half_a_teacher(rapm, short_run, tmp_path):
     from dataclasses import replace
 
     from rapm_cli.formats.lora import load_lora, save_lora
 
-    path = tmp_path / "anonymous.safetensors"
-    save_lora(path, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "demo"}))
+    path = tmp_path / "half.safetensors"
+    save_lora(
+        path, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "demo", "teacher": {"num_slots": 4}})
+    )
     code, _, err = rapm("eval", "--base", "demo", "--lora", str(path), "--samples", "8")
     assert code == 3
     assert "which teacher" in err

@@ -418,8 +418,8 @@ def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatc
     unfinished(again, "00000004")
     real, steps = Trainer._step, []
 
-    def step(self, loss, optimizer, parameters):
-        is_made = real(self, loss, optimizer, parameters)
+    def step(self, loss, optimizer, parameters, is_lost=None):
+        is_made = real(self, loss, optimizer, parameters, is_lost)
         steps.append(is_made)
         if len(steps) == 8:  # the last of the iteration: four slots, each with the student and its judges
             parameters[0].data.fill_(float("inf"))

@@ -95,9 +95,8 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
         InputError: The bytes are not those that the hub promised.
         OSError: The file cannot be written.
     """
-    bar.advance(0, note=name)
     with path.open("a+b") as file:
-        part = _Part(file, entry, bar)
+        part = _Part(file, name, entry, bar)
         waits = list(WAITS)
         while part.size < entry.size:
             before = part.size
@@ -122,10 +121,11 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
 class _Part:
     """The beginning of a file, with the hash of what is there."""
 
-    def __init__(self, file: BinaryIO, entry: Entry, bar: Bar) -> None:
-        self._file, self.entry, self._bar = file, entry, bar
+    def __init__(self, file: BinaryIO, name: str, entry: Entry, bar: Bar) -> None:
+        self._file, self._name, self.entry, self._bar = file, name, entry, bar
         self.found: Hash = hash_like(entry.digest, entry.size)
         file.seek(0)
+        bar.advance(0, note=f"{name}: reading what is here")
         take(file, self.found, NO_BAR)  # the bar has begun behind these bytes
         self.size = file.tell()
         if self.size > entry.size:
@@ -135,7 +135,7 @@ class _Part:
         self._file.write(data)
         self.found.update(data)
         self.size += len(data)
-        self._bar.advance(len(data))
+        self._bar.advance(len(data), note=self._name)
 
     def restart(self) -> None:
         self._file.truncate(0)
