@@ -67,7 +67,7 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
-        path, reason = authors.authors_lora()
+        path, reason = authors.authors_lora(watcher)
     else:
         raise WeightsError(
             f"there is no LoRA for base {base_name}",

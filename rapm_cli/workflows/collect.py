@@ -14,11 +14,12 @@ from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
 from rapm_cli.core.errors import OutOfMemoryError
 from rapm_cli.core.parallel import ALONE, Ranks
+from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
-from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.settings import Settings

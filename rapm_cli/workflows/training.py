@@ -25,13 +25,14 @@ from rapm_cli.core.files import replace_file
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.recovery import NETWORK, Health
 from rapm_cli.core.replicas import tell_state
+from rapm_cli.core.room import require_room
 from rapm_cli.core.slotlog import SlotLosses
 from rapm_cli.core.store import StoredTrajectories
 from rapm_cli.core.train import Progress, Trainer, train
 from rapm_cli.core.watch import Bar, Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
-from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.rundir import OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
 

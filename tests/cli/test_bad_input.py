@@ -109,7 +109,7 @@ def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetch
     mine = tmp_path / "mine"
     assert rapm(*argv, "--output", str(mine))[0] == 4
     assert not mine.exists()
-    assert list((home / "data" / "runs").iterdir()) == []
+    assert list((home / "data" / "runs").glob("*")) == []
 
 
 def test_files_that_are_no_text_are_refused(rapm, tmp_path):
