@@ -11,6 +11,7 @@ from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
+PROMPTS = "Text, JSON lines, FILE.csv:COLUMN or COCO captions; - for stdin."
 
 Base = Annotated[
     str | None,
