@@ -1,6 +1,6 @@
 """Prompts from a file or standard input, and what is wrong with them."""
 
-import unicodedata
+import re
 from typing import TYPE_CHECKING
 
 from rapm_cli.core.errors import InputError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 2000
 MAX_PROMPTS = 1_000_000  # of one file
+UNSEEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's Cc and Cs, without the tab
 
 
 def read_prompts(source: str, watcher: "Watcher") -> list[str]:
@@ -52,7 +53,7 @@ def check_prompt(prompt: str, place: str) -> str:
         raise InputError(f"{place} is empty", "write what the picture shows")
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{place} has {len(text):,} characters, the limit is {MAX_CHARACTERS:,}", "shorten it")
-    if any(unicodedata.category(character) in ("Cc", "Cs") and character != "\t" for character in text):
+    if UNSEEN.search(text):
         raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text
 
