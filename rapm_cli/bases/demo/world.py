@@ -6,8 +6,8 @@ are one scene: everything that must not depend on the wording works on `Scene.ca
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ SINGLE_SHARE = 0.15  # of drawn scenes, those with one solid
 HELD_OUT_PARTS = 5  # one canonical scene in five is held out
 
 
-@dataclass(frozen=True)
-class Solid:
+class Solid(NamedTuple):
     """One solid of a scene."""
 
     shape: str
@@ -35,8 +34,7 @@ class Solid:
     size: str
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture's content: `first` alone, or `first` in `relation` to `second`, before `background`."""
 
     first: Solid
