@@ -148,12 +148,12 @@ def _captions(name: str, annotations: list[Any]) -> Found:
 
 
 def _table(name: str, text: str, column: str | None) -> Found:
-    head = text.partition("\n")[0]
+    head = text.lstrip("\r\n").partition("\n")[0]
     is_tabbed = name.lower().endswith(".tsv") or ("\t" in head and "," not in head)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if is_tabbed else ",", strict=True)
     line = 1
     try:
-        header = [cell.strip() for cell in next(rows, [])]
+        header = [cell.strip() for cell in next(filter(any, rows), [])]
         index = _index(name, header, column)
         line = rows.line_num + 1
         for row in rows:
@@ -178,16 +178,18 @@ def _index(name: str, header: list[str], column: str | None) -> int:
         found = [cell.lower() for cell in header]
         column = next((key for key in KEYS if key in found), None)
     if column is None and len(header) == 1:
-        if len(header[0].split()) > 1:  # else a prompt would be lost without a word
-            raise InputError(
-                f"{name} begins with {_shown(header[0])}, which looks like a prompt and no header",
-                f"write {KEYS[0]} above it",
-            )
-        return 0
-    if column is None or found.count(column) != 1:
-        what = f"no column {CALLED}" if column is None else f"{found.count(column) or 'no'} columns {column!r}"
-        some = ", ".join(map(_shown, header[:8]))
-        raise InputError(f"{name} has {what} among {some}", f"name one: {name}:COLUMN")
+        if re.fullmatch(r"[\w-]+", header[0]):
+            return 0
+        raise InputError(  # else a prompt would be lost, or semicolons become part of one
+            f"{name} begins with {_shown(header[0])}, which is no name of a column",
+            f"write {KEYS[0]} above the prompts, and separate columns with commas or tabs",
+        )
+    some = ", ".join(map(_shown, header[:8]))
+    if column is None or column not in found:
+        what = CALLED if column is None else repr(column)
+        raise InputError(f"{name} has no column {what} among {some}", f"name one: {name}:COLUMN")
+    if found.count(column) > 1:
+        raise InputError(f"{name} has {found.count(column)} columns {column!r} among {some}", "rename one of them")
     return found.index(column)
 
 

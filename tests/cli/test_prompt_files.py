@@ -10,7 +10,7 @@ def test_prompts_are_counted_and_their_repeats_told(rapm, tmp_path, monkeypatch)
     assert "2 prompts from x.json\n" in rapm(*argv, "x.json")[2]
     code, _, err = rapm(*argv, "x.csv:colour")
     assert code == 3
-    assert "x.csv has no columns 'colour' among 'prompt'; name one: x.csv:COLUMN\n" in err
+    assert "x.csv has no column 'colour' among 'prompt'; name one: x.csv:COLUMN\n" in err
 
 
 def test_a_distillation_learns_from_a_column(rapm, tmp_path):

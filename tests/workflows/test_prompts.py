@@ -55,7 +55,7 @@ def pipe(monkeypatch):
         ("x.ndjson", '{"text": "not this", "prompt": "a cat"}\n{"prompt": " "}\n"a dog"'),
         ("x.csv", "id,prompt\n1,a cat\n\n2,a dog\n3,\n"),
         ("x.csv", "\ufeffCaption\r\n a cat\r\na dog\r\n"),
-        ("x.csv", "description\na cat\na dog\n"),
+        ("x.csv", "\n\ndescription\na cat\na dog\n"),
         ("x.csv", 'text,n\n"a cat",1\n"a\ndog",2\n'),
         ("x.csv", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
         ("x.tsv", "Note,Prompt\tprompt\nx\ta cat\ny\ta dog\n"),
@@ -113,7 +113,8 @@ def test_standard_input_is_text_or_json_lines(pipe, data, expected):
         ("x.csv", "prompt\n", "x.csv holds no prompt"),
         ("x.csv", "a,b\n1,2\n", "x.csv has no column prompt, caption or text among 'a', 'b'"),
         ("x.csv", "prompt,prompt\n1,2\n", "x.csv has 2 columns 'prompt' among"),
-        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which looks like a prompt"),
+        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which is no name of a column"),
+        ("x.csv", "id;prompt\n1;a cat\n", "x.csv begins with 'id;prompt', which is no name of a column"),
         ("x.csv", 'prompt,n\n"a\nb",1\na cat, on a mat,2\n', "x.csv line 4 has 3 cells, the header 2"),
         ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3 is no row of a table"),
         ("x.csv", 'prompt\n"a', "x.csv line 2 is no row of a table"),
@@ -142,7 +143,7 @@ def test_a_refusal_names_the_file_and_the_line(read, name, data, says):
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(read):
-    with pytest.raises(InputError, match=r"no columns 'c' among 'a', 'b'"):
+    with pytest.raises(InputError, match=r"no column 'c' among 'a', 'b'"):
         read("x.csv", "a,b\n1,2\n", ":c")
 
 
