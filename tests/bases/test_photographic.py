@@ -10,7 +10,7 @@ LISTS = [MEDIA, FINISHES, MOODS, *(words for kind, scene in ROWS for words in (k
 GOLDEN = [
     "a sandy bay with a wooden pier seen from the sea, backlit by a low sun",
     "a wide shot of an ibex standing on a rocky ledge",
-    "a woodcut print of an iguana resting high in a rainforest tree, quiet atmosphere",
+    "a linocut of an iguana resting high in a rainforest tree, quiet atmosphere",
 ]  # places 0, 1,000 and 10,000 of seed 0
 SOUNDS_OTHERWISE = ("unicorn", "ukiyo-e")  # a vowel that is spoken as a consonant
 

@@ -62,5 +62,5 @@ MEDIA = (
     "an oil painting | a watercolour | a pencil drawing | a charcoal sketch | an ink drawing | a woodcut print"
     " | a gouache painting | a pastel drawing | a digital painting | a linocut | a 3D render | concept art"
     " | a storybook illustration | an impressionist painting | a paper collage | a low-poly render | pixel art"
-    " | an art nouveau illustration | a ukiyo-e print | a vintage postcard | a claymation still"
+    " | an art nouveau illustration | a ukiyo-e print | a claymation still"
 )

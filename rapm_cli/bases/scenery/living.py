@@ -130,11 +130,12 @@ PEOPLE = (
                 "in a small kitchen | in a bright kitchen | in a farmhouse kitchen | in a busy kitchen",
             ),
             (
-                "a potter shaping a bowl | a carpenter planing a board | a luthier repairing a violin"
-                " | a painter at an easel | a tailor cutting cloth | a watchmaker at a bench | a sculptor carving stone"
-                " | a cobbler mending a boot | a weaver at a loom | a bookbinder sewing pages",
+                "a young | a middle-aged | an elderly | a bearded | a smiling",
+                "potter shaping a bowl | carpenter planing a board | luthier repairing a violin | painter at an easel"
+                " | tailor cutting cloth | watchmaker at a bench | sculptor carving stone | cobbler mending a boot"
+                " | weaver at a loom | bookbinder sewing pages",
                 "in a workshop | in a cluttered studio | in an old workshop | in a small studio",
-                " | surrounded by tools | wearing an apron | deep in concentration",
+                " | surrounded by tools",
             ),
         ),
         INDOORS,
@@ -287,7 +288,7 @@ ANIMALS = (
             (
                 "a clownfish | a seahorse | an octopus | a moray eel | a lionfish | a hermit crab | a starfish",
                 "among | next to | in front of",
-                "pink corals | a sea anemone | brown kelp | rocks and sponges | branching corals",
+                "pink corals | sea anemones | brown kelp | rocks and sponges | branching corals",
             ),
         ),
         "sunbeams from above | dim blue light | bright tropical light | dappled light | the beam of a torch",

@@ -60,8 +60,8 @@ PLACES = (
             (
                 "an old | a small | a ruined | a white | an abandoned | a medieval | a stone",
                 "church | castle | farmhouse | watchtower | monastery | watermill | cottage | chapel | manor house",
-                "on a hill | by a river | in a valley | near the sea | at the edge of a forest | above a village",
                 " | overgrown with ivy | with a red roof | surrounded by a low wall",
+                "on a hill | by a river | in a valley | near the sea | at the edge of a forest | above a village",
             ),
             (
                 "a Gothic cathedral | a Buddhist temple | a blue-tiled mosque | a baroque palace | a Shinto shrine"
