@@ -76,9 +76,7 @@ def distill(
     vram: Annotated[
         str, typer.Option(help="Memory of the card in GB: auto, 24, 16, 12 or 8.", rich_help_panel=TRAINING)
     ] = "auto",
-    prompts: Annotated[
-        str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.", rich_help_panel=RUN)
-    ] = None,
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[
         int, typer.Option(help="Prompts of the comparison at the end, at least 8; 0 for none.", rich_help_panel=RUN)
@@ -133,7 +131,7 @@ def distill(
         if not ranks.is_first:
             team.follow(ranks, device, vram, Output(quiet=True))
             return
-        wanted = None if prompts is None else read_prompts(prompts)
+        wanted = None if prompts is None else read_prompts(prompts, out)
         place = team.device_of(device)
         if resume:
             begun = start.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
@@ -167,7 +165,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="N; by default what the LoRA was distilled for.")] = None,
     seed: Annotated[str, typer.Option(help="Seed of the first picture, or a range such as 7..12.")] = "0",
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; seeds count up.")] = 1,
-    prompts: Annotated[str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.")] = None,
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
     from_picture: Annotated[
@@ -187,7 +185,7 @@ def generate(
     """Draw pictures with a distilled LoRA."""
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
-    wanted = _prompts(prompt, prompts, needed=from_picture is None)
+    wanted = _prompts(prompt, prompts, out, needed=from_picture is None)
     from rapm_cli.bases.device import find_device
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
@@ -335,21 +333,21 @@ def inspect(
         raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])
 
 
-def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:
+def _prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
     """Prompts from the command line, a file, or standard input when it is not a terminal."""
     from rapm_cli.workflows.prompts import check_prompt, read_prompts
 
     given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
     if file is not None:
-        given += read_prompts(file)
+        given += read_prompts(file, out)
     elif "-" in (words or []):
-        given += read_prompts("-")
+        given += read_prompts("-", out)
     elif not given and needed:
         if is_terminal():
             raise ConfigError(
                 "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
             )
-        given = read_prompts("-")
+        given = read_prompts("-", out)
     return list(dict.fromkeys(given))
 
 

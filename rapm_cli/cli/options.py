@@ -12,6 +12,7 @@ from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
+PROMPTS = "Text, JSON lines, FILE.csv:COLUMN or COCO captions; - for stdin."
 
 
 def _go_offline(is_wanted: bool) -> bool:

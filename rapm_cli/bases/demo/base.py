@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
+from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
@@ -52,7 +52,7 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
 def training_prompts(count: int, seed: int) -> list[str]:
     """Captions for a distillation, in varied wording."""
     wording = generator_for(seed, "demo training wording")
-    return [phrase(scene, wording)[0] for scene in training_scenes(count, seed)]
+    return [caption for caption, _ in phrases(training_scenes(count, seed), wording)]
 
 
 def warn(prompt: str) -> str:
