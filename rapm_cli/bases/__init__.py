@@ -1,4 +1,4 @@
-"""Teachers: what is loaded, and how."""
+"""Teachers: what is loaded, and how. Modules are imported when they are asked for: places of files need no torch."""
 
 from rapm_cli.bases.base import BASES, Base, Defaults, Exam
 from rapm_cli.bases.demo import base as _demo  # noqa: F401  registers itself
