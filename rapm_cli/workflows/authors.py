@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rapm_cli.bases.places import cache_dir
+from rapm_cli.bases.places import converted_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, verify
 from rapm_cli.core.errors import DamagedError, WeightsError
@@ -32,8 +32,8 @@ def authors_lora() -> tuple[Path, str]:
             'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         ) from error
     digest = file_sha256(source)
-    target, reason = _folder() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
-    sweep(_folder())
+    target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
+    sweep(converted_dir())
     try:
         verify(target, digest)
     except DamagedError as error:
@@ -46,8 +46,4 @@ def authors_lora() -> tuple[Path, str]:
 
 def converted_loras() -> list[Path]:
     """The files that were converted so far."""
-    return sorted(_folder().glob(f"[!.]*/{LORA}"))
-
-
-def _folder() -> Path:
-    return cache_dir() / "converted"
+    return sorted(converted_dir().glob(f"[!.]*/{LORA}"))

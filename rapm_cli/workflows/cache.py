@@ -147,8 +147,8 @@ def _store(path: Path, needs: list[Need]) -> Entry:
     shards = [shard for shard in _children(path) if _SHARD.fullmatch(shard.name)]
     manifests = [manifest for shard in shards if (manifest := _manifest(shard))]
     about = manifests[0].about if manifests else {}
-    teacher = about.get("teacher") if isinstance(about.get("teacher"), dict) else {}
-    facts = {
+    teacher: dict[str, Any] = said if isinstance(said := about.get("teacher"), dict) else {}
+    facts: dict[str, Any] = {
         "base": teacher.get("base"),
         "identity": about.get("base"),
         "made": sum(_rows(manifest) for manifest in manifests),

@@ -106,10 +106,7 @@ class Run:
         return {}
 
     def written_settings(self) -> dict[str, Any]:
-        """The newest settings as they are written, not checked, so that no library is needed; empty where there are none.
-
-        Where they are wanted as `Settings`, `checkpoints.read_settings` has them.
-        """
+        """The newest settings as they are written, unchecked, for which no library is needed; empty where none are."""
         for folder in (*self.settings_commits(), *self.training_commits()):
             with contextlib.suppress(DamagedError, KeyError, ValueError, RecursionError):
                 record = json.loads(read_commit(folder)[1][SETTINGS])
