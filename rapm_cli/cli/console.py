@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rapm_cli.cli.secrets import redact, redact_values
-from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.core.errors import ConfigError, DiskError, is_disk_full
 from rapm_cli.workflows import stop
 
 if TYPE_CHECKING:
@@ -105,6 +105,17 @@ class Output:
     def _tell(self, line: str, style: str = "") -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
             self._err.print(_plain(line), style=style)
+
+    def ask(self, question: str) -> bool:
+        """True where a person answers yes.
+
+        Raises:
+            ConfigError: There is nobody to ask, or the answer would have to stand among JSON.
+        """
+        if self.as_json or not is_terminal():
+            raise ConfigError("this asks before it goes on, and there is nobody to ask", "give --yes")
+        self._tell(f"{question} [y/N]")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator["_Bar"]:

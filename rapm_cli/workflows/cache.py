@@ -163,8 +163,10 @@ def _store(path: Path, needs: list[Need]) -> Entry:
 
 def _rows(manifest: Manifest) -> int:
     rows = manifest.about.get("rows")
-    is_range = isinstance(rows, list) and len(rows) == 2 and all(type(row) is int for row in rows)
-    return rows[1] - rows[0] if is_range else 0
+    if not isinstance(rows, list) or len(rows) != 2 or any(type(row) is not int for row in rows):
+        return 0
+    count: int = rows[1] - rows[0]
+    return count
 
 
 def _together(kind: str, place: Path, paths: list[Path]) -> Entry:
