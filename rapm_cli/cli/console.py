@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WIDE = 1000  # letters of a line for programs
 SHORT = 10  # letters of a cell that is never broken
+BAR = 8  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
+ROOMY = 110  # letters of a line that has room for all about memory
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -190,7 +192,7 @@ class _PlainBar(_Bar):
             self._show()
 
     def _show(self) -> None:
-        from rapm_cli.bases.device import memory_in_use
+        from rapm_cli.bases.memory import read_memory
 
         self._shown, self._last = time.monotonic(), self._done
         seconds = self._shown - self._begun
@@ -200,7 +202,7 @@ class _PlainBar(_Bar):
             f"{self._title} {self._done}/{self._total}",
             f"{rate:.2f} {self._unit}/s",
             f"{left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s",
-            memory_in_use(self._device),
+            read_memory(self._device).words(),
             self._note,
         ]
         self._output.say(", ".join(part for part in parts if part))
@@ -220,18 +222,18 @@ class _RateColumn(ProgressColumn):
 
 
 class _MemoryColumn(ProgressColumn):
-    """Memory of the device, read only when the line is drawn."""
+    """Memory of the device, read only when the line is drawn; in few words where the terminal is narrow."""
 
     max_refresh = 1.0
 
-    def __init__(self, device: "torch.device") -> None:
+    def __init__(self, device: "torch.device", console: Console) -> None:
         super().__init__()
-        self._device = device
+        self._device, self._console = device, console
 
     def render(self, task: Task) -> Text:
-        from rapm_cli.bases.device import memory_in_use
+        from rapm_cli.bases.memory import read_memory
 
-        return Text(memory_in_use(self._device), style="cyan")
+        return Text(read_memory(self._device).words(is_short=self._console.width < ROOMY), style="cyan")
 
 
 class _Live(Progress):
@@ -251,11 +253,11 @@ class _Live(Progress):
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:
     return _Live(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=BAR),
         MofNCompleteColumn(),
         _RateColumn(unit),
         TimeRemainingColumn(compact=True),
-        _MemoryColumn(device),
+        _MemoryColumn(device, console),
         console=console,
         refresh_per_second=4,
     )

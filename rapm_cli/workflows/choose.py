@@ -12,7 +12,7 @@ from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.pictures import read_recipe
-from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run
+from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run, unfinished_runs
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     elif run := newest_run(base_name):
         path, reason = run.sound_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
+        _tell_of_unfinished(base_name, watcher)
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
+        _tell_of_unfinished(base_name, watcher)
         path, reason = authors.authors_lora()
     else:
         raise WeightsError(
@@ -68,6 +70,14 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
     return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
+
+
+def _tell_of_unfinished(base_name: str | None, watcher: Watcher) -> None:
+    """Name the run whose LoRA the user may have expected, because it is not finished."""
+    for run in unfinished_runs():
+        if base_name in (None, run.written_settings().get("base_name")):
+            watcher.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
+            return
 
 
 def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
