@@ -34,13 +34,13 @@ class MemoryReading:
     others: int = 0
 
     def words(self, *, is_short: bool = False) -> str:
-        """In words: at most 22 letters where it is to be short, and at most 60 else."""
+        """In words, of which the first number has the unit of all: at most 20 letters in short, 54 else."""
         if is_short:
-            return f"{_size(self.allocated, digits=2)}, {_size(self.free, digits=2)} free"
-        peak = "" if self.peak is None else f", peak {_size(self.peak)}"
-        others = f", others {_size(self.others)}" if self.others >= NOTABLE else ""
-        free = f"free {self.free / GIB:.1f} of {self.total / GIB:.0f} GiB"
-        return f"{self.kind} {_size(self.allocated)}{peak}, {free}{others}"
+            return f"{_gib(self.allocated)} GiB, {_gib(self.free)} free"
+        peak = "" if self.peak is None else f", peak {_gib(self.peak)}"
+        others = f", others {_gib(self.others)}" if self.others >= NOTABLE else ""
+        left = f"free {_gib(self.free)} of {self.total / GIB:.0f}"
+        return f"{self.kind} {_gib(self.allocated)} GiB{peak}, {left}{others}"
 
 
 def read_memory(device: torch.device) -> MemoryReading:
@@ -68,8 +68,7 @@ def _of_cpu(device: torch.device) -> MemoryReading:
     return MemoryReading("RAM", resident, peak, machine.available, machine.total)
 
 
-def _size(count: int, digits: int = 3) -> str:
-    """With one decimal, where that makes no more digits."""
-    if count < GIB:
-        return f"{count / MIB:.0f} MiB"
-    return f"{count / GIB:.{int(count < 10 ** (digits - 1) * GIB)}f} GiB"
+def _gib(count: int) -> str:
+    """Three digits, as one reads them at a glance."""
+    size = count / GIB
+    return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f}"

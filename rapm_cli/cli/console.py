@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 WIDE = 1000  # letters of a line for programs
 SHORT = 10  # letters of a cell that is never broken
-BAR = 8  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
-ROOMY = 110  # letters of a line that has room for all about memory
+BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
+ROOMY = 115  # letters of a line that has room for all about memory
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 

@@ -46,15 +46,16 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     """
     base = None if base_name is None else find_base(base_name, watcher)
     base_name = base.name if base else None
+    run = newest_run(base_name) if lora_name is None else None
+    if lora_name is None and run is None:
+        _tell_of_unfinished(base_name, watcher)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
-    elif run := newest_run(base_name):
+    elif run:
         path, reason = run.sound_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
-        _tell_of_unfinished(base_name, watcher)
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
-        _tell_of_unfinished(base_name, watcher)
         path, reason = authors.authors_lora()
     else:
         raise WeightsError(
