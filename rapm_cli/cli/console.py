@@ -77,9 +77,8 @@ class Output:
         upright = list(zip(columns, *rows, strict=True))
         is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
         table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
-        for k, column in enumerate(upright):
-            pieces = column if max(map(len, column)) <= SHORT else " ".join(column).split()
-            width = None if is_roomy else max(map(len, pieces))
+        widths = [None] * len(upright) if is_roomy else _widths(upright, self._out.width - len(upright) + 1)
+        for k, (column, width) in enumerate(zip(upright, widths, strict=True)):
             table.add_column(
                 Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
             )
@@ -141,6 +140,19 @@ class Output:
             plain = _PlainBar(self, title, total, unit, device, done)
             yield plain
             plain.finish()
+
+
+def _widths(upright: list[tuple[str, ...]], room: int) -> list[int | None]:
+    """Widths of columns that are too wide together: each has that of its longest word, and what is left is shared.
+
+    Those that want least come first, so that most cells stay whole.
+    """
+    full = [max(map(len, column)) for column in upright]
+    pieces = [column if wide <= SHORT else " ".join(column).split() for column, wide in zip(upright, full, strict=True)]
+    widths = [max(map(len, words)) for words in pieces]
+    for k in sorted(range(len(full)), key=lambda k: full[k] - widths[k]):
+        widths[k] += max(0, min(full[k] - widths[k], room - sum(widths)))
+    return [*widths]
 
 
 @contextmanager

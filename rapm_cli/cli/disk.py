@@ -1,7 +1,7 @@
 """`rapm inspect cache`: what is on the disk, as a person reads it, and what may go."""
 
+import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
         ConfigError: There is nobody to ask, and it is not `is_sure`.
         DiskError: Something cannot be removed.
     """
+    from rapm_cli.bases.places import cache_dir
     from rapm_cli.workflows import cache
     from rapm_cli.workflows.inspect import size_in_words
     from rapm_cli.workflows.prune import plan
@@ -51,11 +52,11 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
 
     found = cache.survey()
     removable, kept = plan(found, is_all=is_all)
-    rows = [[entry.kind, _size(entry), _when(entry), str(entry.path)] for entry in removable]
+    rows = [[entry.kind, _size(entry), _when(entry), entry.path.name] for entry in removable]
     if rows:
-        out.table("can be removed", ["", "size", "last used", ""], rows, text_columns=(0, 2, 3))
+        out.table(f"can be removed from {cache_dir()}", ["", "size", "last used", "name"], rows, text_columns=(0, 2, 3))
     for entry, reason in kept:
-        out.data(f"kept   {entry.path}  {_size(entry)}, {reason}")
+        out.data(f"kept: {entry.kind} {entry.path.name}, {_size(entry)}: {reason}")
     _left_alone(out, found)
     size = size_in_words(sum(entry.total_bytes for entry in removable))
     removed: list[Entry] = []
@@ -99,10 +100,10 @@ def _model(entry: "Entry") -> list[str]:
 
 def _trajectories(entry: "Entry") -> list[str]:
     facts, teacher = entry.facts, entry.facts["teacher"]
-    words = [f"{teacher.get('num_slots')} x {teacher.get('fine_steps')} steps", f"delta {teacher.get('delta')}"]
+    words = [f"{teacher.get('num_slots')}x{teacher.get('fine_steps')} steps", f"delta {teacher.get('delta')}"]
     words += [f"guidance {teacher.get('guidance_scale')}", f"seed {teacher.get('seed')}", str(teacher.get("precision"))]
-    runs = ", ".join(Path(run).name for run in facts["needed_by"])
-    use = f"in use by {facts['in_use']}" if facts["in_use"] else runs
+    needed = len(facts["needed_by"])
+    use = "in use" if facts["in_use"] else f"{needed} run{'s' * (needed > 1)}" if needed else ""
     made = f"{facts['made']}/{facts['of'] or '?'}"
     return [str(facts["base"] or "?"), made, ", ".join(words) if teacher else "", _size(entry), _when(entry), use]
 
@@ -129,4 +130,9 @@ def _size(entry: "Entry") -> str:
 
 
 def _when(entry: "Entry") -> str:
-    return datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M") if entry.used else ""
+    """How long ago, in the largest unit that it has two of."""
+    ago = time.time() - entry.used
+    for unit, seconds in (("days", 86_400), ("hours", 3600), ("min", 60)):
+        if ago >= 2 * seconds:
+            return f"{ago / seconds:.0f} {unit} ago" if entry.used else ""
+    return "now"
