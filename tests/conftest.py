@@ -52,8 +52,8 @@ def authors_scheduler():
     )
 
 
-def tiny_unet(seed: int = 0):
-    """SDXL's UNet topology on 8x8 latents, a few thousand random weights."""
+def tiny_unet(seed: int = 0, layers_per_block: int = 1):
+    """SDXL's UNet topology on 8x8 latents, a few thousand random weights; the real one has two layers a block."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def tiny_unet(seed: int = 0):
         in_channels=4,
         out_channels=4,
         block_out_channels=(8, 16, 16),
-        layers_per_block=1,
+        layers_per_block=layers_per_block,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 1, 2),
@@ -73,6 +73,23 @@ def tiny_unet(seed: int = 0):
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=10 + 6 * 4,
+    )
+
+
+def tiny_sd15_unet(seed: int = 0):
+    """The UNet topology of Stable Diffusion 1.5: no pooled text, projections around attention are convolutions."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=12,
     )
 
 

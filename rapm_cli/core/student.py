@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rapm_cli.core.adapters import ADAPTER, install
 from rapm_cli.core.backbone import Backbone
@@ -16,7 +16,7 @@ TARGET_MODULES = (
 )  # fmt: skip
 
 
-def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> None:
+def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0, modules: list[str] | None = None) -> None:
     """Put a fresh LoRA on the backbone, in float32; its first output equals the teacher's, because B is zero.
 
     In a 16-bit network it has to be brought to the network's dtype before it is used: `LoraWeights` or
@@ -27,11 +27,16 @@ def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> N
         rank: Rank of every update.
         alpha: The update is (alpha / rank) B A.
         seed: Seed of A.
+        modules: Whole names of the layers to adapt; None for all of `TARGET_MODULES`.
+
+    Raises:
+        ValueError: The backbone lacks one of the modules.
     """
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), lora_dropout=0.0)
+    _check_modules(backbone, modules or [])
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules or list(TARGET_MODULES), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "lora").initial_seed())
         backbone.unet.add_adapter(config)
@@ -40,6 +45,13 @@ def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0) -> N
     for module in backbone.unet.modules():
         if isinstance(module, LoraLayer):
             install(module, backbone.switch)
+
+
+def _check_modules(backbone: Backbone, modules: list[str]) -> None:
+    layers = dict(backbone.unet.named_modules())
+    for module in modules:
+        if not isinstance(layers.get(module), nn.Linear | nn.Conv2d):
+            raise ValueError(f"it has no layer {module}")
 
 
 class LoraWeights:

@@ -174,7 +174,10 @@ class Trainer:
         is_lost = self._update_student(loss * self._slot_weight(n), goals, log)
         if self.discriminators:
             self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, is_lost, log)
-        return z_student.detach(), log.read(n, self.ranks)
+        return z_student.detach(), self._read(log, n)
+
+    def _read(self, log: SlotLog, n: int) -> SlotLosses:
+        return log.read(n, self.ranks)
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
         goals = {"absolute": absolute_target(batch.z_teacher, n)}

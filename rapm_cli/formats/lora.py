@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.errors import InputError
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, load_lora_state
+from rapm_cli.formats.forms import by_module, refuse_broken, refused
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, lora_facts
+from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, is_of_rapm, lora_facts, recipe_of
+from rapm_cli.formats.strength import of_one_rank
 from rapm_cli.formats.tensors import write_tensors
 
 
@@ -33,6 +36,11 @@ class LoraFile:
     alpha: float
     recipe: dict[str, Any]
 
+    @property
+    def modules(self) -> list[str]:
+        """The layers that it changes, in order of their names."""
+        return sorted(name.removesuffix(".lora_A.weight") for name in self.state if name.endswith(".lora_A.weight"))
+
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the update alone: equal for files that draw the same pictures."""
         digest = hashlib.sha256(repr((self.rank, self.alpha)).encode())
@@ -49,7 +57,10 @@ def save_lora(path: Path, lora: LoraFile) -> None:
     Raises:
         VerificationError: What was read back differs from what was written.
     """
-    adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": sorted(TARGET_MODULES), "lora_dropout": 0.0}
+    # What rapm trained has every layer of its kinds. Of another LoRA each layer is named: diffusers would look for
+    # those of a kind that it lacks, and pass over those of no kind.
+    targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
+    adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, "lora_dropout": 0.0}
     metadata = {
         "format": "pt",
         ADAPTER_KEY: json.dumps({PREFIX + name: value for name, value in adapter.items()}, sort_keys=True),
@@ -59,26 +70,44 @@ def save_lora(path: Path, lora: LoraFile) -> None:
 
 
 def load_lora(path: Path) -> LoraFile:
-    """Read a LoRA in diffusers' form.
+    """Read a LoRA: what rapm wrote as it is, any other with its strength folded in.
 
     Raises:
-        InputError: The file is damaged, of another kind, or has values that are not finite.
+        InputError: The file is damaged, is no plain LoRA of a UNet, or has values that are not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = read_header(path)
-    rank, alpha, recipe = lora_facts(path, header)
+    facts = lora_facts(path, header) if is_of_rapm(header) else None
     try:
-        state = {name.removeprefix(PREFIX): value for name, value in load_file(path).items()}
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}", "copy or download it again") from error
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise InputError(
-            f"{path} has {len(broken)} tensors with NaN or infinite values, first {broken[0]}", "do not use it"
-        )
-    return LoraFile(state, rank, alpha, recipe)
+    if facts is None:
+        return plain_lora(path, state, header.metadata)
+    refuse_broken(path, state)
+    return LoraFile({name.removeprefix(PREFIX): value for name, value in state.items()}, *facts)
+
+
+def plain_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
+    """A LoRA out of any form that diffusers loads; its alpha is its rank.
+
+    Args:
+        path: For messages.
+        state: What the file holds.
+        metadata: Of its header.
+
+    Raises:
+        InputError: It is no plain LoRA of a UNet alone.
+    """
+    updates = by_module(path, state)
+    try:
+        recipe = recipe_of(metadata)
+    except ValueError as error:
+        raise refused(path, f"has a recipe that is none: {error}") from error
+    rank = max(update.rank for update in updates.values())
+    return LoraFile(of_one_rank(path, updates, metadata), rank, float(rank), recipe)
 
 
 def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
@@ -87,10 +116,12 @@ def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
     Raises:
         InputError: It was made for another base.
     """
-    attach_lora(backbone, lora.rank, lora.alpha)
     try:
+        attach_lora(backbone, lora.rank, lora.alpha, modules=lora.modules)
         load_lora_state(backbone, lora.state)
     except ValueError as error:
+        base = lora.recipe.get("base")
         raise InputError(
-            f"{path} does not fit this base ({error})", f"it was made for --base {lora.recipe.get('base', 'unknown')}"
+            f"{path} does not fit this base ({error})",
+            f"it was made for --base {base}" if base else "give the --base that it was made for",
         ) from error

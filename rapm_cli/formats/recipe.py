@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,47 @@ RECIPE_KEY = "rapm_recipe"
 GROUPS = ("sampler", "teacher", "training")  # of a recipe
 ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength
+WRITE_ANEW = "give a file that rapm distill or export wrote; export writes any LoRA that rapm reads"
+
+
+def is_of_rapm(header: Header) -> bool:
+    """True for a file in the form that rapm writes, with a recipe, be it an empty one."""
+    return RECIPE_KEY in header.metadata and _has_our_keys(header)
+
+
+def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """How a LoRA was made and how it is sampled; empty where its header does not say.
+
+    Raises:
+        ValueError: The recipe is none.
+    """
+    try:
+        recipe: dict[str, Any] = json.loads(metadata.get(RECIPE_KEY, "{}"))
+        if not _is_recipe(recipe):
+            raise ValueError("a part of the recipe has another type")
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("the recipe is no table") from error
+    return recipe
 
 
 def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
-    """Rank, alpha and recipe from a header.
+    """Rank, alpha and recipe from a header of ours.
 
     Raises:
-        InputError: The file holds no LoRA in diffusers' form, or does not say its rank and alpha.
+        InputError: The file holds no LoRA, or not in the form that rapm writes, or does not say its rank and alpha.
     """
     names = list(header.tensors)
-    if not names or not all(name.startswith(PREFIX) and ".lora_" in name for name in names):
-        raise InputError(f"{path} holds no LoRA in diffusers' form", "give a file that rapm distill or export wrote")
+    if not _has_our_keys(header):
+        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", WRITE_ANEW)
     try:
         adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])
-        recipe = json.loads(header.metadata.get(RECIPE_KEY, "{}"))
-        is_sound = rank >= 1 and 0 < alpha < math.inf and _is_recipe(recipe)
+        recipe = recipe_of(header.metadata)
+        is_sound = rank >= 1 and 0 < alpha < math.inf
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         is_sound = False
     if not is_sound:
-        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", "give a file that rapm wrote")
+        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", WRITE_ANEW)
     if variant := next((name for name in VARIANTS if adapter.get(PREFIX + name)), None):
         raise InputError(f"{path} is a LoRA with {variant}, which rapm does not read", "give a plain LoRA")
     ups, downs = ({name.split(".lora_")[0] for name in names if f".lora_{half}." in name} for half in "BA")
@@ -43,6 +65,11 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
         if inner != rank:
             raise InputError(f"{path} says rank {rank}, and {name} has another", "give a plain LoRA of one rank")
     return rank, alpha, recipe
+
+
+def _has_our_keys(header: Header) -> bool:
+    names = header.tensors
+    return bool(names) and all(name.startswith(PREFIX) and ".lora_" in name for name in names)
 
 
 def _is_recipe(recipe: Any) -> bool:

@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.checksum import file_sha256
@@ -13,6 +14,8 @@ from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.pictures import read_recipe
 from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run, unfinished_runs
+
+TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,27 @@ class Chosen:
     reason: str
 
     def doubt(self, weights: Weights) -> str:
-        """A sentence on why the LoRA may not suit the base as it is now; empty where nothing speaks against it."""
-        if self.lora.recipe.get("base_identity") in (None, weights.identity):
-            return ""
-        return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
+        """A sentence on why the LoRA may not draw here as it was made to; empty where nothing speaks against it."""
+        recipe = self.lora.recipe
+        if recipe.get("base_identity") not in (None, weights.identity):
+            return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
+        if "sampler" not in recipe:
+            return f"{self.lora_path} does not say how it is sampled: with DDIM, trailing spacing, {self.steps} steps"
+        return ""
 
     @property
     def steps(self) -> int:
         """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
         steps: int = self.lora.recipe.get("sampler", {}).get("steps", 4)
         return steps
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Slots, fine steps and guidance of the LoRA's teacher; what suits the base where its file does not say."""
+        usual = self.base.defaults
+        settings = {"num_slots": self.steps, "fine_steps": usual.fine_steps, "guidance_scale": usual.guidance_scale}
+        said = self.lora.recipe.get("teacher", {})
+        return {name: said.get(name, value) for name, value in settings.items()}
 
 
 def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen:
@@ -68,6 +82,7 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
         raise InputError(
             f"{path} was distilled from base {made_for}, not {base_name}", f"use --base {shlex.quote(str(made_for))}"
         )
+    made_for = made_for or _base_by_width(lora)
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
     return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
@@ -79,6 +94,13 @@ def _tell_of_unfinished(base_name: str | None, watcher: Watcher) -> None:
         if base_name in (None, run.written_settings().get("base_name")):
             watcher.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
             return
+
+
+def _base_by_width(lora: LoraFile) -> str | None:
+    """The registered base whose text states are as wide as those that the LoRA reads; None where none is."""
+    widths = {value.shape[1] for name, value in lora.state.items() if name.endswith(".attn2.to_k.lora_A.weight")}
+    name = TEXT_WIDTHS.get(widths.pop()) if len(widths) == 1 else None
+    return name if name in BASES.names() else None
 
 
 def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:

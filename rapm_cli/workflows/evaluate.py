@@ -196,7 +196,7 @@ def evaluate_lora(
     if base.set_exam is None:
         raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
     precision = find_precision(precision, device)
-    teacher = replace(_teacher_of(lora, chosen.lora_path), precision=precision)
+    teacher = replace(_teacher_of(chosen, watcher), precision=precision)
     weights = base.locate(watcher)
     loaded, identity = LoadedBase(weights, device, DTYPES[precision]), weights.identity
     if doubt := chosen.doubt(weights):
@@ -211,9 +211,14 @@ def evaluate_lora(
     return [exam.part() for exam in exams]
 
 
-def _teacher_of(lora: LoraFile, path: Path) -> TeacherConfig:
+def _teacher_of(chosen: Chosen, watcher: Watcher) -> TeacherConfig:
+    """The teacher that a LoRA was distilled from; where its file does not say, the one that suits the base."""
+    name, path, said = chosen.base.name, chosen.lora_path, chosen.lora.recipe.get("teacher")
+    if said is None:
+        watcher.warn(f"{path} does not say which teacher it was distilled from: compared with {name}'s usual one")
+        return TeacherConfig(base=name, **chosen.teacher)
     try:
-        return from_json(TeacherConfig, lora.recipe.get("teacher"))
+        return from_json(TeacherConfig, said)
     except InputError as error:
         raise InputError(
             f"{path} does not say which teacher it was distilled from", "give a file that rapm distill or export wrote"

@@ -95,7 +95,7 @@ def generate(
     loaded = LoadedBase(weights, device, DTYPES[precision])
     warn_of_unread(loaded, prompts, watcher)
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
-    teacher_settings = _teacher_settings(chosen) if compare else None
+    teacher_settings = chosen.teacher if compare else None
     recipe = {
         "rapm": __version__,
         "steps": steps,
@@ -135,14 +135,6 @@ def generate(
         path = _free(output, "grid")
         _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, watcher)
         watcher.say(f"{path}  all {len(images)} pictures")
-
-
-def _teacher_settings(chosen: Chosen) -> dict[str, Any]:
-    """Slots, fine steps and guidance of the LoRA's teacher; the base's defaults where its file does not say."""
-    default = chosen.base.defaults
-    usual = {"num_slots": 4, "fine_steps": default.fine_steps, "guidance_scale": default.guidance_scale}
-    said = chosen.lora.recipe.get("teacher", {})
-    return {name: said.get(name, value) for name, value in usual.items()}
 
 
 def _teacher_pictures(

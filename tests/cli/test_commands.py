@@ -302,13 +302,15 @@ def test_a_named_base_takes_its_own_newest_run(rapm, short_run, home, tmp_path):
     assert f"newest run, {home / 'data' / 'runs' / 'ours'}" in err
 
 
-def test_eval_needs_to_know_the_teacher(rapm, short_run, tmp_path):
+def test_eval_refuses_half_a_teacher(rapm, short_run, tmp_path):
     from dataclasses import replace
 
     from rapm_cli.formats.lora import load_lora, save_lora
 
-    path = tmp_path / "anonymous.safetensors"
-    save_lora(path, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "demo"}))
+    path = tmp_path / "half.safetensors"
+    save_lora(
+        path, replace(load_lora(short_run / "lora.safetensors"), recipe={"base": "demo", "teacher": {"num_slots": 4}})
+    )
     code, _, err = rapm("eval", "--base", "demo", "--lora", str(path), "--samples", "8")
     assert code == 3
     assert "which teacher" in err

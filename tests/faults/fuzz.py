@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -29,6 +30,7 @@ from rapm_cli.cli.app import main as rapm
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import RapmError
 from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.formats.header import DTYPE_BYTES
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.pictures import save_png
 from tests.faults.boundaries import write_checkpoint
@@ -102,6 +104,56 @@ def headers(draw) -> bytes:
         text = text.replace(b"}", b"," + text[1:], 1) if text.startswith(b'{"') else text
     length = draw(st.sampled_from([len(text), len(text), len(text), 0, 1, 2**63, 2**64 - 1]) | st.integers(0, 2**20))
     return struct.pack("<Q", length) + text + draw(st.binary(max_size=64))
+
+
+layers = st.sampled_from(
+    [
+        *("unet.conv_in", "conv_in", "base_model.model.conv_in", "unet.mid_block.attentions.0.proj_in"),
+        *("lora_unet_conv_in", "lora_unet_input_blocks_1_0_in_layers_2", "lora_unet_output_blocks_x", "lora_unet_"),
+        *("text_encoder.a", "lora_te1_a", "diffusion_model.input_blocks.1.0.op", "unet.a.processor.to_out_lora"),
+    ]
+)
+endings = st.sampled_from(
+    [
+        *(".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight", ".lora.down.weight", ".lora.up.weight"),
+        *(".lora_down.weight", ".lora_up.weight", ".alpha", ".down.weight", ".up.weight", ".lora_mid.weight"),
+        *(".dora_scale", ".hada_w1_a", ".lora_B.bias", "", ".diff"),
+    ]
+)
+shapes = st.sampled_from([[], [1], [2, 3], [3, 2], [2, 4, 3, 3], [320, 2, 1, 1], [0, 4], [1, 2, 3], [1, 1, 1, 1, 1]])
+adapters = st.dictionaries(
+    st.sampled_from(["unet.", ""]).flatmap(
+        lambda prefix: st.sampled_from(
+            [f"{prefix}{name}" for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "bias")]
+        )
+    ),
+    st.integers(0, 4) | json_values | st.dictionaries(st.sampled_from(["conv_in", "^a", ".*", "("]), json_values),
+    max_size=5,
+)
+
+
+@st.composite
+def foreign_loras(draw) -> bytes:
+    """A whole safetensors file under keys that other programs give a LoRA, with halves that rarely meet."""
+    header, data = {}, b""
+    pairs = draw(st.lists(st.tuples(layers, st.sampled_from(["A", "down", "lora.down"])), max_size=3))
+    meant = {"A": ("lora_A", "lora_B"), "down": ("lora_down", "lora_up"), "lora.down": ("lora.down", "lora.up")}
+    halves = [f"{layer}.{half}.weight" for layer, form in pairs for half in meant[form]]
+    for name in [*halves, *draw(st.lists(st.tuples(layers, endings).map("".join), max_size=4))]:
+        right = [2, 4, 3, 3] if ("down" in name or "lora_A" in name) else [320, 2, 1, 1]
+        shape, kind = (
+            draw(st.just(right) | shapes),
+            draw(st.sampled_from(["F32", "F32", "F16", "BF16", "I64", "F8_E4M3"])),
+        )
+        size = math.prod(shape) * DTYPE_BYTES[kind]
+        fill = draw(st.sampled_from([b"\0", b"\0", b"\x3c", b"\xff", b"\x7f"]))
+        if name not in header:
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + size]}
+            data += fill * size
+    about = draw(st.none() | adapters.map(json.dumps) | st.text(max_size=9))
+    record = header if about is None else {"__metadata__": {"lora_adapter_metadata": about}, **header}
+    text = json.dumps(record).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def traps(canary: Path):
@@ -198,7 +250,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         path.write_bytes(data)
         return convert(path, place / "converted.safetensors")
 
-    name, out = str(path), str(place / "out.safetensors")
+    name, out, drawn = str(path), str(place / "out.safetensors"), str(place / "drawn")
 
     def exported(data: object) -> int:
         path.write_bytes(data)
@@ -208,6 +260,10 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
     return {
         "inspect FILE": (weights, with_file("inspect", name)),
         "export FILE": (weights, exported),
+        "export FILE of others": (foreign_loras(), exported),
+        "generate --lora FILE of others": (
+            foreign_loras(), with_file("generate", "a", "--base", "demo", "--lora", name, "--output", drawn),
+        ),
         "pickle of a LoRA": (traps(canary) | st.binary(max_size=200), pickled),
         "generate --prompts FILE": (
             text | st.binary(max_size=300), with_file("generate", "--prompts", name, "--lora", "nowhere"),

@@ -84,17 +84,16 @@ def nan(state):
         (lambda state: Trap(), "holds more than tensors"),
         (lambda state: {}, "is not a state dict"),
         (lambda state: [1], "is not a state dict"),
-        (lambda state: {"conv.weight": torch.zeros(2)}, "which is not a LoRA's"),
-        (nan, "dense tensor of finite values"),
-        (lambda state: state | {"unet.lora_": "text"}, "dense tensor of finite values"),
-        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "a LoRA's shape"),
-        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "a LoRA's shape"),
-        (lambda state: state | {"text_encoder.q_proj.lora_A.weight": torch.zeros(8, 4)}, "more than the UNet"),
-        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "several ranks, [4, 8]"),
-        (
-            lambda state: state | {"unet.lora_x.alpha": torch.tensor(1.0)},
-            "an alpha for unet.lora_x and not both weights",
-        ),
+        (lambda state: {"conv.weight": torch.zeros(2)}, "holds no LoRA"),
+        (nan, "NaN or infinite values"),
+        (lambda state: state | {"unet.lora_": "text"}, "'unet.lora_' what is not a dense tensor"),
+        (lambda state: state | {7: torch.ones(2)}, "7 what is not a dense tensor"),
+        (lambda state: state | {"unet.lora_": torch.eye(2).to_sparse()}, "what is not a dense tensor"),
+        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "of shape () under 'unet.lora_'"),
+        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "of shape (2,)"),
+        (lambda state: state | {"text_encoder.q.lora_B.weight": torch.ones(8, 4)}, "also changes a text encoder"),
+        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "lacks half of x"),
+        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, "lacks half of x"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(shipped, tmp_path, monkeypatch, spoil, message):
@@ -114,3 +113,11 @@ def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
     with pytest.raises(InputError, match="holds more than tensors, or is damaged"):
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
+
+
+def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(shipped, tmp_path, monkeypatch):
+    torch.save(as_kohya(shipped.state), tmp_path / "lora.pt")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(InputError, match=r"torch 2\.9\.1\+cpu .*CVE-2026-24747") as caught:
+        convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
+    assert caught.value.remedy == "install torch 2.10 or newer"

@@ -1,0 +1,99 @@
+"""What a piece of work holds and computes, found by doing it on tensors without data.
+
+On the meta device every operation of torch makes a tensor of the right shape and no data, forward and backward, so that
+the code that will run on a card can be run beforehand, by itself, in seconds.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+BLOCK = 512  # bytes that CUDA's allocator gives out at least
+
+
+class Meter(TorchDispatchMode):
+    """Inside, counts the floating-point operations and the bytes that are alive.
+
+    Attributes:
+        flops: So far.
+        live_bytes: Of storages seen inside that are still there.
+        peak_bytes: The most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.live_bytes = self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        """Count tensors that were there before."""
+        for tensor in tensors:
+            self._see(tensor)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self._see(value)
+        if count := flop_registry.get(function._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if tensor.device.type != "meta" or key in self._sizes:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self._sizes[key] = size
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key, 0)
+
+
+@contextmanager
+def flash_attention(meter: Meter) -> Iterator[None]:
+    """Inside, attention holds and computes what fused kernels do: no matrix of scores; one more pass backward."""
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out = query.new_empty(*query.shape[:-1], value.shape[-1])
+            sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+            ctx.save_for_backward(query, key, value, out, sums)
+            meter.flops += _attention_flops(query, key)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+            query, key, value, _, _ = ctx.saved_tensors
+            meter.flops += 5 * _attention_flops(query, key) // 2
+            return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        made: Tensor = Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return made
+
+    real: Callable[..., Tensor] = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = real  # type: ignore[assignment]
+
+
+def _attention_flops(query: Tensor, key: Tensor) -> int:
+    """Two matrix products, of queries with keys and of scores with values."""
+    return 4 * query.numel() * key.shape[-2]

@@ -1,0 +1,94 @@
+"""Phases 1 and 2 on the meta device: what a card will have to hold and to compute."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.meter import Meter, flash_attention
+from rapm_cli.core.slotlog import SlotLog, SlotLosses
+from rapm_cli.core.train import Trainer
+from rapm_cli.core.trajectories import Trajectories, guided_noise
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a piece of work needs.
+
+    Args:
+        peak_bytes: The most that it holds at once, weights included.
+        flops: What it computes.
+    """
+
+    peak_bytes: int
+    flops: int
+
+
+class _Rehearsing(Trainer):
+    """A trainer whose tensors have no data, so that there is nothing to read and nothing to update."""
+
+    def _step(self, loss: Tensor, optimizer: Any, parameters: Any, is_lost: Any = None) -> tuple[Tensor, Tensor]:
+        flag = torch.zeros((), device=META)
+        return flag, flag
+
+    def _read(self, log: SlotLog, n: int) -> SlotLosses:
+        return SlotLosses(n)
+
+
+def rehearse_training(
+    backbone: Backbone, config: TrainConfig, cond: Conditioning, latent_shape: tuple[int, int, int], num_slots: int
+) -> Rehearsed:
+    """One iteration of phase 2.
+
+    Args:
+        backbone: On the meta device, without a LoRA; one is attached.
+        config: Of the training; its batch is rehearsed.
+        cond: One row of conditioning, on the meta device.
+        latent_shape: (C, h, w).
+        num_slots: N.
+    """
+    trainer = _Rehearsing(backbone, config, num_slots=num_slots, fine_steps=2, delta=1)
+    size = config.batch_size
+    position = torch.empty(size, num_slots + 1, *latent_shape, device=META)
+    batch = Trajectories(position, position[:, :num_slots].clone(), cond.expand(size))
+    held = [
+        *backbone.unet.parameters(),
+        *backbone.unet.buffers(),
+        *trainer.lora.masters,
+        *trainer.judges,
+        *batch.tensors().values(),
+    ]
+    moments = [torch.empty_like(p) for p in (*trainer.lora.masters, *trainer.judges) for _ in range(2)]
+    meter = Meter()
+    meter.hold([*held, *moments])
+    with flash_attention(meter), meter:
+        z_start = batch.z_teacher[:, num_slots]
+        for n in reversed(range(num_slots)):
+            z_start, _ = trainer._slot(batch, n, z_start, 0)
+    return Rehearsed(meter.peak_bytes, meter.flops)
+
+
+@torch.no_grad()
+def rehearse_teacher(
+    backbone: Backbone, cond: Conditioning, latent_shape: tuple[int, int, int], batch_size: int, guidance_scale: float
+) -> Rehearsed:
+    """One fine step of the guided teacher.
+
+    Args:
+        backbone: On the meta device, without a LoRA.
+        cond: One row of conditioning, on the meta device.
+        latent_shape: (C, h, w).
+        batch_size: Prompts at once.
+        guidance_scale: 1 halves the work.
+    """
+    meter = Meter()
+    meter.hold([*backbone.unet.parameters(), *backbone.unet.buffers()])
+    z = torch.empty(batch_size, *latent_shape, device=META)
+    with flash_attention(meter), meter:
+        guided_noise(backbone, z, 500, cond.expand(batch_size), cond, guidance_scale)
+    return Rehearsed(meter.peak_bytes, meter.flops)

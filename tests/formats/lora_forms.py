@@ -1,0 +1,135 @@
+"""Writers of LoRA files in every form of keys, independent of the reader that they test."""
+
+import json
+import re
+from functools import cache
+
+import torch
+from safetensors.torch import save_file
+
+from rapm_cli.core.student import TARGET_MODULES
+from tests.conftest import tiny_sd15_unet, tiny_unet
+
+EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # rapm trains none of these, others do
+NETWORKS = {"sdxl": lambda: tiny_unet(layers_per_block=2), "sd15": tiny_sd15_unet}
+RANK, ALPHA = 3, 7.5
+
+
+@cache
+def network(name):
+    return NETWORKS[name]()
+
+
+def make_update(name, rank=RANK, ends=(*TARGET_MODULES, *EXTRA)):
+    """Random halves for each layer of these kinds; `rank` is a number, or a function of the layer's name."""
+    generator, update = torch.Generator().manual_seed(5), {}
+    for module, layer in network(name).named_modules():
+        if hasattr(layer, "weight") and f".{module}".endswith(tuple(f".{end}" for end in ends)):
+            r = rank(module) if callable(rank) else rank
+            shape = layer.weight.shape
+            down = 0.1 * torch.randn(r, *shape[1:], generator=generator)
+            up = 0.1 * torch.randn(shape[0], r, *[1] * (len(shape) - 2), generator=generator)
+            update[module] = down, up
+    return update
+
+
+def is_attention(module):
+    return bool(re.search(r"\.to_(q|k|v|out\.0)$", module))
+
+
+def peft(module):
+    return f"unet.{module}.lora_A.weight", f"unet.{module}.lora_B.weight"
+
+
+def peft_without_prefix(module):
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def peft_wrapped(module):
+    return f"base_model.model.{module}.lora_A.default.weight", f"base_model.model.{module}.lora_B.default.weight"
+
+
+def peft_with_adapter(module):
+    return f"unet.{module}.lora_A.my-adapter.weight", f"unet.{module}.lora_B.my-adapter.weight"
+
+
+def diffusers_new(module):
+    return f"unet.{module}.lora.down.weight", f"unet.{module}.lora.up.weight"
+
+
+def diffusers_mixed(module):
+    """What `convert_state_dict_to_diffusers` leaves: attention in diffusers' keys, the rest in peft's."""
+    return diffusers_new(module) if is_attention(module) else peft(module)
+
+
+def diffusers_old(module):
+    """Of attention processors: to_q's weights were the processor's."""
+    if not is_attention(module):
+        return diffusers_new(module)
+    attention, name = re.fullmatch(r"(.*)\.(to_\w+)(?:\.0)?", module).groups()
+    return tuple(f"unet.{attention}.processor.{name}_lora.{half}.weight" for half in ("down", "up"))
+
+
+def diffusers_old_without_prefix(module):
+    return tuple(name.removeprefix("unet.") for name in diffusers_old(module))
+
+
+def kohya(module):
+    name = f"lora_unet_{module.replace('.', '_')}"
+    return f"{name}.lora_down.weight", f"{name}.lora_up.weight"
+
+
+def kohya_sgm(module):
+    """By the blocks of SDXL's original code, as kohya's trainer writes."""
+    inside = {
+        "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+        "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    outside = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0"}
+    kind, i, layer, j, rest = re.fullmatch(
+        r"(down|mid|up)_block(?:s\.(\d))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)", module
+    ).groups() if module not in outside else (None,) * 5  # fmt: skip
+    match kind, layer:
+        case None, _:
+            place, rest = outside[module], ""
+        case "mid", "attentions":
+            place = "middle_block.1"
+        case "mid", _:
+            place = f"middle_block.{2 * int(j)}"
+        case "down", "downsamplers":
+            place, rest = f"input_blocks.{3 * int(i) + 3}.0", "op"
+        case "up", "upsamplers":
+            place = f"output_blocks.{3 * int(i) + 2}.2"
+        case _:
+            side, shift = ("input", 1) if kind == "down" else ("output", 0)
+            place = f"{side}_blocks.{3 * int(i) + int(j) + shift}.{int(layer == 'attentions')}"
+    return kohya(f"{place}.{inside.get(rest, rest)}".rstrip("."))
+
+
+def write(path, update, form, alphas=None, header=None, dtype=torch.float32):
+    """One file.
+
+    Args:
+        path: Of the file.
+        update: Halves by layer.
+        form: Layer to the names of its halves.
+        alphas: By layer, written as tensors; a number is everyone's.
+        header: Peft's settings, for the header.
+        dtype: Of the halves.
+    """
+    state = {}
+    for module, halves in update.items():
+        names = form(module)
+        state |= {name: value.to(dtype).contiguous() for name, value in zip(names, halves, strict=True)}
+        if alphas is not None:
+            alpha = alphas[module] if isinstance(alphas, dict) else alphas
+            state[names[0].replace(".lora_down.weight", ".alpha")] = torch.tensor(alpha)
+    metadata = {"format": "pt"}
+    if header is not None:
+        metadata["lora_adapter_metadata"] = json.dumps({f"unet.{name}": value for name, value in header.items()})
+    save_file(state, path, metadata)
+    return path
+
+
+def settings_of(update, **more):
+    return {"r": RANK, "lora_alpha": ALPHA, "target_modules": sorted(update), "lora_dropout": 0.0, **more}

@@ -1,0 +1,283 @@
+"""Every form of LoRA file, read by us and by diffusers, on the same network in float32."""
+
+import copy
+import json
+import re
+
+import diffusers
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.errors import InputError
+from rapm_cli.core.schedule import NoiseSchedule
+from rapm_cli.core.student import TARGET_MODULES
+from rapm_cli.formats.fuse import lora_update
+from rapm_cli.formats.lora import apply_lora, load_lora, save_lora
+from tests.formats.lora_forms import (
+    ALPHA,
+    NETWORKS,
+    RANK,
+    diffusers_mixed,
+    diffusers_new,
+    diffusers_old,
+    diffusers_old_without_prefix,
+    kohya,
+    kohya_sgm,
+    make_update,
+    network,
+    peft,
+    peft_with_adapter,
+    peft_without_prefix,
+    peft_wrapped,
+    settings_of,
+    write,
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    diffusers.utils.logging.set_verbosity_error()
+    yield
+    diffusers.utils.logging.set_verbosity_warning()
+
+
+def pipeline(name):
+    """Diffusers' pipeline around a copy of the network, with nothing else in it."""
+    rest = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    unet, scheduler = copy.deepcopy(network(name)), EulerDiscreteScheduler(steps_offset=1)
+    if name == "sdxl":
+        return StableDiffusionXLPipeline(
+            **rest, text_encoder_2=None, tokenizer_2=None, unet=unet, scheduler=scheduler, add_watermarker=False
+        )
+    return StableDiffusionPipeline(
+        **rest, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def cond(name):
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(2, 5, 12, generator=generator)
+    if name == "sd15":
+        return Conditioning(tokens)
+    return Conditioning(tokens, torch.randn(2, 10, generator=generator), torch.ones(2, 6))
+
+
+@torch.no_grad()
+def look(name, unet, *, is_ours):
+    """The network's output, and what its LoRA adds to each layer."""
+    backbone = Backbone(unet, NoiseSchedule.scaled_linear()) if not is_ours else unet
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with backbone.role(student=is_ours):
+        out = backbone.predict_noise(z, 500, cond(name))
+    deltas = {
+        module: layer.get_delta_weight(layer.active_adapters[0]).float()
+        for module, layer in backbone.unet.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    return out, deltas
+
+
+def ours(name, path):
+    backbone = Backbone(copy.deepcopy(network(name)), NoiseSchedule.scaled_linear())
+    lora = load_lora(path)
+    apply_lora(backbone, lora, path)
+    return look(name, backbone, is_ours=True)
+
+
+def theirs(name, path):
+    pipe = pipeline(name)
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+    return look(name, pipe.unet, is_ours=False)
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for module, delta in found[1].items():
+        torch.testing.assert_close(
+            delta, expected[1][module], rtol=1e-5, atol=1e-5, msg=lambda m, k=module: f"{k}: {m}"
+        )
+
+
+def assert_update(found, update, scale=lambda module: 1.0):
+    assert found[1].keys() == update.keys()
+    for module, (down, up) in update.items():
+        torch.testing.assert_close(found[1][module], lora_update(down, up, scale(module)), rtol=1e-5, atol=1e-5)
+
+
+def differs_from_base(name, found):
+    base = look(name, copy.deepcopy(network(name)), is_ours=False)[0]
+    return (found[0] - base).abs().max() > 0.01
+
+
+def assert_as_diffusers(name, path, update, scale=lambda module: 1.0):
+    """Ours is what was written, and what diffusers makes of the file."""
+    found = ours(name, path)
+    assert differs_from_base(name, found)
+    assert_update(found, update, scale)
+    assert_same(found, theirs(name, path))
+
+
+FORMS = [peft, diffusers_new, diffusers_old, kohya]
+# Of these diffusers loads nothing, or of mixed files a part, without an error.
+PASSED_OVER = [peft_with_adapter, peft_without_prefix, peft_wrapped, diffusers_mixed, diffusers_old_without_prefix]
+
+
+@pytest.mark.parametrize("has_alpha", [False, True], ids=["no alpha", "alpha"])
+@pytest.mark.parametrize(
+    ("name", "form"), [*((name, form) for name in NETWORKS for form in FORMS), ("sdxl", kohya_sgm)]
+)
+def test_every_form_is_read_as_diffusers_reads_it(name, form, has_alpha, tmp_path):
+    update, is_kohya = make_update(name), form in (kohya, kohya_sgm)
+    alphas = ALPHA if has_alpha and is_kohya else None
+    header = settings_of(update) if has_alpha and not is_kohya else None
+    path = write(tmp_path / "lora.safetensors", update, form, alphas, header)
+    assert_as_diffusers(name, path, update, lambda module: ALPHA / RANK if has_alpha else 1.0)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def plain(request, tmp_path_factory):
+    """A network's name, and what diffusers makes of the plain form of its update."""
+    update = make_update(request.param)
+    path = tmp_path_factory.mktemp("plain") / "lora.safetensors"
+    return request.param, theirs(request.param, write(path, update, peft, header=settings_of(update)))
+
+
+@pytest.mark.parametrize("form", PASSED_OVER)
+def test_forms_that_diffusers_passes_over_are_read_as_the_plain_one(plain, form, tmp_path):
+    name, expected = plain
+    update = make_update(name)
+    path = write(tmp_path / "lora.safetensors", update, form, header=settings_of(update))
+    assert_same(ours(name, path), expected)
+
+
+def test_settings_without_a_prefix_are_the_unets(tmp_path):
+    update = make_update("sdxl")
+    header = json.dumps(settings_of(update))
+    state = load_file(write(tmp_path / "lora.safetensors", update, peft_without_prefix))
+    save_file(state, tmp_path / "lora.safetensors", {"lora_adapter_metadata": header})  # as save_lora_adapter does
+    assert_update(ours("sdxl", tmp_path / "lora.safetensors"), update, lambda module: ALPHA / RANK)
+
+
+def rank_of(module):
+    return 5 if "conv" in module else 2 if module.endswith(".to_k") else RANK
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_patterns_of_ranks_and_alphas_and_rslora_are_peft_s(name, use_rslora, tmp_path):
+    update = make_update(name, rank_of)
+    ranks = {"to_k": 2} | {module: rank_of(module) for module in update if "conv" in module}
+    alphas = {"attn1.to_q": 2.0, "to_q": 4.0, "^conv_in": 1.5}  # the first that fits counts
+    header = settings_of(update, rank_pattern=ranks, alpha_pattern=alphas, use_rslora=use_rslora)
+    path = write(tmp_path / "lora.safetensors", update, peft, header=header)
+
+    def scale(module):
+        alpha = 1.5 if module == "conv_in" else ALPHA
+        if module.endswith(".to_q"):
+            alpha = 2.0 if "attn1" in module else 4.0
+        return alpha / (rank_of(module) ** 0.5 if use_rslora else rank_of(module))
+
+    assert_as_diffusers(name, path, update, scale)
+
+
+@pytest.mark.parametrize("form", [peft, kohya, kohya_sgm])
+def test_other_ranks_in_some_layers_change_no_product(form, tmp_path):
+    update = make_update("sdxl", rank_of)
+    path = write(tmp_path / "lora.safetensors", update, form)
+    assert_as_diffusers("sdxl", path, update)
+    lora = load_lora(path)
+    assert (lora.rank, lora.alpha, lora.recipe) == (5, 5.0, {})
+
+
+def test_every_alpha_of_kohya_counts_for_its_own_layer(tmp_path):
+    """As in kohya's trainer and ComfyUI; diffusers 0.42 takes the commonest one for all attention layers."""
+    update = make_update("sdxl", rank_of)
+    alphas = {module: 0.5 + k % 4 for k, module in enumerate(update)}
+    path = write(tmp_path / "lora.safetensors", update, kohya_sgm, alphas)
+    assert_update(ours("sdxl", path), update, lambda module: alphas[module] / rank_of(module))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_for_attention_alone_leaves_other_layers_alone(name, tmp_path):
+    update = make_update(name, ends=("to_q", "to_k", "to_v", "to_out.0"))
+    assert_as_diffusers(name, write(tmp_path / "lora.safetensors", update, diffusers_old), update)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_folded_in_thirty_two(dtype, tmp_path):
+    update = make_update("sdxl")
+    path = write(tmp_path / "lora.safetensors", update, kohya_sgm, alphas=ALPHA, dtype=dtype)
+    rounded = {module: tuple(half.to(dtype).float() for half in halves) for module, halves in update.items()}
+    assert_as_diffusers("sdxl", path, rounded, lambda module: ALPHA / RANK)
+
+
+def of_some_kinds():
+    return make_update("sdxl", rank_of, ends=("to_q", "to_k", "conv1"))
+
+
+def of_more_kinds_than_ours():
+    return make_update("sdxl", rank_of)
+
+
+def of_every_kind_in_some_blocks():
+    """Of each kind one layer is left out, where diffusers must not look for it."""
+    update = make_update("sdxl", ends=TARGET_MODULES)
+    for kind in TARGET_MODULES:
+        layers = [module for module in update if f".{module}".endswith(f".{kind}")]
+        update.pop(layers[0]) if len(layers) > 1 else None
+    return update
+
+
+@pytest.mark.parametrize("make", [of_some_kinds, of_more_kinds_than_ours, of_every_kind_in_some_blocks])
+def test_what_was_read_and_written_again_is_the_same_to_diffusers(make, tmp_path):
+    update = make()
+    path = write(tmp_path / "lora.safetensors", update, kohya_sgm, alphas=ALPHA)
+    again = tmp_path / "again.safetensors"
+    save_lora(again, load_lora(path))
+    assert_same(theirs("sdxl", again), ours("sdxl", path))
+    assert load_lora(again).digest() == load_lora(path).digest()
+
+
+def test_one_layer_under_two_names_counts_once_and_must_be_the_same(tmp_path):
+    update = make_update("sdxl")
+    both = load_file(write(tmp_path / "a.safetensors", update, kohya, alphas=ALPHA))
+    both |= load_file(write(tmp_path / "b.safetensors", update, kohya_sgm, alphas=ALPHA))
+    save_file(both, tmp_path / "both.safetensors")
+    assert_as_diffusers("sdxl", tmp_path / "both.safetensors", update, lambda module: ALPHA / RANK)
+    both["lora_unet_middle_block_0_in_layers_2.alpha"] = torch.tensor(1.0)
+    save_file(both, tmp_path / "both.safetensors")
+    with pytest.raises(InputError, match=r"two different values for mid_block\.resnets\.0\.conv1"):
+        load_lora(tmp_path / "both.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("layer", "down", "up"),
+    [
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_down", "lora_up"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_down", "lora_up"),
+        ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "lora_A", "lora_B"),
+        ("text_encoder.text_model.encoder.layers.0.self_attn", "to_q_lora.down", "to_q_lora.up"),
+        ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", "lora_linear_layer.down", "lora_linear_layer.up"),
+    ],
+)
+def test_a_part_for_text_encoders_is_left_out_where_it_is_zero_and_refused_elsewhere(layer, down, up, tmp_path):
+    down, up = f"{layer}.{down}.weight", f"{layer}.{up}.weight"
+    names = (kohya if layer.startswith("lora_te") else peft)("conv_in")
+    state, path = dict(zip(names, make_update("sdxl")["conv_in"], strict=True)), tmp_path / "lora.safetensors"
+    save_file(state | {down: torch.ones(2, 4), up: torch.zeros(4, 2)}, path)
+    assert load_lora(path).modules == ["conv_in"]
+    save_file(state | {down: torch.ones(2, 4), up: torch.ones(4, 2)}, path)
+    with pytest.raises(InputError, match="also changes a text encoder, first by '" + re.escape(up)):
+        load_lora(path)
+
+
+def test_a_layer_that_the_base_lacks_is_named(tmp_path):
+    path = write(tmp_path / "lora.safetensors", make_update("sd15"), kohya)
+    with pytest.raises(InputError, match=r"does not fit this base \(it has no layer down_blocks\.0\.attentions\.0\."):
+        ours("sdxl", path)
