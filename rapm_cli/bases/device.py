@@ -1,4 +1,4 @@
-"""Devices: which to use, in what precision, and how much memory is in use."""
+"""Devices: which to use, in what precision, and the most memory that was used."""
 
 import os
 import sys
@@ -68,16 +68,6 @@ def describe_machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def memory_in_use(device: torch.device) -> str:
-    """Memory in words: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        mine = torch.cuda.memory_allocated(device)
-        return f"GPU {mine / 2**30:.1f} GiB, peak {peak / 2**30:.1f}, free {free / 2**30:.1f} of {total / 2**30:.0f}"
-    return f"RAM {psutil.Process(os.getpid()).memory_info().rss / MIB:.0f} MiB"
 
 
 def peak_memory_mib(device: torch.device) -> float:

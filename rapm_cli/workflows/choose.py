@@ -13,7 +13,7 @@ from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.pictures import read_recipe
-from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run
+from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run, unfinished_runs
 
 TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
 
@@ -60,9 +60,12 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     """
     base = None if base_name is None else find_base(base_name, watcher)
     base_name = base.name if base else None
+    run = newest_run(base_name) if lora_name is None else None
+    if lora_name is None and run is None:
+        _tell_of_unfinished(base_name, watcher)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
-    elif run := newest_run(base_name):
+    elif run:
         path, reason = run.sound_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
@@ -83,6 +86,14 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
     return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
+
+
+def _tell_of_unfinished(base_name: str | None, watcher: Watcher) -> None:
+    """Name the run whose LoRA the user may have expected, because it is not finished."""
+    for run in unfinished_runs():
+        if base_name in (None, run.written_settings().get("base_name")):
+            watcher.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
+            return
 
 
 def _base_by_width(lora: LoraFile) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 
 from rapm_cli.bases import LoadedBase
-from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
+from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
 from rapm_cli.core.errors import OutOfMemoryError
@@ -102,7 +102,7 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
     prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     key = settings.teacher.fingerprint(prompts_hash, settings.base_identity, str(shard_size), f"format {CACHE_FORMAT}")
     about = {"teacher": asdict(settings.teacher), "base": settings.base_identity}
-    return TrajectoryStore(cache_dir() / "trajectories" / key, len(prompts), shard_size, about)
+    return TrajectoryStore(trajectories_dir() / key, len(prompts), shard_size, about)
 
 
 def _conditionings(
