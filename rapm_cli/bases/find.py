@@ -16,9 +16,13 @@ from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-FULL_CHECKPOINT = "model.diffusion_model."
-# What a checkpoint in the original layout has in its names, and whose configurations then fit it.
-SIGNS = {"conditioner.embedders.1.": "sdxl", "cond_stage_model.transformer.": "sd15"}
+# How the names of a whole checkpoint in the original layout begin, and those of each family's text encoders.
+WHOLE = ("model.diffusion_model.", "first_stage_model.")
+ENCODERS = {
+    "sdxl": ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."),
+    "sd15": ("cond_stage_model.transformer.text_model.",),
+}
+LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
 SAMPLES, SAMPLE_BYTES = 32, 2**16  # of each file of weights
 
 
@@ -104,16 +108,26 @@ def checkpoint_kind(path: Path) -> tuple[str, str | None]:
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
+            channels = file.get_slice(FIRST_LAYER).get_shape()[1] if FIRST_LAYER in names else 0
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}", "copy or download it again") from error
-    families = [family for sign, family in SIGNS.items() if any(name.startswith(sign) for name in names)]
-    if not families or not any(name.startswith(FULL_CHECKPOINT) for name in names):
+    families = [family for family, starts in ENCODERS.items() if all(_has(names, start) for start in WHOLE + starts)]
+    if not families:
         raise InputError(
             f"{path} is no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
+        )
+    if channels != LATENT_CHANNELS:
+        raise InputError(
+            f"{path} takes {channels} channels, not {LATENT_CHANNELS}: it is for inpainting or editing",
+            "give a text-to-image model",
         )
     if "ztsnr" in names:
         raise InputError(f"{path} was trained down to zero signal, which rapm cannot distil", "give another base")
     return families[0], "v_prediction" if "v_pred" in names else None
+
+
+def _has(names: set[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
 
 
 def folder_identity(folder: Path) -> str:
