@@ -177,6 +177,7 @@ def generate(
     output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    rng: options.Rng = "cpu",
     offline: options.Offline = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -196,7 +197,8 @@ def generate(
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora, precision = base or recipe.base, str(recipe.lora), recipe.precision
+        base, lora = base or recipe.base, str(recipe.lora)
+        precision, rng = recipe.precision, recipe.rng
     chosen = choose(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
@@ -209,6 +211,7 @@ def generate(
         output=output or pictures_dir(),
         device=find_device(device),
         precision=precision,
+        rng=rng,
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,

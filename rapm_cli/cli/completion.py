@@ -15,6 +15,7 @@ VALUES = {
     "base": ("demo", "sdxl"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "rng": ("cpu", "device"),
     "dtype": ("base", "fp16", "bf16", "fp32"),
     "discriminators": ("both", "relative", "absolute", "none"),
     "discriminator": ("unet", "latent"),

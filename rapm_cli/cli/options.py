@@ -33,6 +33,9 @@ Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda
 Precision = Annotated[
     str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
 ]
+Rng = Annotated[
+    str, typer.Option("--rng", help="Where noise is drawn: cpu, the same on every machine, or device, as diffusers.")
+]
 Offline = Annotated[
     bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")
 ]
