@@ -15,7 +15,8 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none
 # How the names of a whole checkpoint in the original layout begin, and those of each family's text encoders.
 WHOLE = ("model.diffusion_model.", "first_stage_model.")
 ENCODERS = {
@@ -46,12 +47,14 @@ def find_base(name: str, watcher: Watcher) -> Base:
             return _folder_base(Path(name).resolve())
         if name and Path(name).is_file():
             return _checkpoint_base(Path(name).resolve())
-    if match := HUB_ID.fullmatch(name):
+    match = HUB_ID.fullmatch(name)
+    if match and not name.endswith(CHECKPOINTS):
         return _hub_base(Published(match["repo"], match["revision"]), name, watcher)
-    raise ConfigError(
-        f"base {name!r} is not known",
-        f"give {', '.join(BASES.names())}, a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub",
-    )
+    try:
+        return BASES[name]
+    except ConfigError as error:
+        error.remedy += "; or give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
+        raise
 
 
 def _folder_base(folder: Path) -> Base:
