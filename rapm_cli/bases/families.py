@@ -81,7 +81,9 @@ def family_of(weights: Weights) -> Family:
         raise InputError(f"{path} names a {name}, which rapm cannot distil", f"give a {known}")
     for part, kind in family.parts.items():
         if index.get(part) != kind:
-            raise InputError(f"{path} names {index.get(part)} as its {part}", f"give a {name} with a {kind[1]} there")
+            raise InputError(
+                f"{path} names {index.get(part)} as its {part}", f"give a {name} whose {part} is {kind[1]}"
+            )
     return family
 
 

@@ -24,6 +24,7 @@ ENCODERS = {
     "sd15": ("cond_stage_model.transformer.text_model.",),
 }
 LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
+MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
 SAMPLES, SAMPLE_BYTES = 32, 2**16  # of each file of weights
 
 
@@ -134,8 +135,11 @@ def _has(names: set[str], start: str) -> bool:
 
 
 def folder_identity(folder: Path) -> str:
-    """What identifies the weights in a folder, wherever it lies: a hash of samples of the files."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """What identifies the model in a folder, wherever it lies: a hash of its configurations and samples of its weights.
+
+    A folder that is told to predict something else draws other trajectories from the same weights.
+    """
+    files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 

@@ -52,12 +52,12 @@ class LoadedBase:
             )
 
     def load(self) -> None:
-        """Read the network and the text encoders now, so that what is wrong with them is told before other work.
+        """Read every part now, so that what is wrong with one is told before hours of work.
 
         Raises:
             InputError: The files are not those of such a model.
         """
-        _ = self.backbone, self._text
+        _ = self.backbone, self._text, self._vae
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -1,17 +1,19 @@
 """The parts of a base read from its files, each by itself, so that none is in memory before it is needed."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from rapm_cli.bases.families import Family
-from rapm_cli.bases.weights import Weights
+from rapm_cli.bases.weights import WHOLE, Weights
 from rapm_cli.core.errors import InputError, is_out_of_memory
 from rapm_cli.core.schedule import NoiseSchedule
 
 T = TypeVar("T")
+FEWEST_TOKENS = 512  # two for each byte; transformers makes up an empty vocabulary where there is none
 
 
 def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
@@ -40,8 +42,11 @@ def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
 
     pipeline = _told(weights, load)
     for part in family.encoders:
-        missing = [name for name, value in getattr(pipeline, part).named_parameters() if value.is_meta]
-        _refuse_missing(weights, part, missing)
+        encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+        _refuse_missing(weights, part, [name for name, value in encoder.named_parameters() if value.is_meta])
+        longest = encoder.config.max_position_embeddings
+        if tokenizer.model_max_length != longest or len(tokenizer) < FEWEST_TOKENS:
+            raise InputError(f"{weights.origin} lacks the tokenizer of its {part}", WHOLE)
     return pipeline
 
 
@@ -93,7 +98,10 @@ def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> n
     def load() -> Any:
         if weights.checkpoint:
             origin, config = str(weights.checkpoint), str(weights.folder)
-            return kind.from_single_file(origin, config=config, subfolder=part, dtype=dtype, local_files_only=True)
+            try:
+                return kind.from_single_file(origin, config=config, subfolder=part, dtype=dtype, local_files_only=True)
+            except NotImplementedError as error:  # diffusers moves what it found no values for
+                raise InputError(f"{origin} lacks weights of its {part}", WHOLE) from error
         return _from_folder(weights, part, kind, dtype)
 
     made: nn.Module = _told(weights, load)
@@ -101,7 +109,7 @@ def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> n
 
 
 def _from_folder(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> Any:
-    """A part by diffusers or transformers, which both make up weights that are not in the files."""
+    """A part by diffusers or transformers, which both make up weights that are not in the files, or do not fit."""
     made, said = kind.from_pretrained(
         str(weights.folder),
         subfolder=part,
@@ -110,16 +118,18 @@ def _from_folder(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> 
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
-    _refuse_missing(weights, part, list(said["missing_keys"]))
+    if said["mismatched_keys"]:
+        names = [name for name, *_ in said["mismatched_keys"]]
+        raise InputError(f"{weights.origin} has a {part} of other shapes than it says, first {min(names)}", WHOLE)
+    _refuse_missing(weights, part, said["missing_keys"])
     return made
 
 
-def _refuse_missing(weights: Weights, part: str, names: list[str]) -> None:
+def _refuse_missing(weights: Weights, part: str, names: Collection[str]) -> None:
     if names:
-        raise InputError(
-            f"{weights.origin} lacks {len(names)} weights of its {part}, first {min(names)}", "give a whole model"
-        )
+        raise InputError(f"{weights.origin} lacks weights of its {part}, first {min(names)}", WHOLE)
 
 
 def _told(weights: Weights, load: Callable[[], T]) -> T:
@@ -133,9 +143,5 @@ def _told(weights: Weights, load: Callable[[], T]) -> T:
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, *of_libraries) as error:
         if is_out_of_memory(error):
             raise
-        said = str(error).strip().splitlines()
-        reason = said[0][:200].rstrip(".") if said else type(error).__name__
-        raise InputError(
-            f"{weights.origin} cannot be loaded: {reason}",
-            "give a whole Stable Diffusion XL or 1.5 with safetensors weights",
-        ) from error
+        reason = re.split(r"\.\s|\n", str(error).strip())[0][:200].rstrip(".") or type(error).__name__
+        raise InputError(f"{weights.origin} cannot be loaded: {reason}", WHOLE) from error

@@ -12,7 +12,7 @@ from rapm_cli.core.errors import InputError
 FP16 = "fp16"  # what repositories call the variant in half precision
 SHARD = r"(?:-\d+-of-\d+)?"
 NAME = re.compile(rf"(?:diffusion_pytorch_)?model{SHARD}(?:\.({FP16}))?{SHARD}\.safetensors")  # of a part's weights
-WHOLE = "give a whole model in diffusers layout, with safetensors weights"
+WHOLE = "give a whole Stable Diffusion XL or 1.5 with safetensors weights"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from rapm_cli.bases.demo.base import WEIGHTS
 
-SIDE = 64  # of the pictures
+SIDE = 64  # of SDXL's pictures; SD 1.5 halves its latents once more and has twice the side
 BPE = json.loads((WEIGHTS / "base" / "tokenizer" / "tokenizer.json").read_text())["model"]
 END = "<|endoftext|>"
 XL_WIDTHS = (12, 20)  # of the encoders: unequal, so that no loader can mistake one for the other
@@ -75,7 +75,7 @@ def write_sd15(folder: Path, seed: int = 0) -> Path:
     """A Stable Diffusion 1.5 in full precision, without its safety checker."""
     generator = torch.Generator().manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=SIDE // 8,
+        sample_size=2 * SIDE // 8,
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=2,
         norm_num_groups=4,

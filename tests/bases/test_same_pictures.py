@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from rapm_cli.bases.hub import Snapshot
 from rapm_cli.cli.app import main
 from rapm_cli.core.student import attach_lora, lora_parameters, lora_state
 from rapm_cli.formats.convert import convert_pickle
 from tests.bases.conftest import CPU, load, pipeline
+from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import SIDE, edit
 from tests.formats.test_convert import as_kohya, with_alphas
 
@@ -33,8 +35,14 @@ def case(request, originals, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(place / "home"))
         assert main([*argv, "--compare", "--precision", "fp32", "--output", str(place / "pictures")]) == 0
-    pair = np.asarray(Image.open(place / "pictures" / "000-seed50-compare.png"), dtype=int)
-    return folder, place, state, pair[:, :SIDE], pair[:, -SIDE:]
+    return folder, place, state, *both(place / "pictures" / "000-seed50-compare.png")
+
+
+def both(path):
+    """The teacher's picture and the student's, which are square and side by side."""
+    pair = np.asarray(Image.open(path), dtype=int)
+    side = len(pair)
+    return pair[:, :side], pair[:, -side:]
 
 
 def random_lora(folder):
@@ -75,6 +83,24 @@ def test_a_merged_folder_draws_the_students_picture_in_plain_diffusers(case, rap
     lora, merged = str(place / "lora.safetensors"), place / "merged"
     assert rapm("export", lora, "--base", str(folder), "--fuse", "--output", str(merged))[0] == 0
     assert np.abs(drawn(pipeline(merged), 4, 1.0) - ours).max() <= 1
+
+
+def test_one_file_draws_the_folders_pictures(case, originals, rapm, monkeypatch):
+    """With the published configurations, which say epsilon: what the network predicts, the file itself says."""
+    folder, place, _, *ours = case
+    velocities = "v_prediction" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    family = folder.name.removeprefix("small-")
+    path = write_checkpoint(
+        folder, place / f"{folder.name}.safetensors", **({"v_pred": torch.ones(1)} if velocities else {})
+    )
+    monkeypatch.setattr(
+        "rapm_cli.bases.published.fetch", lambda repo, *rest: Snapshot(repo, "0" * 40, originals[family], ())
+    )
+    argv = ["generate", PROMPT, "--base", str(path), "--lora", str(place / "lora.safetensors"), "--seed", "50"]
+    output = place / "of one file"
+    assert rapm(*argv, "--compare", "--precision", "fp32", "--output", str(output))[0] == 0
+    for mine, before in zip(both(output / "000-seed50-compare.png"), ours, strict=True):
+        assert np.abs(mine - before).max() <= 1  # sums differ with where a file puts its tensors
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
@@ -128,10 +154,9 @@ def test_in_16_bits_a_seed_draws_nearly_the_pipelines_picture(case, rapm, precis
     argv = ["generate", PROMPT, "--base", str(folder), "--lora", str(place / "lora.safetensors"), "--seed", "50"]
     output = place / precision
     assert rapm(*argv, "--compare", "--precision", precision, "--output", str(output))[0] == 0
-    pair = np.asarray(Image.open(output / "000-seed50-compare.png"), dtype=int)
     pipe = pipeline(folder, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
     teacher = drawn(pipe, 40, 7.5)
     pipe.load_lora_weights(dict(state))
     pipe.fuse_lora()
-    for mine, theirs in ((pair[:, :SIDE], teacher), (pair[:, -SIDE:], drawn(pipe, 4, 1.0))):
+    for mine, theirs in zip(both(output / "000-seed50-compare.png"), (teacher, drawn(pipe, 4, 1.0)), strict=True):
         assert np.abs(mine - theirs).mean() < MEAN_PX[precision]
