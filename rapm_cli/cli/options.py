@@ -24,7 +24,11 @@ def _go_offline(is_wanted: bool) -> bool:
 
 Base = Annotated[
     str | None,
-    typer.Option("--base", envvar="RAPM_BASE", help="Base model: demo, sdxl, or a folder in diffusers layout."),
+    typer.Option(
+        "--base",
+        envvar="RAPM_BASE",
+        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub.",
+    ),
 ]
 Lora = Annotated[
     str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
