@@ -9,7 +9,7 @@ from PIL import Image
 
 from rapm_cli.bases.hub import Snapshot
 from rapm_cli.cli.app import main
-from rapm_cli.core.student import attach_lora, lora_parameters, lora_state
+from rapm_cli.core.student import LoraWeights, attach_lora
 from rapm_cli.formats.convert import convert_pickle
 from tests.bases.conftest import CPU, load, pipeline
 from tests.bases.original_layout import write_checkpoint
@@ -50,9 +50,10 @@ def random_lora(folder):
     loaded = load(folder)
     attach_lora(loaded.backbone, 2, 2.0)
     generator = torch.Generator().manual_seed(1)
-    for parameter in lora_parameters(loaded.backbone):
-        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    return with_alphas(as_kohya(lora_state(loaded.backbone)))
+    weights = LoraWeights(loaded.backbone)
+    for master in weights.masters:
+        master.data.copy_(0.1 * torch.randn(master.shape, generator=generator))
+    return with_alphas(as_kohya(weights.state()))
 
 
 def drawn(pipe, steps, guidance_scale, **settings):
