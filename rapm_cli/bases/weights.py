@@ -12,6 +12,10 @@ from rapm_cli.core.errors import InputError
 FP16 = "fp16"  # what repositories call the variant in half precision
 SHARD = r"(?:-\d+-of-\d+)?"
 NAME = re.compile(rf"(?:diffusion_pytorch_)?model{SHARD}(?:\.({FP16}))?{SHARD}\.safetensors")  # of a part's weights
+INDEX = re.compile(rf"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.({FP16}))?\.json")  # of shards
+OTHERS = re.compile(
+    r"\.(safetensors|bin|msgpack|onnx\w*|h5|ckpt|pth?)(\.index(\.\w+)?\.json)?$"
+)  # weights, of any kind
 WHOLE = "give a whole Stable Diffusion XL or 1.5 with safetensors weights"
 
 
@@ -76,6 +80,20 @@ class Weights:
                 raise InputError(f"{path} is not a whole safetensors file", "copy or download it again") from error
             if (count := re.search(r"-of-(\d+)", path.name)) and len(names) < int(count[1]):
                 raise InputError(f"{path.parent} has {len(names)} of {int(count[1])} files of weights", WHOLE)
+
+    def plain_names(self) -> dict[str, str]:
+        """Names of the folder's files, each with its name in a folder that has one variant of each part.
+
+        Weights that rapm does not read are left out: of another variant, or in another format.
+        """
+        inside = self.files or [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*"))]
+        names = {}
+        for name in inside:
+            part, _, file = name.rpartition("/")
+            match = NAME.fullmatch(file) or INDEX.fullmatch(file)
+            if not OTHERS.search(name) or (match and part and match[1] == self.variant(part)):
+                names[name] = name.replace(f".{FP16}", "") if match else name
+        return {name: plain for name, plain in names.items() if (self.folder / name).is_file()}
 
     def _variants(self, part: str) -> dict[str | None, list[str]]:
         """Names of a part's files of weights, by variant."""

@@ -15,7 +15,7 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import ConfigError, DiskError
+from rapm_cli.core.errors import DiskError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
@@ -27,8 +27,6 @@ from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.prompts import warn_of_unread
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Picture:
 def noise_for(
     seeds: list[int],
     shape: tuple[int, int, int],
-    device: torch.device = _CPU,
-    dtype: torch.dtype = torch.float32,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The noise that a diffusers pipeline starts from.
 
@@ -72,22 +70,6 @@ def noise_for(
     return torch.cat(rows).float()
 
 
-def find_rng(name: str, device: torch.device) -> torch.device:
-    """Where noise is drawn: on the "cpu", the same on every machine, or on the "device" that computes, or its kind.
-
-    Raises:
-        ConfigError: It is another kind, as of a picture that is made again elsewhere.
-    """
-    if name == "cpu":
-        return _CPU
-    if name not in ("device", device.type):
-        raise ConfigError(
-            f"noise cannot be drawn on {name!r}: this computes on {device.type}",
-            "give --rng cpu or device; for a picture's own noise, the --device that drew it",
-        )
-    return device
-
-
 def generate(
     chosen: Chosen,
     prompts: list[str],
@@ -97,7 +79,7 @@ def generate(
     output: Path,
     device: torch.device,
     precision: str,
-    rng: str,
+    rng: torch.device,
     batch_size: int | None,
     compare: bool,
     with_grid: bool,
@@ -113,14 +95,13 @@ def generate(
         output: Folder for the PNGs.
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
-        rng: Where the noise is drawn, as `find_rng` takes it.
+        rng: Where to draw the noise.
         batch_size: Pictures at once, or None for the base's own number.
         compare: Draw the guided teacher's picture beside each.
         with_grid: Also write all of them as one picture.
         watcher: Sees the bar and what the base cannot know.
     """
     slot_edges(steps)
-    rng_device = find_rng(rng, device)
     if steps != chosen.steps:
         watcher.warn(f"{chosen.lora_path} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
@@ -141,7 +122,7 @@ def generate(
         "base_identity": weights.identity,
         "lora_sha256": file_sha256(chosen.lora_path),
         "precision": precision,
-        "rng": rng_device.type,
+        "rng": rng.type,
         "sampler": chosen.lora.recipe.get("sampler", {}),
         "teacher": teacher_settings,
     }
@@ -150,8 +131,7 @@ def generate(
     with watcher.bar("pictures", len(jobs), "picture", device) as bar, stop.patient("these pictures"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
-            drawn_for = [seed for _, seed in part]
-            noise = noise_for(drawn_for, loaded.latent_shape, rng_device, DTYPES[precision]).to(device)
+            noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
             drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])

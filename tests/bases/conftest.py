@@ -10,8 +10,10 @@ import torch
 import transformers
 
 from rapm_cli.bases import LoadedBase, Weights
+from rapm_cli.core.student import LoraWeights, attach_lora
 from tests.bases.small_models import write_sd15, write_sdxl
 from tests.conftest import authors_scheduler
+from tests.formats.test_convert import as_kohya, with_alphas
 
 WRITERS = {"sdxl": write_sdxl, "sd15": write_sd15}
 CPU = torch.device("cpu")
@@ -33,6 +35,17 @@ def pipeline(folder: Path, dtype: torch.dtype = torch.float32):
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> LoadedBase:
     """A folder as rapm loads it."""
     return LoadedBase(Weights(folder, "small"), CPU, dtype)
+
+
+def random_lora(folder):
+    """A LoRA on all our modules in kohya's form, strong enough to be seen."""
+    loaded = load(folder)
+    attach_lora(loaded.backbone, 2, 2.0)
+    generator = torch.Generator().manual_seed(1)
+    weights = LoraWeights(loaded.backbone)
+    for master in weights.masters:
+        master.data.copy_(0.1 * torch.randn(master.shape, generator=generator))
+    return with_alphas(as_kohya(weights.state()))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,12 +9,10 @@ from PIL import Image
 
 from rapm_cli.bases.hub import Snapshot
 from rapm_cli.cli.app import main
-from rapm_cli.core.student import LoraWeights, attach_lora
 from rapm_cli.formats.convert import convert_pickle
-from tests.bases.conftest import CPU, load, pipeline
+from tests.bases.conftest import CPU, load, pipeline, random_lora
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import SIDE, edit
-from tests.formats.test_convert import as_kohya, with_alphas
 
 PROMPT = "a red cube left of a blue sphere at dawn"
 CASES = [("sdxl", "epsilon"), ("sdxl", "v_prediction"), ("sd15", "epsilon"), ("sd15", "v_prediction")]
@@ -43,17 +41,6 @@ def both(path):
     pair = np.asarray(Image.open(path), dtype=int)
     side = len(pair)
     return pair[:, :side], pair[:, -side:]
-
-
-def random_lora(folder):
-    """A LoRA on all our modules, strong enough to be seen."""
-    loaded = load(folder)
-    attach_lora(loaded.backbone, 2, 2.0)
-    generator = torch.Generator().manual_seed(1)
-    weights = LoraWeights(loaded.backbone)
-    for master in weights.masters:
-        master.data.copy_(0.1 * torch.randn(master.shape, generator=generator))
-    return with_alphas(as_kohya(weights.state()))
 
 
 def drawn(pipe, steps, guidance_scale, **settings):

@@ -5,8 +5,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from rapm_cli.bases.device import find_rng
 from rapm_cli.core.errors import ConfigError
-from rapm_cli.workflows.generate import find_rng, noise_for
+from rapm_cli.workflows import generate
+from rapm_cli.workflows.generate import noise_for
 from rapm_cli.workflows.pictures import read_recipe, save_png
 
 CPU = torch.device("cpu")
@@ -27,6 +29,14 @@ def test_noise_is_drawn_on_the_cpu_or_where_rapm_computes():
     assert find_rng("device", card) == find_rng("cuda", card) == card
     with pytest.raises(ConfigError, match="'cuda': this computes on cpu"):
         find_rng("cuda", CPU)
+
+
+def test_noise_is_asked_for_in_the_dtype_and_on_the_device_of_the_command(rapm, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(generate, "noise_for", lambda *asking: asked.append(asking) or noise_for(*asking))
+    argv = ["generate", "a red cube", "--base", "demo", "--seed", "7..8", "--output", str(tmp_path), "--quiet"]
+    assert rapm(*argv, "--precision", "bf16", "--rng", "device", "--device", "cpu")[0] == 0
+    assert asked == [([7, 8], (4, 16, 16), CPU, torch.bfloat16)]
 
 
 def test_a_picture_says_where_its_noise_was_drawn_and_is_not_made_again_elsewhere(rapm, tmp_path):
