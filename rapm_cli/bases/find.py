@@ -15,10 +15,16 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-FULL_CHECKPOINT = "model.diffusion_model."
-# What a checkpoint in the original layout has in its names, and whose configurations then fit it.
-SIGNS = {"conditioner.embedders.1.": "sdxl", "cond_stage_model.transformer.": "sd15"}
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none
+# How the names of a whole checkpoint in the original layout begin, and those of each family's text encoders.
+WHOLE = ("model.diffusion_model.", "first_stage_model.")
+ENCODERS = {
+    "sdxl": ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."),
+    "sd15": ("cond_stage_model.transformer.text_model.",),
+}
+LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
+MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
 SAMPLES, SAMPLE_BYTES = 32, 2**16  # of each file of weights
 
 
@@ -42,12 +48,14 @@ def find_base(name: str, watcher: Watcher) -> Base:
             return _folder_base(Path(name).resolve())
         if name and Path(name).is_file():
             return _checkpoint_base(Path(name).resolve())
-    if match := HUB_ID.fullmatch(name):
+    match = HUB_ID.fullmatch(name)
+    if match and not name.endswith(CHECKPOINTS):
         return _hub_base(Published(match["repo"], match["revision"]), name, watcher)
-    raise ConfigError(
-        f"base {name!r} is not known",
-        f"give {', '.join(BASES.names())}, a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub",
-    )
+    try:
+        return BASES[name]
+    except ConfigError as error:
+        error.remedy += "; or give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
+        raise
 
 
 def _folder_base(folder: Path) -> Base:
@@ -104,21 +112,34 @@ def checkpoint_kind(path: Path) -> tuple[str, str | None]:
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
+            channels = file.get_slice(FIRST_LAYER).get_shape()[1] if FIRST_LAYER in names else 0
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}", "copy or download it again") from error
-    families = [family for sign, family in SIGNS.items() if any(name.startswith(sign) for name in names)]
-    if not families or not any(name.startswith(FULL_CHECKPOINT) for name in names):
+    families = [family for family, starts in ENCODERS.items() if all(_has(names, start) for start in WHOLE + starts)]
+    if not families:
         raise InputError(
             f"{path} is no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
+        )
+    if channels != LATENT_CHANNELS:
+        raise InputError(
+            f"{path} takes {channels} channels, not {LATENT_CHANNELS}: it is for inpainting or editing",
+            "give a text-to-image model",
         )
     if "ztsnr" in names:
         raise InputError(f"{path} was trained down to zero signal, which rapm cannot distil", "give another base")
     return families[0], "v_prediction" if "v_pred" in names else None
 
 
+def _has(names: set[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
 def folder_identity(folder: Path) -> str:
-    """What identifies the weights in a folder, wherever it lies: a hash of samples of the files."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """What identifies the model in a folder, wherever it lies: a hash of its configurations and samples of its weights.
+
+    A folder that is told to predict something else draws other trajectories from the same weights.
+    """
+    files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 

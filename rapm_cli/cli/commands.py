@@ -177,6 +177,7 @@ def generate(
     output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    rng: options.Rng = "cpu",
     offline: options.Offline = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -186,7 +187,7 @@ def generate(
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
     wanted = _prompts(prompt, prompts, out, needed=from_picture is None)
-    from rapm_cli.bases.device import find_device
+    from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
     from rapm_cli.workflows.generate import generate as run_generate
@@ -196,19 +197,21 @@ def generate(
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora, precision = base or recipe.base, str(recipe.lora), recipe.precision
+        base, lora = base or recipe.base, str(recipe.lora)
+        precision, rng = recipe.precision, recipe.rng
     chosen = choose(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
-    made = []
+    made, place = [], find_device(device)
     for picture in run_generate(
         chosen,
         wanted,
         seeds,
         steps=_or(steps, chosen.steps),
         output=output or pictures_dir(),
-        device=find_device(device),
+        device=place,
         precision=precision,
+        rng=find_rng(rng, place),
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,

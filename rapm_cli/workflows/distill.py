@@ -162,7 +162,9 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
     try:
         with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
         watcher.say(f"loading {base.name}")
-        return LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+        loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+        loaded.load()
+        return loaded
     except RapmError:
         if is_new:
             run.discard()
