@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, RapmError
 from rapm_cli.core.registry import Registry
 from rapm_cli.core.watch import Watcher
 
@@ -272,7 +272,8 @@ class Trackers:
         except Exception as error:  # noqa: BLE001  whatever it raises, training goes on
             self._open.pop(name, None)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._watcher.warn(f"tracker {name} has failed and is left out: {reason}")
+            remedy = f"; {error.remedy}" if isinstance(error, RapmError) else ""
+            self._watcher.warn(f"tracker {name} has failed and is left out: {reason}{remedy}")
 
 
 def open_trackers(
