@@ -127,7 +127,10 @@ def is_close(one, other):
     return one.shape == other.shape and int((one - other).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), torch.OutOfMemoryError("no memory")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow)],
+)
 def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp_path, monkeypatch, error):
     def fail(self, done):
         raise error
