@@ -22,6 +22,7 @@ VALUES = {
     "discriminator": ("unet", "latent"),
     "start-from": ("student", "teacher"),
     "part": ("both", "held-out", "seen"),
+    "report-to": ("tensorboard", "wandb", "trackio"),
     "metrics": ("attributes", "pictures", "fd-demo", "kd-demo"),
 }
 RUN_OPTIONS = ("lora",)  # take a run's name or a file
