@@ -41,6 +41,8 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l output -r -F -d 'Ru
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l resume -d 'Go on with RUN, with its own settings'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l new -d 'Begin another run, even where an unfinished one has these settings'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l save-every -x -d 'Iterations between commits'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l report-to -x -a "tensorboard wandb trackio" -d 'Also draw curves in: tensorboard, wandb, trackio'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l preview-every -x -d 'Iterations between pictures of the student in training; 0: none'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l strict -d 'Stop at damaged data instead of repeating work'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l deterministic -d 'The same bits each time on a GPU; slower'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l device -x -a "auto cpu cuda mps" -d 'auto, cpu, cuda, cuda:N or mps'
