@@ -122,7 +122,7 @@ def _distill(
             exam.sit(contestant)
     clock.lap("teacher and base")
     plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
-    adopt(plan, loaded)
+    adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
