@@ -11,6 +11,7 @@ from rapm_cli.core.randomness import generator_for
 
 SIDES = {"cuda": 8192}  # of the square matrices whose product is timed
 SIDE = 1024
+ENOUGH_SECONDS = 8.0  # after which work is not measured again
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Timed:
     """What a piece of work took.
 
     Args:
-        seconds: Median of several times, after one that warms up.
+        seconds: Median of several times, or of few where each is long, after one that warms up.
         peak_bytes: The most that the device held meanwhile; None where nobody counts.
     """
 
@@ -27,11 +28,11 @@ class Timed:
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Timed:
-    """Do some work once, then `repeats` times against the clock."""
+    """Do some work once, then `repeats` times against the clock, or fewer where each takes long."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    for _ in range(repeats + 1):
+    seconds: list[float] = []
+    while len(seconds) <= repeats and (len(seconds) < 2 or sum(seconds) < ENOUGH_SECONDS):
         wait(device)
         clock = time.perf_counter()
         work()

@@ -164,6 +164,7 @@ def benchmark(
         speeds.append(PlanSpeed(plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
     watcher.say("measuring drawing")
     drawing = _drawing(base, architecture, settings, device)
+    free_memory(device)
     fitting = [speed for speed in speeds if speed.time]
     costly = []
     if is_profiled and fitting:
@@ -231,7 +232,7 @@ def _card_of(plan: Plan, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def _drawing(base: Base, architecture: Architecture, settings: Settings, device: torch.device) -> DrawingSpeed:
-    """Our way of drawing and the authors', with one network and one autoencoder.
+    """Drawing in our way and in the authors', with one network and one autoencoder.
 
     Both decode in float32: the authors' pipeline in fp16 does so as well. A fused LoRA costs nothing, so that the
     network without one stands for theirs.
@@ -250,8 +251,6 @@ def _drawing(base: Base, architecture: Architecture, settings: Settings, device:
     attach_lora(backbone, rank=1, alpha=1.0)
     LoraWeights(backbone)  # brings it to the network's dtype
     ours = timed(lambda: decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling), device, REPEATS)
-    del backbone, vae, pipeline
-    free_memory(device)
     return DrawingSpeed(size, ours.seconds / size, theirs.seconds / size)
 
 

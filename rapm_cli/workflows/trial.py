@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES
@@ -28,16 +29,20 @@ def time_guided_step(
         device: Where.
         repeats: Times that are measured.
     """
+    try:
+        return timed(_guided_step(architecture, settings, size, device), device, repeats)
+    finally:
+        free_memory(device)
+
+
+def _guided_step(
+    architecture: Architecture, settings: Settings, size: int, device: torch.device
+) -> Callable[[], Tensor]:
     dtype = DTYPES[settings.teacher.precision]
     backbone, row = architecture.backbone(device, dtype), architecture.conditioning(device, dtype)
     z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
     cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
-    step = torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
-    try:
-        return timed(step, device, repeats)
-    finally:
-        del backbone, step, row, cond, z
-        free_memory(device)
+    return torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
 
 
 def time_iteration(
@@ -55,15 +60,17 @@ def time_iteration(
     Raises:
         torch.OutOfMemoryError: It does not fit.
     """
-    walk = iteration(architecture, settings, plan, device)
-    walked: list[int] = []
     try:
-        time = timed(lambda: walked.append(walk()), device, repeats)
+        return _timed_walk(iteration(architecture, settings, plan, device), settings, device, repeats)
     finally:
-        del walk
         free_memory(device)
-    share = settings.teacher.num_slots / walked[-1]  # a walk that overflows, as random weights may in fp16, ends early
-    return dataclasses.replace(time, seconds=share * time.seconds)
+
+
+def _timed_walk(walk: Callable[[], int], settings: Settings, device: torch.device, repeats: int) -> Timed:
+    """Of all slots; a walk that overflows, as random weights may in fp16, ends early."""
+    walked: list[int] = []
+    time = timed(lambda: walked.append(walk()), device, repeats)
+    return dataclasses.replace(time, seconds=time.seconds * settings.teacher.num_slots / walked[-1])
 
 
 def iteration(
