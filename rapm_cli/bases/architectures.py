@@ -33,6 +33,11 @@ class Architecture:
         return self.unet.get("in_channels", 4), side, side
 
     @property
+    def has_pooled_text(self) -> bool:
+        """Whether its network is told the pooled text and the picture's size, as SDXL's is."""
+        return self.unet.get("addition_embed_type") == "text_time"
+
+    @property
     def side_px(self) -> int:
         """Width and height of its pictures."""
         scale: int = 2 ** (len(self.vae["block_out_channels"]) - 1)
@@ -57,7 +62,7 @@ class Architecture:
     def conditioning(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         """One row of conditioning, all ones."""
         tokens = torch.ones(1, self.tokens, self.unet["cross_attention_dim"], device=device, dtype=dtype)
-        if self.unet.get("addition_embed_type") != "text_time":
+        if not self.has_pooled_text:
             return Conditioning(tokens)
         width = self.unet["projection_class_embeddings_input_dim"] - 6 * self.unet["addition_time_embed_dim"]
         pooled = torch.ones(1, width, device=device, dtype=dtype)

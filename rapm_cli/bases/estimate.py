@@ -1,4 +1,4 @@
-"""What phase 2 will need of a device, before any weight is loaded."""
+"""What both phases will need of a device, before any weight is loaded."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.plans import Plan
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.int8 import quantise
-from rapm_cli.core.rehearsal import META, Rehearsed, rehearse_training
+from rapm_cli.core.rehearsal import META, Rehearsed, rehearse_teacher, rehearse_training
 
 
 def rehearse_plan(
@@ -23,3 +23,11 @@ def rehearse_plan(
     plain = dataclasses.replace(config, checkpointing=False)  # the plan says it
     row = architecture.conditioning(META, dtype)
     return rehearse_training(backbone, plain, row, architecture.latent_shape, num_slots)
+
+
+def rehearse_guidance(
+    architecture: Architecture, dtype: torch.dtype, *, batch_size: int, guidance_scale: float
+) -> Rehearsed:
+    """One guided step of the teacher, on the meta device."""
+    backbone, row = architecture.backbone(META, dtype), architecture.conditioning(META, dtype)
+    return rehearse_teacher(backbone, row, architecture.latent_shape, batch_size, guidance_scale)

@@ -96,9 +96,7 @@ class LoadedBase:
     def decode(self, z: Tensor) -> Tensor:
         """(B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU."""
         with self._on_device(self._vae):
-            scaled = (z / self._scaling).to(self._vae.dtype)
-            picture: Tensor = self._vae.decode(scaled, return_dict=False)[0]
-        return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
+            return decoded(self._vae, z, self._scaling)
 
     def unread(self, prompt: str) -> str:
         """The end of a prompt that is too long for the text encoders to read; empty for most."""
@@ -125,6 +123,18 @@ class LoadedBase:
             if _memory_bytes(self.device) < ROOMY:
                 for module in modules:
                     module.to(_CPU)
+
+
+def decoded(vae: Any, z: Tensor, scaling: float) -> Tensor:
+    """(B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU.
+
+    Args:
+        vae: Autoencoder.
+        z: On its device.
+        scaling: Of the network's latents, over the autoencoder's own.
+    """
+    picture: Tensor = vae.decode((z / scaling).to(vae.dtype), return_dict=False)[0]
+    return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
 _CPU = torch.device("cpu")

@@ -106,6 +106,9 @@ def distill(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits each time on a GPU; slower.", rich_help_panel=RUN)
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and write nothing.", rich_help_panel=RUN)
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     offline: options.Offline = False,
@@ -135,6 +138,13 @@ def distill(
     given = options.given(context)
     if "slot_weights" in given:
         given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
+    if dry_run:
+        if resume:
+            raise ConfigError("--dry-run foresees a whole run", "leave out --resume")
+        from rapm_cli.cli import speed
+
+        speed.foresee(out, find_base(_or(base, "sdxl"), out), given, prompts, device, vram)
+        return
     with team.joined(device) as ranks:
         if not ranks.is_first:
             team.follow(ranks, device, vram, Output(quiet=True))
@@ -247,6 +257,12 @@ def evaluate(
     part: Annotated[str, typer.Option(help="held-out, seen or both.")] = "both",
     metrics: Annotated[str, typer.Option(help="Names with commas between.")] = "attributes,pictures,fd-demo,kd-demo",
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Measure speed and memory instead, with random weights.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="With --benchmark: also the most costly operations.")
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     offline: options.Offline = False,
@@ -254,9 +270,16 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure teacher, undistilled base and student on the same prompts and noise."""
+    """Measure teacher, undistilled base and student on the same prompts and noise; or, with --benchmark, the device."""
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
+    if benchmark or profile:
+        if not benchmark or lora:
+            raise ConfigError("--profile goes with --benchmark, and --benchmark without --lora", "see rapm eval --help")
+        from rapm_cli.cli import speed
+
+        speed.benchmark(out, _or(base, "sdxl"), device, precision, is_profiled=profile)
+        return
     from rapm_cli.bases.device import describe_machine, find_device
     from rapm_cli.workflows.choose import choose
     from rapm_cli.workflows.evaluate import PARTS, evaluate_lora, to_record

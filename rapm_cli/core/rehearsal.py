@@ -23,10 +23,12 @@ class Rehearsed:
     Args:
         peak_bytes: The most that it holds at once, weights included.
         flops: What it computes.
+        trained: Numbers that are trained.
     """
 
     peak_bytes: int
     flops: int
+    trained: int = 0
 
 
 class _Rehearsing(Trainer):
@@ -63,7 +65,9 @@ def rehearse_training(
     meter.hold([*held, *moments])
     with flash_attention(meter), meter:
         trainer._slot(batch, 0, batch.z_teacher[:, 1], 0)
-    return Rehearsed(meter.peak_bytes, num_slots * meter.flops)  # no graph outlives its slot, and all are alike
+    return Rehearsed(
+        meter.peak_bytes, num_slots * meter.flops, sum(p.numel() for p in trained)
+    )  # no graph outlives its slot, and all are alike
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def collect(
         to_do = sum(map(len, missing))
         if to_do < store.count:
             watcher.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
-        require_room(store.folder, to_do * _bytes_of_one(base, settings.teacher), f"storing {to_do} trajectories")
+        require_room(store.folder, to_do * _bytes_of_one(base, settings), f"storing {to_do} trajectories")
         ranks.share(json.dumps([rows.start for rows in missing]).encode())
         if missing:
             _make_all(base, settings, store, missing, ranks, watcher)
@@ -127,16 +127,27 @@ def _make(
     watcher: Watcher,
 ) -> None:
     made = _roll_out_that_fits(base, settings.teacher, cond, rows)
-    size = len(rows) * _bytes_of_one(base, settings.teacher)
+    size = len(rows) * _bytes_of_one(base, settings)
     if not made.is_finite:
         watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
     kept = f"{rows.start} trajectories are kept"
     with_retries(lambda: store.write(rows, made), store.folder, size, watcher, kept, "free space, and try again")
 
 
-def _bytes_of_one(base: LoadedBase, teacher: TeacherConfig) -> int:
-    latents = (2 * teacher.num_slots + 1) * math.prod(base.latent_shape)
-    return 4 * latents + sum(part.nbytes for part in base.unconditional.parts if part is not None)
+def _bytes_of_one(base: LoadedBase, settings: Settings) -> int:
+    return bytes_of_one(base.latent_shape, base.unconditional, settings.teacher.num_slots)
+
+
+def bytes_of_one(latent_shape: tuple[int, int, int], row: Conditioning, num_slots: int) -> int:
+    """Size of a stored trajectory.
+
+    Args:
+        latent_shape: (C, h, w).
+        row: One row of conditioning.
+        num_slots: N.
+    """
+    latents = (2 * num_slots + 1) * math.prod(latent_shape)
+    return 4 * latents + sum(part.nbytes for part in row.parts if part is not None)
 
 
 def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:

@@ -127,7 +127,7 @@ def _distill(
     clock.lap("teacher and base")
     reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
     plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
-    adopt(plan, loaded)
+    adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)
     with closing(reports):

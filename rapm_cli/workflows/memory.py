@@ -5,11 +5,11 @@ import gc
 
 import torch
 
-from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.estimate import rehearse_plan
 from rapm_cli.bases.plans import GIB, Plan, choose_plan, lower, needed, plan_named
+from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.int8 import quantise
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.watch import Watcher
@@ -63,13 +63,13 @@ def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, p
     return rehearse_plan(architecture, share, dtype, plan, num_slots=num_slots).peak_bytes
 
 
-def adopt(plan: Plan | None, loaded: LoadedBase) -> None:
-    """Bring a base into the plan's form, before a LoRA is attached."""
+def adopt(plan: Plan | None, backbone: Backbone) -> None:
+    """Bring a network into the plan's form, before a LoRA is attached."""
     if plan and plan.is_quantised:
-        quantise(loaded.backbone.unet)
-        free_memory(loaded.device)
+        quantise(backbone.unet)
+        free_memory(backbone.device)
     if plan and plan.recomputed:
-        loaded.backbone.enable_checkpointing(plan.recomputed)
+        backbone.enable_checkpointing(plan.recomputed)
 
 
 def stand_by(plan: Plan | None, trainer: Trainer, watcher: Watcher) -> None:

@@ -29,7 +29,24 @@ def settings_for(
     stored: Settings | None = None,
     processes: int = 1,
 ) -> Settings:
-    """The settings that a command asks for, checked.
+    """The settings that a command asks for, checked, with the identity of the base's weights.
+
+    Arguments and errors as of `settings_without_weights`; what is missing of the weights is fetched.
+    """
+    settings = settings_without_weights(base, given, prompts, device, watcher, stored, processes)
+    return dataclasses.replace(settings, base_identity=base.locate(watcher).identity)
+
+
+def settings_without_weights(
+    base: Base,
+    given: dict[str, Any],
+    prompts: list[str] | None,
+    device: torch.device,
+    watcher: Watcher,
+    stored: Settings | None = None,
+    processes: int = 1,
+) -> Settings:
+    """The settings that a command asks for, checked; none of the base's weights is looked for.
 
     Args:
         base: The base model.
@@ -68,7 +85,7 @@ def settings_for(
     return Settings(
         source=base.source,
         base_name=base.name,
-        base_identity=base.locate(watcher).identity,
+        base_identity="",
         teacher=teacher,
         training=training,
         prompts=tuple(chosen),

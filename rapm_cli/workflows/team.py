@@ -102,7 +102,7 @@ def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None
     loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
     plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
-    adopt(plan, loaded)
+    adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)
     done = _obey(trainer, 0)

@@ -36,6 +36,8 @@ from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.rundir import OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
 
+MOST_COMMITS = 2 * KEPT + 1  # of training that lie in a run at once
+STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
 
 
@@ -88,8 +90,8 @@ class Training:
         self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
         weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        more = max(1, 2 * KEPT + 1 - len(run.training_commits()))
-        require_room(run.folder, 3 * weights * more, "keeping commits")  # an optimizer has two values for each weight
+        more = max(1, MOST_COMMITS - len(run.training_commits()))
+        require_room(run.folder, STATE * weights * more, "keeping commits")
         checkpoint, damage = self.checkpoints.newest()
         self._tell(damage, checkpoint)
         self.checkpoints.set_aside(damage)

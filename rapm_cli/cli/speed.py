@@ -1,0 +1,117 @@
+"""Speed and memory, foreseen and measured, as a person reads them."""
+
+from typing import TYPE_CHECKING, Any
+
+from rapm_cli.cli.console import Output
+
+if TYPE_CHECKING:
+    from rapm_cli.bases import Base
+    from rapm_cli.workflows.benchmark import Benchmark
+
+GIB, MIB, HOUR = 2**30, 2**20, 3600
+
+
+def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str, vram: str) -> None:
+    """What `rapm distill` would take."""
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows.foresee import foresee as forecast
+    from rapm_cli.workflows.foresee import to_record
+    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.workflows.prompts import read_prompts
+    from rapm_cli.workflows.start import settings_without_weights
+
+    wanted, place = None if prompts is None else read_prompts(prompts, out), find_device(device)
+    settings = settings_without_weights(base, given, wanted, place, out)
+    made = forecast(base, settings, place, vram, out)
+    counts = {
+        "trajectories": f"{settings.teacher.trajectories:,} trajectories",
+        "training": f"{settings.training.iterations:,} iterations",
+    }
+    out.data(f"plan          {made.plan.name} GB, {made.plan.words}")
+    for phase, seconds in made.seconds.items():
+        out.data(f"{phase:<13} {'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
+    out.data(f"peak memory   {made.peak_bytes / GIB:.2f} GiB")
+    for thing, size in made.disk_bytes.items():
+        out.data(f"disk          {size_in_words(size)} for {thing}")
+    out.data(f"machine       {made.machine}")
+    out.result(to_record(made) | {"settings": settings.recipe()})
+
+
+def time_in_words(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"
+
+
+def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:
+    """What `rapm eval --benchmark` measures."""
+    from rapm_cli.bases import find_base
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows.benchmark import benchmark as measure
+    from rapm_cli.workflows.benchmark import to_record
+    from rapm_cli.workflows.start import settings_without_weights
+
+    base, place = find_base(name, out), find_device(device)
+    settings = settings_without_weights(base, {"precision": precision}, None, place, out)
+    made = measure(base, settings, place, out, is_profiled=is_profiled)
+    _phases(out, made)
+    _drawing(out, made)
+    if made.profile:
+        total = min(speed.time.seconds for speed in made.plans if speed.time)
+        rows = [
+            [row.name[:60], f"{1000 * row.seconds:.1f}", f"{row.seconds / total:.0%}", str(row.calls)]
+            for row in made.profile
+        ]
+        out.table("the most costly operations of an iteration", ["", "ms", "of it", "calls"], rows)
+    out.result(to_record(made))
+
+
+def _phases(out: Output, made: "Benchmark") -> None:
+    teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
+    out.data(
+        f"{made.settings.base_name}, {made.side_px} px, random weights, {teacher.precision}, {made.machine}: "
+        f"{rate / 1e12:.3g} TFLOP/s in products of matrices"
+    )
+    one = made.teacher
+    out.table(
+        f"phase 1: {teacher.num_slots} x {teacher.fine_steps} guided steps, {one.batch_size} prompts at once",
+        ["s/step", "trajectories/h", "peak MiB", "predicted MiB"],
+        [[f"{one.step_seconds:.3f}", f"{one.trajectories_an_hour:.0f}", *_peaks(one.peak_bytes, one.predicted_bytes)]],
+        text_columns=(),
+    )
+    rows = []
+    for speed in made.plans:
+        cells, peak = ["does not fit", "", ""], None
+        if speed.time:
+            reached, peak = speed.flops / speed.time.seconds, speed.time.peak_bytes
+            cells = [f"{speed.time.seconds:.3f}", f"{reached / 1e12:.3g}", f"{reached / rate:.0%}"]
+        rows.append([f"{speed.plan.name} GB, {speed.plan.words}", *cells, *_peaks(peak, speed.predicted_bytes)])
+    out.table(
+        f"phase 2: {teacher.num_slots} slots, batch {training.batch_size}, rank {training.rank}, "
+        f"discriminator {training.discriminator}",
+        ["plan", "s/iteration", "TFLOP/s", "of products", "peak MiB", "predicted MiB"],
+        rows,
+    )
+
+
+def _peaks(measured: int | None, predicted: int) -> list[str]:
+    return ["-" if measured is None else f"{measured / MIB:,.0f}", f"{predicted / MIB:,.0f}"]
+
+
+def _drawing(out: Output, made: "Benchmark") -> None:
+    from rapm_cli.workflows.benchmark import AUTHORS_HOURS, ITERATIONS, TRAJECTORIES
+
+    one = made.drawing
+    out.table(
+        f"drawing: {made.settings.teacher.num_slots} steps, {one.batch_size} at once, decoded in float32",
+        ["", "pictures/s"],
+        [["rapm", f"{1 / one.seconds:.3g}"], ["diffusers' pipeline, LoRA fused", f"{1 / one.pipeline_seconds:.3g}"]],
+    )
+    out.data(f"rapm draws {one.pipeline_seconds / one.seconds:.2f} times as fast")
+    if made.hours:
+        first, second = made.hours
+        out.data(
+            f"{TRAJECTORIES:,} trajectories {first:.1f} h, {ITERATIONS:,} iterations {second:.1f} h; "
+            f"the authors took {AUTHORS_HOURS} h for SDXL on an A6000"
+        )

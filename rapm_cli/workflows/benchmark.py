@@ -1,0 +1,308 @@
+"""How fast the method is on this device, on a base of random weights at its full size."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base
+from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.device import DTYPES, describe_machine
+from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
+from rapm_cli.bases.loading import decoded
+from rapm_cli.bases.plans import GIB, PLANS, Plan
+from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
+from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.rehearsal import Rehearsed
+from rapm_cli.core.sample import sample_student
+from rapm_cli.core.schedule import DDIM_SETTINGS
+from rapm_cli.core.student import LoraWeights, attach_lora
+from rapm_cli.core.trajectories import initial_noise
+from rapm_cli.core.watch import Watcher
+from rapm_cli.workflows.foresee import USUAL_SHARE
+from rapm_cli.workflows.memory import free_memory
+from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.trial import iteration, time_guided_step, time_iteration
+
+REPEATS = 3
+PATIENCE_SECONDS = 600.0
+TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
+COSTLY = 10  # operations in a profile
+
+
+@dataclass(frozen=True)
+class TeacherSpeed:
+    """Phase 1.
+
+    Args:
+        batch_size: Prompts at once.
+        step_seconds: Of one guided step.
+        trajectories_an_hour: With all steps of all slots.
+        peak_bytes: Measured; None where nobody counts.
+        predicted_bytes: By a rehearsal.
+    """
+
+    batch_size: int
+    step_seconds: float
+    trajectories_an_hour: float
+    peak_bytes: int | None
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanSpeed:
+    """Phase 2 under a plan, on no more memory than the plan is for.
+
+    Args:
+        plan: The plan.
+        flops: Of an iteration.
+        predicted_bytes: By a rehearsal.
+        time: Of an iteration; None where it does not fit.
+    """
+
+    plan: Plan
+    flops: int
+    predicted_bytes: int
+    time: Timed | None
+
+
+@dataclass(frozen=True)
+class DrawingSpeed:
+    """Drawing with a student.
+
+    Args:
+        batch_size: Pictures at once.
+        seconds: Of a picture, by us.
+        pipeline_seconds: Of one by the authors' way, a diffusers pipeline with the LoRA fused.
+    """
+
+    batch_size: int
+    seconds: float
+    pipeline_seconds: float
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A row of a profile.
+
+    Args:
+        name: Of the operation.
+        seconds: In itself, on the device.
+        calls: How often.
+    """
+
+    name: str
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that was measured.
+
+    Args:
+        settings: What it was measured for.
+        machine: The device in words.
+        side_px: Of the pictures.
+        matmul_rate: Floating-point operations a second of the device at its best.
+        teacher: Phase 1.
+        plans: Phase 2.
+        drawing: Drawing.
+        profile: The most costly operations of one iteration; empty where none was asked for.
+    """
+
+    settings: Settings
+    machine: str
+    side_px: int
+    matmul_rate: float
+    teacher: TeacherSpeed
+    plans: list[PlanSpeed]
+    drawing: DrawingSpeed
+    profile: list[Operation]
+
+    @property
+    def hours(self) -> tuple[float, float] | None:
+        """Of a distillation as long as the authors': phase 1, and phase 2 under the fastest plan; None if none fits."""
+        seconds = [speed.time.seconds for speed in self.plans if speed.time]
+        if not seconds:
+            return None
+        return TRAJECTORIES / self.teacher.trajectories_an_hour, ITERATIONS * min(seconds) / 3600
+
+
+def benchmark(
+    base: Base, settings: Settings, device: torch.device, watcher: Watcher, *, is_profiled: bool = False
+) -> Benchmark:
+    """Measure both phases, under every plan, and drawing.
+
+    Args:
+        base: The base model, of which the shapes alone are used.
+        settings: The settings that suit it.
+        device: What is measured.
+        watcher: Is told what is being measured.
+        is_profiled: Profile an iteration as well.
+
+    Raises:
+        ConfigError: It would take long.
+    """
+    architecture, dtype = base.architecture(watcher), DTYPES[settings.teacher.precision]
+    rate = matmul_rate(device, dtype)
+    watcher.say(f"{rate / 1e12:.3g} TFLOP/s in products of matrices; counting what both phases compute")
+    step = _rehearsed_step(base, architecture, settings)
+    plans = _rehearsed_plans(architecture, settings)
+    rehearsals = {"24": next(plans)}
+    _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
+    rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
+    watcher.say("measuring phase 1")
+    teacher = _teacher(base, architecture, settings, step, device)
+    speeds = []
+    for plan in PLANS.values():
+        watcher.say(f"measuring phase 2, plan {plan.name} GB")
+        time = _time_on_card(architecture, settings, plan, device)
+        speeds.append(PlanSpeed(plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
+    watcher.say("measuring drawing")
+    drawing = _drawing(base, architecture, settings, device)
+    free_memory(device)
+    fitting = [speed for speed in speeds if speed.time]
+    costly = []
+    if is_profiled and fitting:
+        watcher.say("profiling an iteration")
+        fastest = min(fitting, key=lambda speed: speed.time.seconds if speed.time else math.inf)
+        costly = _profile(iteration(architecture, settings, fastest.plan, device), device)
+    machine = describe_machine(device)
+    return Benchmark(settings, machine, architecture.side_px, rate, teacher, speeds, drawing, costly)
+
+
+def _rehearsed_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
+    teacher, size = settings.teacher, base.defaults.rollout_batch
+    dtype = DTYPES[teacher.precision]
+    return rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
+
+
+def _rehearsed_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
+    dtype, num_slots = DTYPES[settings.teacher.precision], settings.teacher.num_slots
+    for plan in PLANS.values():
+        yield rehearse_plan(architecture, settings.training, dtype, plan, num_slots=num_slots)
+
+
+def _refuse_long(base: Base, flops: int, rate: float) -> None:
+    seconds = flops / (USUAL_SHARE * rate)
+    if seconds > PATIENCE_SECONDS:
+        raise ConfigError(
+            f"measuring {base.name} would take about {seconds / 3600:,.1f} hours on this device",
+            "use a GPU, or --base demo",
+        )
+
+
+def _teacher(
+    base: Base, architecture: Architecture, settings: Settings, step: Rehearsed, device: torch.device
+) -> TeacherSpeed:
+    size = base.defaults.rollout_batch
+    time = time_guided_step(architecture, settings, size, device, REPEATS)
+    steps = settings.teacher.num_slots * settings.teacher.fine_steps
+    return TeacherSpeed(size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes)
+
+
+def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, device: torch.device) -> Timed | None:
+    """Of an iteration on a card that the plan is for; None where it does not fit."""
+    with _card_of(plan, device):
+        try:
+            return time_iteration(architecture, settings, plan, device, REPEATS)
+        except torch.OutOfMemoryError as error:
+            error.with_traceback(None)  # whose frames hold the network
+        free_memory(device)
+        return None
+
+
+@contextmanager
+def _card_of(plan: Plan, device: torch.device) -> Iterator[None]:
+    """Inside, a GPU gives as much memory as a card of the plan's size has beside a desktop: a GiB less."""
+    if device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (int(plan.name) - 1) * GIB / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@torch.no_grad()
+def _drawing(base: Base, architecture: Architecture, settings: Settings, device: torch.device) -> DrawingSpeed:
+    """Drawing in our way and in the authors', with one network and one autoencoder.
+
+    Both decode in float32: the authors' pipeline in fp16 does so as well. A fused LoRA costs nothing, so that the
+    network without one stands for theirs.
+    """
+    size, num_slots = base.defaults.picture_batch, settings.teacher.num_slots
+    dtype = DTYPES[settings.teacher.precision]
+    backbone = architecture.backbone(device, dtype)
+    vae: Any = architecture.autoencoder(device, torch.float32)
+    cond = architecture.conditioning(device, dtype).expand(size)
+    z = initial_noise(0, "benchmark", list(range(size)), architecture.latent_shape).to(device)
+    scaling = vae.config.scaling_factor
+    pipeline = _pipeline(architecture, backbone.unet, vae)
+    told = {"prompt_embeds": cond.tokens} | ({} if cond.pooled is None else {"pooled_prompt_embeds": cond.pooled})
+    common = {"guidance_scale": 1.0, "num_inference_steps": num_slots, "output_type": "latent", "latents": z.to(dtype)}
+    theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, REPEATS)
+    attach_lora(backbone, rank=1, alpha=1.0)
+    LoraWeights(backbone)  # brings it to the network's dtype
+    ours = timed(lambda: decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling), device, REPEATS)
+    return DrawingSpeed(size, ours.seconds / size, theirs.seconds / size)
+
+
+def _pipeline(architecture: Architecture, unet: Any, vae: Any) -> Any:
+    """A diffusers pipeline with the authors' scheduler, and without text encoders."""
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **DDIM_SETTINGS
+    )
+    parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
+    if architecture.has_pooled_text:
+        more = {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts, **more)
+    else:
+        more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _profile(work: Callable[[], object], device: torch.device) -> list[Operation]:
+    """The most costly operations of some work, once it is warm."""
+    from torch.profiler import ProfilerActivity, profile
+
+    is_gpu = device.type == "cuda"
+    work()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as seen:
+        work()
+    rows = [
+        Operation(row.key, (row.self_device_time_total if is_gpu else row.self_cpu_time_total) / 1e6, row.count)
+        for row in seen.key_averages()
+    ]
+    return sorted(rows, key=lambda row: row.seconds, reverse=True)[:COSTLY]
+
+
+def to_record(made: Benchmark) -> dict[str, Any]:
+    """A benchmark as JSON values."""
+    hours = made.hours
+    return {
+        "machine": made.machine,
+        "settings": made.settings.recipe(),
+        "side_px": made.side_px,
+        "matmul_tflops": made.matmul_rate / 1e12,
+        "teacher": asdict(made.teacher),
+        "plans": [
+            asdict(speed)
+            | {"share_of_matmul": speed.flops / speed.time.seconds / made.matmul_rate if speed.time else None}
+            for speed in made.plans
+        ],
+        "drawing": asdict(made.drawing) | {"ratio": made.drawing.pipeline_seconds / made.drawing.seconds},
+        "hours": None if hours is None else {"trajectories": hours[0], "training": hours[1]},
+        "authors_hours": AUTHORS_HOURS,
+        "profile": [asdict(row) for row in made.profile],
+    }

@@ -1,0 +1,97 @@
+"""The benchmark, on a network as small as it can be."""
+
+import json
+
+import pytest
+import torch
+
+from rapm_cli.bases import BASES
+from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.plans import PLANS
+from rapm_cli.workflows import benchmark
+from tests.cli.conftest import rapm  # noqa: F401  a fixture
+from tests.conftest import tiny_unet
+
+VAE = {
+    "block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+    "latent_channels": 4, "norm_num_groups": 4, "sample_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The demo base in a hundredth of its size, measured once."""
+    architecture = Architecture({**tiny_unet().config}, VAE, tokens=5)
+    small = dataclasses.replace(BASES["demo"], architecture=lambda watcher: architecture)
+    monkeypatch.setattr(find, "BASES", {"demo": small} | {})
+    monkeypatch.setattr(benchmark, "REPEATS", 1)
+
+
+RUN = ["eval", "--benchmark", "--base", "demo", "--device", "cpu", "--precision", "fp32"]
+
+
+def test_it_measures_both_phases_every_plan_and_drawing(rapm, tiny, home):  # noqa: F811
+    code, out, _ = rapm(*RUN, "--json", "--profile")
+    assert code == 0
+    made = json.loads(out)
+    assert [speed["plan"]["name"] for speed in made["plans"]] == list(PLANS)
+    assert made["side_px"] == 8
+    for speed in made["plans"]:
+        rate = speed["flops"] / speed["time"]["seconds"]
+        assert speed["share_of_matmul"] * made["matmul_tflops"] * 1e12 == pytest.approx(rate)
+        assert speed["time"]["peak_bytes"] is None
+    fastest = min(speed["time"]["seconds"] for speed in made["plans"])
+    assert made["hours"]["training"] == pytest.approx(20_000 * fastest / 3600)
+    assert made["hours"]["trajectories"] == pytest.approx(1000 / made["teacher"]["trajectories_an_hour"])
+    assert made["drawing"]["ratio"] == pytest.approx(made["drawing"]["pipeline_seconds"] / made["drawing"]["seconds"])
+    seconds = [row["seconds"] for row in made["profile"]]
+    assert len(seconds) == 10
+    assert seconds == sorted(seconds, reverse=True)
+    assert not home.exists()
+
+
+def test_a_plan_that_does_not_fit_is_a_row_that_says_so(rapm, tiny, monkeypatch):  # noqa: F811
+    real = benchmark.time_iteration
+
+    def fits(architecture, settings, plan, *args):
+        if plan.name in ("24", "16"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(architecture, settings, plan, *args)
+
+    monkeypatch.setattr(benchmark, "time_iteration", fits)
+    code, out, _ = rapm(*RUN)
+    assert code == 0
+    assert [line.startswith(("24", "16")) for line in out.splitlines() if "does not fit" in line] == [True, True]
+    assert "12 GB, recomputes activations" in out
+    assert "the authors took 31.5 h" in out
+
+
+def test_what_would_take_long_is_refused_with_its_hours(rapm, tiny, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: 100.0)
+    code, _, err = rapm(*RUN)
+    assert code == 2
+    assert "measuring demo would take about" in err
+    assert "hours on this device; use a GPU, or --base demo" in err
+
+
+def test_both_ways_of_drawing_end_at_one_latent(latents, make_cond, schedule):
+    from rapm_cli.core.backbone import Backbone
+    from rapm_cli.core.sample import sample_student
+    from rapm_cli.core.student import attach_lora
+
+    architecture = Architecture({**tiny_unet().config}, VAE, tokens=5)
+    backbone, vae = Backbone(tiny_unet(), schedule), architecture.autoencoder(torch.device("cpu"), torch.float32)
+    pipeline, cond, z = benchmark._pipeline(architecture, backbone.unet, vae), make_cond(1), latents(1)
+    cond = type(cond)(cond.tokens, cond.pooled, torch.tensor([[8.0, 8, 0, 0, 8, 8]]))
+    theirs = pipeline(
+        prompt_embeds=cond.tokens, pooled_prompt_embeds=cond.pooled, guidance_scale=1.0, num_inference_steps=4,
+        output_type="latent", latents=z, height=8, width=8,
+    ).images  # fmt: skip
+    attach_lora(backbone, rank=1, alpha=1.0)
+    torch.testing.assert_close(sample_student(backbone, z, cond, 4)[0], theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_profile_belongs_to_the_benchmark(rapm):  # noqa: F811
+    code, _, err = rapm("eval", "--profile")
+    assert code == 2
+    assert "--profile goes with --benchmark" in err

@@ -1,0 +1,103 @@
+"""Memory that runs out: a slot, a batch and a run that go on with less, and a run that cannot."""
+
+import json
+
+import pytest
+import torch
+
+from rapm_cli.bases.plans import PLANS
+from rapm_cli.cli.app import main
+from rapm_cli.core.backbone import Backbone
+from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.train import Trainer, train
+from rapm_cli.core.trajectories import rollout
+from rapm_cli.workflows import collect
+from rapm_cli.workflows.memory import stand_by
+from tests.conftest import tiny_unet
+
+SHORT = [
+    "distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "2", "--rank", "2",
+    "--batch-size", "2", "--samples", "0", "--quiet",
+]  # fmt: skip
+
+
+class Ear:
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, line):
+        self.warnings.append(line)
+
+
+def trained(schedule, trajectories, plan, watcher):
+    config = TrainConfig(rank=2, iterations=2, batch_size=2, learning_rate=1e-3)
+    trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
+    stand_by(plan, trainer, watcher)
+    list(train(trainer, trajectories))
+    return trainer
+
+
+@pytest.fixture
+def trajectories(backbone, make_cond, latents):
+    zeros = make_cond(1).map(torch.zeros_like)
+    return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
+
+
+def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(schedule, trajectories, monkeypatch):
+    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
+    real, calls = Trainer._update, []
+
+    def short_of_memory(self, *args):
+        calls.append(args)
+        if len(calls) == 6:  # as late in a slot as it can be
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, *args)
+
+    monkeypatch.setattr(Trainer, "_update", short_of_memory)
+    ear = Ear()
+    trainer = trained(schedule, trajectories, PLANS["24"], ear)
+    assert len(calls) == 2 * 4 + 1
+    assert len(ear.warnings) == 1
+    assert "with plan 16 GB (recomputes a part of the activations); --vram 16 begins with it" in ear.warnings[0]
+    recomputed = {
+        name.split(".")[0] for name, m in trainer.backbone.unet.named_modules()
+        if getattr(m, "gradient_checkpointing", False)
+    }  # fmt: skip
+    assert recomputed == {"up_blocks"}
+    for name, value in trainer.lora.state().items():
+        torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
+    real, calls = Trainer._slot, []
+
+    def short_of_memory(self, *args):
+        calls.append(args)
+        if len(calls) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "_slot", short_of_memory)
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--save-every", "1", "--vram", "12", "--output", str(folder)]) == 6
+    err = capsys.readouterr().err
+    assert "error: training is out of memory at iteration 1; 1 iterations are saved" in err
+    assert f"rapm distill --resume {folder}" in err
+    assert "--vram 8" in err
+    monkeypatch.setattr(Trainer, "_slot", real)
+    assert main(["distill", "--resume", str(folder), "--vram", "12", "--quiet"]) == 0
+    assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path):
+    real, sizes = collect.rollout, []
+
+    def short_of_memory(backbone, noise, *args, **settings):
+        sizes.append(len(noise))
+        if len(noise) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(backbone, noise, *args, **settings)
+
+    monkeypatch.setattr(collect, "rollout", short_of_memory)
+    assert main([*SHORT, "--output", str(tmp_path / "run")]) == 0
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
