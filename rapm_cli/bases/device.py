@@ -1,4 +1,4 @@
-"""Devices: which to use, in what precision, and how much memory is in use."""
+"""Devices: which to use, in what precision, and the most memory that was used."""
 
 import os
 import sys
@@ -36,6 +36,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def find_rng(name: str, device: torch.device) -> torch.device:
+    """Where noise is drawn: on the "cpu", the same on every machine, or on the "device" that computes, or its kind.
+
+    Raises:
+        ConfigError: It is another kind, as of a picture that is made again elsewhere.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if name not in ("device", device.type):
+        raise ConfigError(
+            f"noise cannot be drawn on {name!r}: this computes on {device.type}",
+            "give --rng cpu or device; for a picture's own noise, the --device that drew it",
+        )
+    return device
+
+
 def find_precision(name: str, device: torch.device) -> str:
     """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
 
@@ -68,16 +84,6 @@ def describe_machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def memory_in_use(device: torch.device) -> str:
-    """Memory in words: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        mine = torch.cuda.memory_allocated(device)
-        return f"GPU {mine / 2**30:.1f} GiB, peak {peak / 2**30:.1f}, free {free / 2**30:.1f} of {total / 2**30:.0f}"
-    return f"RAM {psutil.Process(os.getpid()).memory_info().rss / MIB:.0f} MiB"
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -14,6 +14,21 @@ def cache_dir() -> Path:
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("rapm"))
 
 
+def trajectories_dir() -> Path:
+    """Folder of all stores of trajectories."""
+    return cache_dir() / "trajectories"
+
+
+def readings_dir() -> Path:
+    """Folder of what was read in pictures."""
+    return cache_dir() / "readings"
+
+
+def converted_dir() -> Path:
+    """Folder of others' weights in our format."""
+    return cache_dir() / "converted"
+
+
 def data_dir() -> Path:
     """Runs and pictures: what cannot."""
     home = os.environ.get("RAPM_HOME")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rapm_cli.bases.architectures import ARCHITECTURES
 from rapm_cli.bases.base import BASES, Base
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.hub import CONFIGS, PIPELINE, Snapshot, fetch
@@ -47,6 +48,7 @@ for _name, _published in PUBLISHED.items():
             source=_name,
             defaults=FAMILIES[_name].defaults,
             locate=_published.weights,
+            architecture=lambda watcher, name=_name: ARCHITECTURES[name],  # type: ignore[misc]
             training_prompts=photographic_prompts,
         )
     )

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rapm_cli.cli.secrets import redact, redact_values
-from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.core.errors import ConfigError, DiskError, is_disk_full
 from rapm_cli.workflows import stop
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 WIDE = 1000  # letters of a line for programs
 SHORT = 10  # letters of a cell that is never broken
 BYTE = "byte"  # the unit that is shown in kB, MB and GB
+BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
+ROOMY = 115  # letters of a line that has room for all about memory
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -86,9 +88,8 @@ class Output:
         upright = list(zip(columns, *rows, strict=True))
         is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
         table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
-        for k, column in enumerate(upright):
-            pieces = column if max(map(len, column)) <= SHORT else " ".join(column).split()
-            width = None if is_roomy else max(map(len, pieces))
+        widths = [None] * len(upright) if is_roomy else _widths(upright, self._out.width - len(upright) + 1)
+        for k, (column, width) in enumerate(zip(upright, widths, strict=True)):
             table.add_column(
                 Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
             )
@@ -117,6 +118,17 @@ class Output:
         with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
             self._err.print(_plain(line), style=style)
 
+    def ask(self, question: str) -> bool:
+        """True where a person answers yes.
+
+        Raises:
+            ConfigError: There is nobody to ask, or the answer would have to stand among JSON.
+        """
+        if self.as_json or not is_terminal():
+            raise ConfigError("this asks before it goes on, and there is nobody to ask", "give --yes")
+        self._tell(f"{question} [y/N]")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     @contextmanager
     def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator["_Bar"]:
         """A live bar on a terminal; elsewhere a line now and then."""
@@ -139,6 +151,19 @@ class Output:
             plain = _PlainBar(self, title, total, unit, device, done)
             yield plain
             plain.finish()
+
+
+def _widths(upright: list[tuple[str, ...]], room: int) -> list[int | None]:
+    """Widths of columns that are too wide together: each has that of its longest word, and what is left is shared.
+
+    Those that want least come first, so that most cells stay whole.
+    """
+    full = [max(map(len, column)) for column in upright]
+    pieces = [column if wide <= SHORT else " ".join(column).split() for column, wide in zip(upright, full, strict=True)]
+    widths = [max(map(len, words)) for words in pieces]
+    for k in sorted(range(len(full)), key=lambda k: full[k] - widths[k]):
+        widths[k] += max(0, min(full[k] - widths[k], room - sum(widths)))
+    return [*widths]
 
 
 @contextmanager
@@ -190,7 +215,7 @@ class _PlainBar(_Bar):
             self._show()
 
     def _show(self) -> None:
-        from rapm_cli.bases.device import memory_in_use
+        from rapm_cli.bases.memory import read_memory
 
         self._shown, self._last = time.monotonic(), self._done
         seconds = self._shown - self._begun
@@ -200,7 +225,7 @@ class _PlainBar(_Bar):
             f"{self._title} {_amount(self._done, self._total, self._unit)}",
             _rate(rate, self._unit),
             f"{left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s",
-            "" if self._unit == BYTE else memory_in_use(self._device),
+            "" if self._unit == BYTE else read_memory(self._device).words(),
             self._note,
         ]
         self._output.say(", ".join(part for part in parts if part))
@@ -220,18 +245,18 @@ class _RateColumn(ProgressColumn):
 
 
 class _MemoryColumn(ProgressColumn):
-    """Memory of the device, read only when the line is drawn."""
+    """Memory of the device, read only when the line is drawn; in few words where the terminal is narrow."""
 
     max_refresh = 1.0
 
-    def __init__(self, device: "torch.device") -> None:
+    def __init__(self, device: "torch.device", console: Console) -> None:
         super().__init__()
-        self._device = device
+        self._device, self._console = device, console
 
     def render(self, task: Task) -> Text:
-        from rapm_cli.bases.device import memory_in_use
+        from rapm_cli.bases.memory import read_memory
 
-        return Text(memory_in_use(self._device), style="cyan")
+        return Text(read_memory(self._device).words(is_short=self._console.width < ROOMY), style="cyan")
 
 
 class _Live(Progress):
@@ -251,13 +276,13 @@ class _Live(Progress):
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=BAR),
         DownloadColumn() if unit == BYTE else MofNCompleteColumn(),
         _RateColumn(unit),
         TimeRemainingColumn(compact=True),
     ]
     if unit != BYTE:  # bytes come and go without filling the device's memory
-        columns.append(_MemoryColumn(device))
+        columns.append(_MemoryColumn(device, console))
     return _Live(*columns, console=console, refresh_per_second=4)
 
 

@@ -12,6 +12,7 @@ from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
+PROMPTS = "Text, JSON lines, FILE.csv:COLUMN or COCO captions; - for stdin."
 
 
 def _go_offline(is_wanted: bool) -> bool:
@@ -23,7 +24,11 @@ def _go_offline(is_wanted: bool) -> bool:
 
 Base = Annotated[
     str | None,
-    typer.Option("--base", envvar="RAPM_BASE", help="Base model: demo, sdxl, or a folder in diffusers layout."),
+    typer.Option(
+        "--base",
+        envvar="RAPM_BASE",
+        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub.",
+    ),
 ]
 Lora = Annotated[
     str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
@@ -31,6 +36,9 @@ Lora = Annotated[
 Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[
     str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
+]
+Rng = Annotated[
+    str, typer.Option("--rng", help="Where noise is drawn: cpu, the same on every machine, or device, as diffusers.")
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")

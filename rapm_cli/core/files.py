@@ -106,30 +106,45 @@ def temporary_name(path: Path, mark: str = TEMPORARY) -> Path:
     return path.with_name(f"{mark}{_HOST}-{os.getpid()}-{path.name}")
 
 
-def sweep(folder: Path) -> None:
-    """Clear a folder of what processes that are gone left in it; what they moved aside is put back where it is missed.
+def leftovers(folder: Path) -> list[Path]:
+    """What processes that are gone left unfinished in a folder, or moved aside in it, which comes first.
 
     A process of this machine is asked for by its number, one of another is given a day.
     """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # what was moved aside comes first
+    return [path for path in sorted(folder.iterdir()) if _is_leftover(path)] if folder.is_dir() else []
+
+
+def sweep(folder: Path) -> None:
+    """Clear a folder of leftovers; what was moved aside is put back where it is missed."""
+    for path in leftovers(folder):
         marked = _MARKED.fullmatch(path.name)
-        if marked is None:
-            continue
-        rightful = path.with_name(marked["name"])
         with contextlib.suppress(OSError):  # of a folder that cannot be written
-            if marked["host"] != _HOST and time.time() - path.stat().st_mtime < FOREIGN_SECONDS:
-                continue
-            if marked["host"] == _HOST and not _is_gone(int(marked["owner"])):
-                continue
-            if marked["mark"] == ASIDE and not rightful.exists():
-                path.rename(rightful)
-            elif path.is_dir():
+            if marked and marked["mark"] == ASIDE and not path.with_name(marked["name"]).exists():
+                path.rename(path.with_name(marked["name"]))
+            elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
 
-def _is_gone(pid: int) -> bool:
+def is_marked(path: Path) -> bool:
+    """True for the name of something unfinished, or moved aside, whoever works on it."""
+    return bool(_MARKED.fullmatch(path.name))
+
+
+def _is_leftover(path: Path) -> bool:
+    marked = _MARKED.fullmatch(path.name)
+    if marked is None:
+        return False
+    if marked["host"] == _HOST:
+        return is_gone(int(marked["owner"]))
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime >= FOREIGN_SECONDS
+    return False
+
+
+def is_gone(pid: int) -> bool:
+    """True where no process of this machine has that number, or only this one, which then is not the one meant."""
     if os.name == "nt":
         return False  # there, to ask whether a process lives would end it
     try:

@@ -29,7 +29,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.live_bytes = self.peak_bytes = 0
         self._sizes: dict[int, int] = {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rapm_cli.bases.hub import fetch, one_file
-from rapm_cli.bases.places import cache_dir
+from rapm_cli.bases.places import converted_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, verify
 from rapm_cli.core.errors import DamagedError, WeightsError
@@ -35,9 +35,9 @@ def authors_lora(watcher: Watcher) -> tuple[Path, str]:
             f'{error.remedy}; or try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         ) from error
     digest = file_sha256(source)
-    target, reason = _folder() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
-    with locked(_folder(), watcher, "it converts the same file", is_patient=True):
-        sweep(_folder())
+    target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
+    with locked(converted_dir(), watcher, "it converts the same file", is_patient=True):
+        sweep(converted_dir())
         try:
             verify(target, digest)
         except DamagedError as error:
@@ -50,8 +50,4 @@ def authors_lora(watcher: Watcher) -> tuple[Path, str]:
 
 def converted_loras() -> list[Path]:
     """The files that were converted so far."""
-    return sorted(_folder().glob(f"[!.]*/{LORA}"))
-
-
-def _folder() -> Path:
-    return cache_dir() / "converted"
+    return sorted(converted_dir().glob(f"[!.]*/{LORA}"))

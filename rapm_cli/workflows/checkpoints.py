@@ -11,14 +11,14 @@ from rapm_cli.core.commit import Manifest, commit, read_commit, read_manifest, r
 from rapm_cli.core.errors import DamagedError, InputError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.recovery import Health
-from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, OFFENDING, WANTED, Run
+from rapm_cli.workflows.rundir import BEGINNING, DAMAGED, OFFENDING, SETTINGS, WANTED, Run
 from rapm_cli.workflows.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = 2  # newest commits of training, and as many regular ones, to which training can go back
-SETTINGS, STATE, LOG, TENSORS = "settings.json", "state.json", "log.jsonl", ".safetensors"
+STATE, LOG, TENSORS = "state.json", "log.jsonl", ".safetensors"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.pictures import read_recipe
-from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run
+from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run, unfinished_runs
 
 TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
 
@@ -60,9 +60,12 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     """
     base = None if base_name is None else find_base(base_name, watcher)
     base_name = base.name if base else None
+    run = newest_run(base_name) if lora_name is None else None
+    if lora_name is None and run is None:
+        _tell_of_unfinished(base_name, watcher)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
-    elif run := newest_run(base_name):
+    elif run:
         path, reason = run.sound_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
@@ -83,6 +86,14 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
     return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
+
+
+def _tell_of_unfinished(base_name: str | None, watcher: Watcher) -> None:
+    """Name the run whose LoRA the user may have expected, because it is not finished."""
+    for run in unfinished_runs():
+        if base_name in (None, run.written_settings().get("base_name")):
+            watcher.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
+            return
 
 
 def _base_by_width(lora: LoraFile) -> str | None:
@@ -108,13 +119,17 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder."""
+    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
+
+    `rng` is the kind of device that its noise was drawn on.
+    """
 
     prompt: str
     seed: int
     steps: int
     base: str | None
     precision: str
+    rng: str
     is_compared: bool
     lora: Path
 
@@ -139,8 +154,8 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
             known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
-            is_compared = recipe.get("teacher") is not None
-            return Recalled(**known, base=base.name if base else None, is_compared=is_compared, lora=place)
+            known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
+            return Recalled(**known, base=base.name if base else None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",

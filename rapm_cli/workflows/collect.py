@@ -9,9 +9,10 @@ from dataclasses import asdict
 import torch
 
 from rapm_cli.bases import LoadedBase
-from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
+from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.errors import OutOfMemoryError
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
@@ -20,6 +21,7 @@ from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
+from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.settings import Settings
 
 PROMPTS_AHEAD = 2048  # that the text encoders read at a time: 650 MB of SDXL's 16-bit conditioning
@@ -100,7 +102,7 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
     prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     key = settings.teacher.fingerprint(prompts_hash, settings.base_identity, str(shard_size), f"format {CACHE_FORMAT}")
     about = {"teacher": asdict(settings.teacher), "base": settings.base_identity}
-    return TrajectoryStore(cache_dir() / "trajectories" / key, len(prompts), shard_size, about)
+    return TrajectoryStore(trajectories_dir() / key, len(prompts), shard_size, about)
 
 
 def _conditionings(
@@ -123,7 +125,7 @@ def _make(
     cond: Conditioning,
     watcher: Watcher,
 ) -> None:
-    made = _roll_out(base, settings.teacher, cond, rows)
+    made = _roll_out_that_fits(base, settings.teacher, cond, rows)
     size = len(rows) * _bytes_of_one(base, settings.teacher)
     if not made.is_finite:
         watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
@@ -134,6 +136,22 @@ def _make(
 def _bytes_of_one(base: LoadedBase, teacher: TeacherConfig) -> int:
     latents = (2 * teacher.num_slots + 1) * math.prod(base.latent_shape)
     return 4 * latents + sum(part.nbytes for part in base.unconditional.parts if part is not None)
+
+
+def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+    """The trajectories of some rows; where memory runs out, by halves."""
+    try:
+        return _roll_out(base, config, cond, rows)
+    except torch.OutOfMemoryError as error:
+        failure = error.with_traceback(None)  # whose frames hold tensors
+    if len(rows) == 1:
+        raise OutOfMemoryError(
+            f"the teacher of {config.base} is out of memory with a single prompt", "close other programs on the device"
+        ) from failure
+    free_memory(base.device)
+    half = len(rows) // 2
+    parts = ((cond[:half], rows[:half]), (cond[half:], rows[half:]))
+    return Trajectories.cat([_roll_out_that_fits(base, config, *part) for part in parts])
 
 
 def _roll_out(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, Exam, LoadedBase
 from rapm_cli.bases.device import DTYPES, describe_machine, find_precision
-from rapm_cli.bases.places import CACHE_FORMAT, cache_dir
+from rapm_cli.bases.places import CACHE_FORMAT, readings_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.commit import commit, read_commit, verify
 from rapm_cli.core.config import TeacherConfig, from_json
@@ -252,7 +252,7 @@ class Examination:
         is_strict: bool = False,
     ) -> None:
         assert base.set_exam is not None
-        sweep(_folder())
+        sweep(readings_dir())
         self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
         self.metrics, self.watcher, self.set_exam, self.is_strict = metrics, watcher, base.set_exam, is_strict
         self.rows: list[Row] = []
@@ -321,7 +321,7 @@ class Examination:
 
     def _place(self, contestant: Contestant, exam: Exam, start: int) -> Path:
         key = json.dumps([contestant.identity, self.seed, self.held_out, start, exam.prompts])
-        return _folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+        return readings_dir() / hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _recall(self, path: Path) -> dict[str, Tensor] | None:
         """A chunk that was drawn before; None where there is none, or it is damaged."""
@@ -344,7 +344,7 @@ class Examination:
         data, remedy = save(chunk), "free space, and run the same command again"
 
         def write() -> None:
-            with locked(_folder(), self.watcher, "Ctrl-C leaves", is_patient=True):  # another may read the same
+            with locked(readings_dir(), self.watcher, "Ctrl-C leaves", is_patient=True):  # another may read the same
                 if not _is_sound(path):
                     commit(path, {READINGS: data}, fingerprint=path.name)
 
@@ -356,10 +356,6 @@ def _is_sound(path: Path) -> bool:
         verify(path, path.name)
         return True
     return False
-
-
-def _folder() -> Path:
-    return cache_dir() / "readings"
 
 
 def score(readings: Readings, name: str) -> Score:

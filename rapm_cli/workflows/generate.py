@@ -48,9 +48,26 @@ class Picture:
     teacher_seconds: float | None = None
 
 
-def noise_for(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """(B, C, h, w) noise; row i is what diffusers draws from `torch.Generator().manual_seed(seeds[i])`."""
-    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def noise_for(
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The noise that a diffusers pipeline starts from.
+
+    Args:
+        seeds: One for each picture.
+        shape: (C, h, w) of a latent.
+        device: Of the generator: another kind of device makes other noise from the same seed.
+        dtype: Of the pipeline, in which the noise is drawn.
+
+    Returns:
+        (B, C, h, w) float32; row i is what diffusers draws from `torch.Generator(device).manual_seed(seeds[i])`.
+    """
+    generators = (torch.Generator(device).manual_seed(seed) for seed in seeds)
+    rows = [torch.randn((1, *shape), generator=each, device=device, dtype=dtype) for each in generators]
+    return torch.cat(rows).float()
 
 
 def generate(
@@ -62,6 +79,7 @@ def generate(
     output: Path,
     device: torch.device,
     precision: str,
+    rng: torch.device,
     batch_size: int | None,
     compare: bool,
     with_grid: bool,
@@ -77,6 +95,7 @@ def generate(
         output: Folder for the PNGs.
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
+        rng: Where to draw the noise.
         batch_size: Pictures at once, or None for the base's own number.
         compare: Draw the guided teacher's picture beside each.
         with_grid: Also write all of them as one picture.
@@ -103,6 +122,7 @@ def generate(
         "base_identity": weights.identity,
         "lora_sha256": file_sha256(chosen.lora_path),
         "precision": precision,
+        "rng": rng.type,
         "sampler": chosen.lora.recipe.get("sampler", {}),
         "teacher": teacher_settings,
     }
@@ -111,7 +131,7 @@ def generate(
     with watcher.bar("pictures", len(jobs), "picture", device) as bar, stop.patient("these pictures"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
-            noise = noise_for([seed for _, seed in part], loaded.latent_shape).to(device)
+            noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
             drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rapm_cli.core.errors import DiskError, LockedError
-from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.files import is_gone, make_folder, replace_file
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 
@@ -62,9 +63,50 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
         lock.release()
 
 
+@contextmanager
+def if_free(folder: Path) -> Iterator[str]:
+    """Hold a folder where nobody does; who holds it, or an empty string once this process does.
+
+    Nothing is waited for, and the folder may be removed inside.
+
+    Raises:
+        DiskError: The lock cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield _holder(folder)
+        return
+    except (OSError, NotImplementedError) as error:
+        raise DiskError.of(error, folder / LOCK) from error
+    try:
+        yield ""
+    finally:
+        lock.release()
+
+
+def holder(folder: Path) -> str:
+    """Who seems to hold a folder, without asking for its lock, which could refuse another; empty where nobody does."""
+    record = _record(folder)
+    is_here = record.get("host") == socket.gethostname()
+    if not record or (is_here and isinstance(record.get("pid"), int) and is_gone(record["pid"])):
+        return ""
+    return _holder(folder)
+
+
 def _holder(folder: Path) -> str:
+    record = _record(folder)
+    words = f"pid {record.get('pid')} on {record.get('host')} since {record.get('since')}"
+    return words if record else "another process"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What the holder wrote of itself; empty where it wrote nothing."""
     try:
         record = json.loads((folder / HOLDER).read_text())
-        return f"pid {int(record['pid'])} on {record['host']} since {record['since']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "another process"
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.commit import Manifest, read_manifest, verify
+from rapm_cli.core.commit import Manifest, read_commit, read_manifest, verify
 from rapm_cli.core.errors import DamagedError, DiskError, InputError
 from rapm_cli.core.files import TEMPORARY, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
@@ -24,6 +24,7 @@ LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "
 COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
 WANTED = ("iterations", "samples")  # what a finished run has done; kept with its settings, read without torch
 BEGINNING = "settings-"  # of the names of commits that hold settings alone
+SETTINGS = "settings.json"  # in every commit
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ class Run:
         with contextlib.suppress(DamagedError, IndexError):
             about = read_manifest(self.settings_commits()[0]).about
             return {name: about[name] for name in WANTED if name in about}
+        return {}
+
+    def written_settings(self) -> dict[str, Any]:
+        """The newest settings as they are written, unchecked, for which no library is needed; empty where none are."""
+        for folder in (*self.settings_commits(), *self.training_commits()):
+            with contextlib.suppress(DamagedError, KeyError, ValueError, RecursionError):
+                record = json.loads(read_commit(folder)[1][SETTINGS])
+                return record if isinstance(record, dict) else {}
         return {}
 
     def sound_lora(self) -> Path:
@@ -231,7 +240,7 @@ def newest_unfinished() -> Run:
     Raises:
         InputError: There is none.
     """
-    run = _newest_unfinished()
+    run = next(unfinished_runs(), None)
     if run is None:
         raise InputError(
             f"there is no unfinished run in {runs_dir()}", "name one, or start one: rapm distill --base demo"
@@ -239,9 +248,9 @@ def newest_unfinished() -> Run:
     return run
 
 
-def _newest_unfinished() -> Run | None:
-    left = (run for run in all_runs() if run.is_begun and not run.is_finished)
-    return next((run for run in left if not run.has_diverged), None)
+def unfinished_runs() -> Iterator[Run]:
+    """The runs that can be gone on with, the one that was worked on last first."""
+    return (run for run in all_runs() if run.is_begun and not run.is_finished and not run.has_diverged)
 
 
 def base_of(lora: Path) -> str | None:
@@ -261,7 +270,7 @@ def newest_lora() -> Path:
         InputError: There is none yet.
     """
     run = newest_run()
-    if run is None and (unfinished := _newest_unfinished()):
+    if run is None and (unfinished := next(unfinished_runs(), None)):
         raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"go on with: {unfinished.resume_command}")
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")

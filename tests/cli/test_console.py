@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import signal
 
 import pytest
 import torch
 
+from rapm_cli.bases.memory import GIB, MemoryReading
 from rapm_cli.cli import console
 from rapm_cli.cli.console import Output
 from rapm_cli.workflows import stop
@@ -14,13 +16,13 @@ from rapm_cli.workflows import stop
 CPU = torch.device("cpu")
 
 
-def on_a_terminal(monkeypatch) -> io.StringIO:
-    """Standard error as a terminal 100 letters wide."""
+def on_a_terminal(monkeypatch, letters: int = 120) -> io.StringIO:
+    """Standard error as a terminal of so many letters."""
     written = io.StringIO()
     real = console._Console
 
     def of(*, stderr=False, width=None, **options):
-        return real(file=written, width=100, force_terminal=True, color_system=None) if stderr else real(**options)
+        return real(file=written, width=letters, force_terminal=True, color_system=None) if stderr else real(**options)
 
     monkeypatch.setattr(console, "_Console", of)
     return written
@@ -35,8 +37,7 @@ def test_a_bar_on_a_terminal_shows_count_rate_memory_and_its_note_below(monkeypa
     assert "training" in shown
     assert "3/3" in shown
     assert "iteration/s" in shown
-    assert "RAM " in shown
-    assert "MiB" in shown
+    assert re.search(r"RAM \S+ GiB, peak \S+, free \S+ of \d+", shown)
     assert "\n  slots: relative 0.1 [red]" in shown.replace("\r", "")
 
 
@@ -57,6 +58,29 @@ def test_bytes_are_shown_in_units_that_people_read(monkeypatch, capsys):
     assert "6.9/6.9 GB" in written.getvalue()
     assert "B/s" in written.getvalue()
     assert "RAM" not in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("title", "total", "unit"),
+    [("trajectories", 1000, "trajectory"), ("training", 20_000, "iteration"), ("teacher, 40 steps", 100, "picture")],
+)
+@pytest.mark.parametrize("letters", [80, console.ROOMY])
+def test_the_longest_bars_fit_into_the_line(monkeypatch, title, total, unit, letters):
+    large = MemoryReading("GPU", *[int(99.9 * GIB)] * 4, others=int(9.9 * GIB))
+    monkeypatch.setattr("rapm_cli.bases.memory.read_memory", lambda device: large)
+    written = on_a_terminal(monkeypatch, letters)
+    with Output().bar(title, total, unit, CPU) as bar:
+        task = bar._progress.tasks[0]
+        monkeypatch.setattr(type(task), "speed", 0.12)  # hours are left
+        bar.advance(total // 2)
+        bar._progress.refresh()
+    words = large.words(is_short=letters == 80)
+    lines = [
+        line for line in re.split(r"[\r\n]", re.sub(r"\x1b\[\S*?[A-Za-z]", "", written.getvalue())) if title in line
+    ]
+    assert lines
+    assert all(line.rstrip().endswith(words) and len(line.rstrip()) <= letters for line in lines)
+    assert any(f"{total // 2}/{total} 0.12 {unit}/s" in line for line in lines)
 
 
 def test_a_first_signal_is_told_below_a_live_bar_and_not_across_it(monkeypatch, capfd):

@@ -37,6 +37,12 @@ def test_inspecting_a_lora_loads_no_model_library(shipped_lora):
     assert "rank, alpha" in text
 
 
+def test_a_survey_of_the_disk_loads_no_model_library():
+    heavy, text = modules_after(["inspect", "cache"])
+    assert heavy == set()
+    assert "trajectories: none in" in text
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize(
     ("command", "code"),

@@ -304,7 +304,10 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
     trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
-    monkeypatch.setattr(trainer.lora, "take_gradients", lambda loss, scale: seen.append(loss.item()))
+    real_gradients = trainer.lora.take_gradients
+    monkeypatch.setattr(
+        trainer.lora, "take_gradients", lambda loss, scale: (seen.append(loss.item()), real_gradients(loss, scale))
+    )
     real_distance, real_noise = pseudo_huber_mean, train_module.noise_forward
 
     def distance(a, b):

@@ -58,7 +58,7 @@ def made(request, tmp_path_factory):
         parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
-    noise = noise_for([50], loaded.latent_shape)
+    noise = noise_for([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
     latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
 

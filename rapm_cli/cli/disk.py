@@ -1,0 +1,138 @@
+"""`rapm inspect cache`: what is on the disk, as a person reads it, and what may go."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapm_cli.cli.console import Output
+
+if TYPE_CHECKING:
+    from rapm_cli.workflows.cache import Entry, Survey
+
+TEXTS = ("model", "kind", "base", "settings", "last used", "kept for", "run", "state", "last written")  # else figures
+
+
+def survey(out: Output) -> None:
+    """Show all that rapm and its models take."""
+    from rapm_cli.workflows import cache
+    from rapm_cli.workflows.inspect import size_in_words
+
+    found = cache.survey()
+    _table(out, found, cache.MODELS, ["model", "kind", "size", "last used"], _model)
+    for entry in found.of(cache.OTHERS):
+        out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
+    columns = ["base", "made", "settings", "size", "last used", "kept for"]
+    _table(out, found, cache.TRAJECTORIES, columns, _trajectories)
+    for kind, noun in ((cache.READINGS, "readings of pictures"), (cache.CONVERTED, "converted weights")):
+        out.data(_heading(noun, found.total(kind), found.folders[kind]))
+    for kind, noun in ((cache.LEFTOVERS, "left by killed processes"), (cache.REST, "small notes")):
+        if found.of(kind):
+            out.data(_heading(noun, found.total(kind), found.of(kind)[0].path))
+    _table(out, found, cache.RUNS, ["run", "base", "state", "iterations", "size", "last written"], _run)
+    _left_alone(out, found)
+    ours = (cache.TRAJECTORIES, cache.READINGS, cache.CONVERTED, cache.LEFTOVERS, cache.REST)
+    sums = {"models": (cache.MODELS, cache.OTHERS), "caches": ours, "runs": (cache.RUNS,)}
+    out.data("in all: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
+    out.result(found.record())
+
+
+def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
+    """Remove what can be made again, after showing it and asking.
+
+    Raises:
+        ConfigError: There is nobody to ask, and it is not `is_sure`.
+        DiskError: Something cannot be removed.
+    """
+    from rapm_cli.bases.places import cache_dir
+    from rapm_cli.workflows import cache
+    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.workflows.prune import plan
+    from rapm_cli.workflows.prune import prune as remove
+
+    found = cache.survey()
+    removable, kept = plan(found, is_all=is_all)
+    rows = [[entry.kind, _size(entry), _when(entry), entry.path.name] for entry in removable]
+    if rows:
+        out.table(f"can be removed from {cache_dir()}", ["", "size", "last used", "name"], rows, text_columns=(0, 2, 3))
+    for entry, reason in kept:
+        out.data(f"kept: {entry.kind} {entry.path.name}, {_size(entry)}: {reason}")
+    _left_alone(out, found)
+    size = size_in_words(sum(entry.total_bytes for entry in removable))
+    removed: list[Entry] = []
+    if removable and (is_sure or out.ask(f"remove {size}? It can be made again")):
+        for entry, reason in remove(removable, is_all=is_all):
+            if reason:
+                kept.append((entry, reason))
+                out.warn(f"{entry.path} is left: {reason}")
+            else:
+                removed.append(entry)
+    freed = sum(entry.total_bytes for entry in removed)
+    out.data(f"removed {size_in_words(freed)}" if removed else "nothing was removed")
+    out.result(
+        {
+            "removed": [_brief(entry) for entry in removed],
+            "bytes": freed,
+            "kept": [_brief(entry) | {"reason": reason} for entry, reason in kept],
+            "left_alone": list(map(str, found.left_alone)),
+        }
+    )
+
+
+def _table(out: Output, found: "Survey", kind: str, columns: list[str], row: Callable[["Entry"], list[str]]) -> None:
+    """The entries of a kind under a line with their folder, or that line alone."""
+    heading, rows = _heading(kind, found.total(kind), found.folders[kind]), [row(entry) for entry in found.of(kind)]
+    if rows:
+        out.table(heading, columns, rows, tuple(k for k, name in enumerate(columns) if name in TEXTS))
+    else:
+        out.data(heading)
+
+
+def _heading(noun: str, total_bytes: int, folder: Path) -> str:
+    from rapm_cli.workflows.inspect import size_in_words
+
+    return f"{noun}: {size_in_words(total_bytes) if total_bytes else 'none'} in {folder}"
+
+
+def _model(entry: "Entry") -> list[str]:
+    return [entry.facts["repo"], entry.facts["pipeline"].removesuffix("Pipeline"), _size(entry), _when(entry)]
+
+
+def _trajectories(entry: "Entry") -> list[str]:
+    facts, teacher = entry.facts, entry.facts["teacher"]
+    words = [f"{teacher.get('num_slots')}x{teacher.get('fine_steps')} steps", f"delta {teacher.get('delta')}"]
+    words += [f"guidance {teacher.get('guidance_scale')}", f"seed {teacher.get('seed')}", str(teacher.get("precision"))]
+    needed = len(facts["needed_by"])
+    use = "in use" if facts["in_use"] else f"{needed} run{'s' * (needed > 1)}" if needed else ""
+    made = f"{facts['made']}/{facts['of'] or '?'}"
+    return [str(facts["base"] or "?"), made, ", ".join(words) if teacher else "", _size(entry), _when(entry), use]
+
+
+def _run(entry: "Entry") -> list[str]:
+    facts = entry.facts
+    done = f"{facts['iterations']}/{facts['of'] or '?'}"
+    return [facts["name"], str(facts["base"] or "?"), facts["state"], done, _size(entry), _when(entry)]
+
+
+def _left_alone(out: Output, found: "Survey") -> None:
+    for path in found.left_alone:
+        out.data(f"left alone: {path} is {'a link' if path.is_symlink() else 'none of ours'}")
+
+
+def _brief(entry: "Entry") -> dict[str, Any]:
+    return {"kind": entry.kind, "path": str(entry.path), "bytes": entry.total_bytes}
+
+
+def _size(entry: "Entry") -> str:
+    from rapm_cli.workflows.inspect import size_in_words
+
+    return size_in_words(entry.total_bytes)
+
+
+def _when(entry: "Entry") -> str:
+    """How long ago, in the largest unit that it has two of."""
+    ago = time.time() - entry.used
+    for unit, seconds in (("days", 86_400), ("hours", 3600), ("min", 60)):
+        if ago >= 2 * seconds:
+            return f"{ago / seconds:.0f} {unit} ago" if entry.used else ""
+    return "now"
