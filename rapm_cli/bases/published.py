@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from rapm_cli.bases.architectures import ARCHITECTURES
 from rapm_cli.bases.base import BASES, Base
 from rapm_cli.bases.families import FAMILIES
-from rapm_cli.bases.hub import CONFIGS, PIPELINE, Snapshot, fetch
+from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Selection, fetch
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.watch import Watcher
 
 
-@dataclass(frozen=True)
+@dataclass
 class Published:
     """A repository with a whole model in diffusers layout.
 
     Args:
         repo: Its name on the hub.
-        revision: Commit, or None for the newest.
+        revision: Commit, branch or tag, or None for the newest; the commit, once that has been looked up.
     """
 
     repo: str
@@ -25,15 +25,20 @@ class Published:
 
     def weights(self, watcher: Watcher) -> Weights:
         """All its files that rapm needs, fetched where they are missing."""
-        return _weights(fetch(self.repo, self.revision, PIPELINE, watcher))
+        return self._fetch(PIPELINE, watcher)
 
     def configs(self, watcher: Watcher) -> Weights:
         """Its configurations and tokenizers alone."""
-        return _weights(fetch(self.repo, self.revision, CONFIGS, watcher))
+        return self._fetch(CONFIGS, watcher)
 
+    def outline(self, watcher: Watcher) -> Weights:
+        """The same of a base whose weights will follow: an error of what is missing tells how to get all of it."""
+        return self._fetch(OUTLINE, watcher)
 
-def _weights(snapshot: Snapshot) -> Weights:
-    return Weights(snapshot.folder, f"{snapshot.repo}@{snapshot.commit}", files=snapshot.files)
+    def _fetch(self, selection: Selection, watcher: Watcher) -> Weights:
+        snapshot = fetch(self.repo, self.revision, selection, watcher)
+        self.revision = snapshot.commit  # weights and configurations are of one commit, whatever is pushed meanwhile
+        return Weights(snapshot.folder, f"{snapshot.repo}@{snapshot.commit}", files=snapshot.files)
 
 
 PUBLISHED = {

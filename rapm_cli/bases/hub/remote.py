@@ -129,7 +129,7 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
     if part.found.hexdigest() != entry.digest:
         path.unlink()
         raise InputError(
-            f"{name} of {repo}@{commit} did not arrive as it was published: its hash differs",
+            f"{name} of {repo}@{commit[:12]} did not arrive as it was published: its hash differs",
             "something on the way changes bytes: try again, on another line if it stays so",
         )
 
