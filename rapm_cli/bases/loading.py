@@ -76,12 +76,12 @@ class LoadedBase:
         return vae
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """The conditioning of B prompts, on the CPU, in the encoders' dtype."""
+    def encode(self, prompts: list[str], at_once: int = PROMPTS_AT_ONCE) -> Conditioning:
+        """The conditioning of B prompts, on the CPU, in the encoders' dtype; so many are read at once."""
         with self._on_device(*self._encoders):
             parts = [
-                self._family.encode(self._text, prompts[k : k + PROMPTS_AT_ONCE], self.device).to(_CPU)
-                for k in range(0, len(prompts), PROMPTS_AT_ONCE)
+                self._family.encode(self._text, prompts[k : k + at_once], self.device).to(_CPU)
+                for k in range(0, len(prompts), at_once)
             ]
         return self._sized(Conditioning.cat(parts))
 

@@ -14,6 +14,7 @@ import typer
 VALUES = {
     "base": ("demo", "sdxl", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
+    "vram": ("auto", "24", "16", "12", "8"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "rng": ("cpu", "device"),
     "dtype": ("base", "fp16", "bf16", "fp32"),

@@ -85,7 +85,7 @@ def _make_all(
 ) -> None:
     """Make the missing shards, of several processes each every so many; the bar supposes that they are equally fast."""
     to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
-    conds = _conditionings(base, settings.prompts, mine)
+    conds = _conditionings(base, settings.prompts, mine, store.shard_size)
     bar = watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do)
     with bar as shown, stop.patient("these trajectories"):
         for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
@@ -106,12 +106,13 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
 
 
 def _conditionings(
-    base: LoadedBase, prompts: Sequence[str], shards: list[range]
+    base: LoadedBase, prompts: Sequence[str], shards: list[range], shard_size: int
 ) -> Iterator[tuple[range, Conditioning]]:
     """Every shard with its prompts' conditioning; the text encoders read many shards' prompts at a time, then go."""
-    size = max(1, PROMPTS_AHEAD // max(map(len, shards), default=1))
+    size = max(1, PROMPTS_AHEAD // shard_size)
     for group in (shards[k : k + size] for k in range(0, len(shards), size)):
-        cond, start = base.encode([prompts[k] for rows in group for k in rows]), 0
+        # A shard's prompts are read together, as they will be where only this shard is missing: for the same bits.
+        cond, start = base.encode([prompts[k] for rows in group for k in rows], at_once=shard_size), 0
         for rows in group:
             yield rows, cond[start : start + len(rows)]
             start += len(rows)

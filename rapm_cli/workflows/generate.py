@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rapm_cli import __version__
-from rapm_cli.bases import LoadedBase
+from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.checksum import file_sha256
@@ -22,6 +22,7 @@ from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import apply_lora
+from rapm_cli.formats.merged import merge_lora
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
@@ -111,9 +112,8 @@ def generate(
             watcher.warn(doubt)
     _make_folder(output)
     precision = find_precision(precision, device)
-    loaded = LoadedBase(weights, device, DTYPES[precision])
+    loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, watcher)
-    apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     teacher_settings = chosen.teacher if compare else None
     recipe = {
         "rapm": __version__,
@@ -155,6 +155,16 @@ def generate(
         path = _free(output, "grid")
         _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, watcher)
         watcher.say(f"{path}  all {len(images)} pictures")
+
+
+def _loaded(
+    chosen: Chosen, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+) -> LoadedBase:
+    """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
+    loaded = LoadedBase(weights, device, dtype)
+    if is_bare_too or not merge_lora(loaded.backbone, chosen.lora, chosen.lora_path):
+        apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
+    return loaded
 
 
 def _teacher_pictures(
