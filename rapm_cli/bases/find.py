@@ -67,8 +67,8 @@ def _folder_base(folder: Path) -> Base:
 
 
 def _hub_base(published: Published, name: str, watcher: Watcher) -> Base:
-    family = family_of(published.configs(watcher))
-    return _base(published.repo, name, family.defaults, published.weights, published.configs)
+    family = family_of(published.outline(watcher))
+    return _base(published.repo, name, family.defaults, published.weights, published.outline)
 
 
 def _checkpoint_base(path: Path) -> Base:

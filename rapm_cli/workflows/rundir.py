@@ -190,7 +190,7 @@ def new_run(base: str, folder: Path | None) -> Run:
         InputError: The named folder exists and is not empty.
         DiskError: It cannot be made.
     """
-    name, count = f"{base}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 1
+    name, count = f"{base.replace('/', '--')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 1
     while (usual := runs_dir() / (name if count == 1 else f"{name}-{count}")).exists():  # of another machine's process
         count += 1
     path = folder.resolve() if folder else usual

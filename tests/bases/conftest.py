@@ -1,4 +1,4 @@
-"""The small models, written once for all tests, and each by diffusers' own pipeline as the authors use it."""
+"""The small models, written once for all tests, each by diffusers' own pipeline as the authors use it; and a hub."""
 
 import json
 import shutil
@@ -8,9 +8,13 @@ import diffusers
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 
 from rapm_cli.bases import LoadedBase, Weights
+from rapm_cli.bases.hub import remote
 from rapm_cli.core.student import LoraWeights, attach_lora
+from tests.bases.hub_pipeline import REPO, a_pipeline
+from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl
 from tests.conftest import authors_scheduler
 from tests.formats.test_convert import as_kohya, with_alphas
@@ -67,3 +71,17 @@ def originals(tmp_path_factory):
 def copy_of(originals, tmp_path):
     """Copies a family's folder, which a test may spoil."""
     return lambda family: Path(shutil.copytree(originals[family], tmp_path / f"small-{family}"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with a pipeline, in place of the one that this process knows."""
+    monkeypatch.setattr(remote, "WAITS", (0.0,))
+    with in_this_process(tmp_path / "hf" / "hub") as hub:
+        hub.repos[REPO] = a_pipeline()
+        yield hub
+
+
+@pytest.fixture
+def offline(hub, monkeypatch):
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

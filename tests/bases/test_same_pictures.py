@@ -82,7 +82,7 @@ def test_one_file_draws_the_folders_pictures(case, originals, rapm, monkeypatch)
         folder, place / f"{folder.name}.safetensors", **({"v_pred": torch.ones(1)} if velocities else {})
     )
     monkeypatch.setattr(
-        "rapm_cli.bases.published.fetch", lambda repo, *rest: Snapshot(repo, "0" * 40, originals[family], ())
+        "rapm_cli.bases.published.fetch", lambda repo, commit, *rest: Snapshot(repo, commit, originals[family], ())
     )
     argv = ["generate", PROMPT, "--base", str(path), "--lora", str(place / "lora.safetensors"), "--seed", "50"]
     output = place / "of one file"

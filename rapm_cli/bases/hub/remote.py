@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from rapm_cli.bases.hub.cache import COMMIT, DIGEST
 from rapm_cli.bases.hub.digest import NO_BAR, Hash, hash_like, take
+from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.core.errors import InputError, WeightsError
 from rapm_cli.core.files import is_plain
 from rapm_cli.core.watch import Bar, Watcher
@@ -21,6 +22,7 @@ from rapm_cli.core.watch import Bar, Watcher
 CONNECT_SECONDS = 5.0  # a server that is there answers a slow line in one; without a network this is waited in vain
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt at a file of which nothing more came
 REFUSED, PARTIAL = (401, 403), 206
+NO_HUB = "what answers is not the hub; does this network want a login?"
 
 
 class UnreachableError(Exception):
@@ -63,13 +65,27 @@ def list_files(repo: str, revision: str | None) -> Listing:
             info = HfApi().model_info(repo, revision=revision or "main", files_metadata=True, timeout=timeout)
         entries = {file.rfilename: _entry(file) for file in info.siblings or []}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnreachableError("what answers is not the hub; does this network want a login?") from error
-    bad = [name for name, entry in entries.items() if not (is_plain(name) and DIGEST.fullmatch(entry.digest))]
-    if bad or not COMMIT.fullmatch(str(info.sha)):
-        raise InputError(
-            f"{repo} has a file that would lie outside its folder: {(*bad, info.sha)[0]!r}", "use another repository"
-        )
-    return Listing(str(info.sha), entries)
+        raise UnreachableError(NO_HUB) from error
+    listing = Listing(str(info.sha), entries)
+    _check(repo, revision, listing)
+    return listing
+
+
+def _check(repo: str, revision: str | None, listing: Listing) -> None:
+    """Refuse what would not stay in its folder, and what is not what was asked for or is known of the commit."""
+    commit, entries = listing.commit, listing.entries
+    if not COMMIT.fullmatch(commit) or not all(DIGEST.fullmatch(entry.digest) for entry in entries.values()):
+        raise UnreachableError(NO_HUB)
+    if bad := [name for name in entries if not is_plain(name)]:
+        raise InputError(f"{repo} has a file that would lie outside its folder: {bad[0]!r}", "use another repository")
+    mirror = "do not use that mirror: set HF_ENDPOINT to another, or to none"
+    if revision and COMMIT.fullmatch(revision) and revision != commit:
+        raise InputError(f"what answers as the hub gives {repo}@{commit[:12]} in place of @{revision[:12]}", mirror)
+    for name, digest in SHA256.get(commit, {}).items():
+        if name in entries and entries[name].digest != digest:
+            raise InputError(
+                f"what answers as the hub has another {name} of {repo}@{commit[:12]} than was published", mirror
+            )
 
 
 def _entry(file: Any) -> Entry:
@@ -113,7 +129,7 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
     if part.found.hexdigest() != entry.digest:
         path.unlink()
         raise InputError(
-            f"{name} of {repo}@{commit} did not arrive as it was published: its hash differs",
+            f"{name} of {repo}@{commit[:12]} did not arrive as it was published: its hash differs",
             "something on the way changes bytes: try again, on another line if it stays so",
         )
 

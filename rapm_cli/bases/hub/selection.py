@@ -89,6 +89,7 @@ _WEIGHT_GLOBS = (
     *("vae/diffusion_pytorch_model*fp16*.safetensors", "*/*.safetensors.index.fp16.json"),
 )
 CONFIGS = Selection(config_files, _CONFIG_GLOBS)
+OUTLINE = Selection(config_files, _CONFIG_GLOBS + _WEIGHT_GLOBS)  # whoever must fetch it by hand wants the rest too
 PIPELINE = Selection(pipeline_files, _CONFIG_GLOBS + _WEIGHT_GLOBS)
 
 

@@ -16,6 +16,7 @@ from rapm_cli.bases.hub.digest import NO_BAR, is_right
 from rapm_cli.bases.hub.index import check_index
 from rapm_cli.bases.hub.remote import Listing, UnreachableError
 from rapm_cli.bases.hub.selection import INDEX, LackingError, Selection
+from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.core.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
 from rapm_cli.core.files import is_plain, sync
 from rapm_cli.core.room import require_room
@@ -187,6 +188,7 @@ class _Fetcher:
         digests = {name: self.cache.digest(commit, name) for name in names if not is_trusted(folder / name)}
         if listing:
             digests |= {name: listing.entries[name].digest for name in digests if name in listing.entries}
+        digests |= {name: digest for name, digest in SHA256.get(commit, {}).items() if name in digests}
         known = {name: digest for name, digest in digests.items() if digest}
         total = sum(_size(folder / name) for name in known)
         is_long = total >= LONG_BYTES
