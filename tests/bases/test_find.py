@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from rapm_cli.bases import BASES, find_base
 from rapm_cli.bases.families import SD15_DEFAULTS, SDXL_DEFAULTS
 from rapm_cli.bases.find import checkpoint_kind, folder_identity
-from rapm_cli.bases.hub import Snapshot
+from rapm_cli.bases.hub import CONFIGS, PIPELINE, Snapshot
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError, InputError
@@ -25,8 +25,8 @@ def hub(monkeypatch, originals):
     """A hub of one repository; what is asked of it."""
     asked = []
 
-    def fetch(repo, revision, choose, watcher):
-        asked.append((repo, revision, choose.__name__))
+    def fetch(repo, revision, selection, watcher):
+        asked.append((repo, revision, selection))
         family = "sd15" if "sd15" in repo or "v1-5" in repo else "sdxl"
         return Snapshot(repo, "0" * 40, originals[family], ())
 
@@ -66,11 +66,11 @@ def test_a_folder_is_found_again_from_elsewhere(originals, tmp_path, monkeypatch
 )
 def test_a_repository_of_the_hub_costs_only_its_configurations_until_it_is_needed(hub, name, repo, revision):
     base = find_base(name, OUT)
-    assert hub == [(repo, revision, "config_files")]
+    assert hub == [(repo, revision, CONFIGS)]
     assert (base.name, base.source) == (repo, name)
     assert base.defaults == (SD15_DEFAULTS if "sd15" in repo else SDXL_DEFAULTS)
     assert base.locate(OUT).identity == f"{repo}@{'0' * 40}"
-    assert hub[1:] == [(repo, revision, "pipeline_files")]
+    assert hub[1:] == [(repo, revision, PIPELINE)]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_checkpoint_is_read_with_the_configurations_of_its_family(originals, h
     assert hub == []
     assert (base.name, base.source, base.defaults) == ("mine", str(path), BASES[family].defaults)
     weights = base.locate(OUT)
-    assert hub == [(PUBLISHED[family].repo, PUBLISHED[family].revision, "config_files")]
+    assert hub == [(PUBLISHED[family].repo, PUBLISHED[family].revision, CONFIGS)]
     assert (weights.checkpoint, weights.folder, weights.prediction_type) == (path, originals[family], None)
 
 
