@@ -23,11 +23,11 @@ _rapm() {
         --start-from) COMPREPLY=($(compgen -W "student teacher" -- "$word")); return ;;
     esac
     case "$command" in
-        distill) COMPREPLY=($(compgen -W "--base --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --prompts --seed --samples --output --resume --new --save-every --strict --deterministic --device --precision --config --json --quiet -q --help" -- "$word")) ;;
-        generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --config --json --quiet -q --help" -- "$word")) ;;
-        eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --device --precision --config --json --quiet -q --help" -- "$word")) ;;
-        export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --json --quiet -q --help" -- "$word")) ;;
-        inspect) COMPREPLY=($(compgen -W "--json --help" -- "$word")) ;;
+        distill) COMPREPLY=($(compgen -W "--base --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --prompts --seed --samples --output --resume --new --save-every --strict --deterministic --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;
+        inspect) COMPREPLY=($(compgen -W "--prune --all --yes -y --json --help" -- "$word")) ;;
     esac
     case "$command:$word" in
         export:[!-]*|export:|inspect:[!-]*|inspect:)

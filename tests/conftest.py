@@ -12,6 +12,7 @@ os.environ |= {
 import pytest
 import torch
 
+from rapm_cli.cli.app import main
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.schedule import NoiseSchedule
 
@@ -30,6 +31,19 @@ def home(tmp_path, monkeypatch):
     for name in ("RAPM_BASE", "RAPM_DEVICE", "RAPM_PRECISION", "RAPM_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "home"
+
+
+@pytest.fixture
+def rapm(capfd):
+    """Run a command as a user does: arguments in; exit code, standard output and standard error out."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(list(argv))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

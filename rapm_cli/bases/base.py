@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.registry import Registry
 from rapm_cli.core.watch import Watcher
@@ -55,6 +56,7 @@ class Base:
         source: What `--base` takes to find it here again.
         defaults: Settings that suit it.
         locate: The base's files; fetches those that are missing, under the eyes of a watcher.
+        architecture: Its shapes; fetches configurations at most.
         training_prompts: (count, seed) to prompts.
         student: The distilled LoRA that ships with it, if one does.
         set_exam: (start, count, seed, held_out) to prompts with a known answer; None where there are none.
@@ -65,6 +67,7 @@ class Base:
     source: str
     defaults: Defaults
     locate: Callable[[Watcher], Weights]
+    architecture: Callable[[Watcher], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
     set_exam: Callable[[int, int, int, bool], Exam] | None = None

@@ -36,6 +36,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def find_rng(name: str, device: torch.device) -> torch.device:
+    """Where noise is drawn: on the "cpu", the same on every machine, or on the "device" that computes, or its kind.
+
+    Raises:
+        ConfigError: It is another kind, as of a picture that is made again elsewhere.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if name not in ("device", device.type):
+        raise ConfigError(
+            f"noise cannot be drawn on {name!r}: this computes on {device.type}",
+            "give --rng cpu or device; for a picture's own noise, the --device that drew it",
+        )
+    return device
+
+
 def find_precision(name: str, device: torch.device) -> str:
     """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
 

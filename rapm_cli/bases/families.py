@@ -37,7 +37,7 @@ class Family:
 
     Args:
         pipeline: Its pipeline's class in diffusers, as model_index.json names it.
-        encoders: Its text encoders' parts.
+        encoders: Its text encoders, each with its class in transformers.
         left_out: Parts of its pipeline that are never loaded.
         settings: Of its pipeline.
         defaults: Settings that suit it.
@@ -47,13 +47,19 @@ class Family:
     """
 
     pipeline: str
-    encoders: tuple[str, ...]
+    encoders: dict[str, str]
     left_out: tuple[str, ...]
     settings: dict[str, Any]
     defaults: Defaults
     encode: Callable[[Any, list[str], torch.device], Conditioning]
     unconditional: Callable[[Any, torch.device], Conditioning]
     has_time_ids: bool
+
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """Library and class of each part with weights, as model_index.json names them."""
+        text = {name: ["transformers", kind] for name, kind in self.encoders.items()}
+        return {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"], **text}
 
     def time_ids(self, side_px: int) -> Tensor | None:
         """(1, 6) original size, crop and target size of square pictures, or None."""
@@ -67,12 +73,18 @@ def family_of(weights: Weights) -> Family:
         InputError: It is none that rapm knows.
     """
     path = weights.folder / "model_index.json"
-    name = read_json(path).get("_class_name")
-    for family in FAMILIES.values():
-        if family.pipeline == name:
-            return family
-    known = " or ".join(family.pipeline for family in FAMILIES.values())
-    raise InputError(f"{path} names a {name}, which rapm cannot distil", f"give a {known}")
+    index = read_json(path)
+    name = index.get("_class_name")
+    family = next((family for family in FAMILIES.values() if family.pipeline == name), None)
+    if family is None:
+        known = " or ".join(family.pipeline for family in FAMILIES.values())
+        raise InputError(f"{path} names a {name}, which rapm cannot distil", f"give a {known}")
+    for part, kind in family.parts.items():
+        if index.get(part) != kind:
+            raise InputError(
+                f"{path} names {index.get(part)} as its {part}", f"give a {name} whose {part} is {kind[1]}"
+            )
+    return family
 
 
 def _encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> Conditioning:
@@ -93,7 +105,7 @@ def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> Condi
 FAMILIES = {
     "sdxl": Family(
         pipeline="StableDiffusionXLPipeline",
-        encoders=("text_encoder", "text_encoder_2"),
+        encoders={"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
         left_out=("image_encoder", "feature_extractor"),
         settings={"add_watermarker": False},
         defaults=SDXL_DEFAULTS,
@@ -103,7 +115,7 @@ FAMILIES = {
     ),
     "sd15": Family(
         pipeline="StableDiffusionPipeline",
-        encoders=("text_encoder",),
+        encoders={"text_encoder": "CLIPTextModel"},
         left_out=("safety_checker", "feature_extractor", "image_encoder"),
         settings={"requires_safety_checker": False},
         defaults=SD15_DEFAULTS,

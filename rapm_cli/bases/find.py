@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.families import family_of
 from rapm_cli.bases.photographic import photographic_prompts
@@ -14,10 +15,16 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-FULL_CHECKPOINT = "model.diffusion_model."
-# What a checkpoint in the original layout has in its names, and whose configurations then fit it.
-SIGNS = {"conditioner.embedders.1.": "sdxl", "cond_stage_model.transformer.": "sd15"}
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none
+# How the names of a whole checkpoint in the original layout begin, and those of each family's text encoders.
+WHOLE = ("model.diffusion_model.", "first_stage_model.")
+ENCODERS = {
+    "sdxl": ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."),
+    "sd15": ("cond_stage_model.transformer.text_model.",),
+}
+LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
+MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
 SAMPLES, SAMPLE_BYTES = 32, 2**16  # of each file of weights
 
 
@@ -41,22 +48,27 @@ def find_base(name: str, watcher: Watcher) -> Base:
             return _folder_base(Path(name).resolve())
         if name and Path(name).is_file():
             return _checkpoint_base(Path(name).resolve())
-    if match := HUB_ID.fullmatch(name):
+    match = HUB_ID.fullmatch(name)
+    if match and not name.endswith(CHECKPOINTS):
         return _hub_base(Published(match["repo"], match["revision"]), name, watcher)
-    raise ConfigError(
-        f"base {name!r} is not known",
-        f"give {', '.join(BASES.names())}, a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub",
-    )
+    try:
+        return BASES[name]
+    except ConfigError as error:
+        error.remedy += "; or give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
+        raise
 
 
 def _folder_base(folder: Path) -> Base:
-    family = family_of(Weights(folder, ""))
-    return _base(folder.name, str(folder), family.defaults, lambda watcher: Weights(folder, folder_identity(folder)))
+    configs = Weights(folder, "")
+    defaults = family_of(configs).defaults
+    return _base(
+        folder.name, str(folder), defaults, lambda _: Weights(folder, folder_identity(folder)), lambda _: configs
+    )
 
 
 def _hub_base(published: Published, name: str, watcher: Watcher) -> Base:
     family = family_of(published.configs(watcher))
-    return _base(published.repo, name, family.defaults, published.weights)
+    return _base(published.repo, name, family.defaults, published.weights, published.configs)
 
 
 def _checkpoint_base(path: Path) -> Base:
@@ -67,11 +79,24 @@ def _checkpoint_base(path: Path) -> Base:
         identity = hashlib.sha256(repr(("file", _samples_sha256(path))).encode()).hexdigest()[:16]
         return Weights(folder, identity, checkpoint=path, prediction_type=prediction_type)
 
-    return _base(path.stem, str(path), BASES[family].defaults, locate)
+    return _base(path.stem, str(path), BASES[family].defaults, locate, PUBLISHED[family].configs)
 
 
-def _base(name: str, source: str, defaults: Defaults, locate: Callable[[Watcher], Weights]) -> Base:
-    return Base(name=name, source=source, defaults=defaults, locate=locate, training_prompts=photographic_prompts)
+def _base(
+    name: str,
+    source: str,
+    defaults: Defaults,
+    locate: Callable[[Watcher], Weights],
+    configs: Callable[[Watcher], Weights],
+) -> Base:
+    return Base(
+        name=name,
+        source=source,
+        defaults=defaults,
+        locate=locate,
+        architecture=lambda watcher: architecture_of(configs(watcher)),
+        training_prompts=photographic_prompts,
+    )
 
 
 def checkpoint_kind(path: Path) -> tuple[str, str | None]:
@@ -87,21 +112,34 @@ def checkpoint_kind(path: Path) -> tuple[str, str | None]:
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
+            channels = file.get_slice(FIRST_LAYER).get_shape()[1] if FIRST_LAYER in names else 0
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}", "copy or download it again") from error
-    families = [family for sign, family in SIGNS.items() if any(name.startswith(sign) for name in names)]
-    if not families or not any(name.startswith(FULL_CHECKPOINT) for name in names):
+    families = [family for family, starts in ENCODERS.items() if all(_has(names, start) for start in WHOLE + starts)]
+    if not families:
         raise InputError(
             f"{path} is no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
+        )
+    if channels != LATENT_CHANNELS:
+        raise InputError(
+            f"{path} takes {channels} channels, not {LATENT_CHANNELS}: it is for inpainting or editing",
+            "give a text-to-image model",
         )
     if "ztsnr" in names:
         raise InputError(f"{path} was trained down to zero signal, which rapm cannot distil", "give another base")
     return families[0], "v_prediction" if "v_pred" in names else None
 
 
+def _has(names: set[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
 def folder_identity(folder: Path) -> str:
-    """What identifies the weights in a folder, wherever it lies: a hash of samples of the files."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """What identifies the model in a folder, wherever it lies: a hash of its configurations and samples of its weights.
+
+    A folder that is told to predict something else draws other trajectories from the same weights.
+    """
+    files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 

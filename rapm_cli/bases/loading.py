@@ -34,9 +34,13 @@ class LoadedBase:
         self.device, self._weights, self._dtype = device, weights, dtype
         self._family = family_of(weights)
         self._schedule = load_schedule(weights)
+        for part in self._family.parts:
+            weights.check(part)
         unet, vae = weights.config("unet"), weights.config("vae")
-        side = unet.get("sample_size", 64)
-        scale = 2 ** (len(vae.get("block_out_channels", ())) - 1)
+        side = unet.get("sample_size")
+        if type(side) is not int:
+            raise InputError(f"{weights.origin} draws latents of size {side}", "give a model of square pictures")
+        scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
         self.latent_shape: tuple[int, int, int] = (unet.get("in_channels", 4), side, side)
         self._time_ids = self._family.time_ids(side * scale)
         self._scaling: float = vae.get("scaling_factor", 0.18215)
@@ -46,6 +50,14 @@ class LoadedBase:
                 f"{vae.get('latent_channels', 4)}: it is for inpainting or editing",
                 "give a text-to-image model",
             )
+
+    def load(self) -> None:
+        """Read every part now, so that what is wrong with one is told before hours of work.
+
+        Raises:
+            InputError: The files are not those of such a model.
+        """
+        _ = self.backbone, self._text, self._vae
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -64,12 +76,12 @@ class LoadedBase:
         return vae
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """The conditioning of B prompts, on the CPU, in the encoders' dtype."""
+    def encode(self, prompts: list[str], at_once: int = PROMPTS_AT_ONCE) -> Conditioning:
+        """The conditioning of B prompts, on the CPU, in the encoders' dtype; so many are read at once."""
         with self._on_device(*self._encoders):
             parts = [
-                self._family.encode(self._text, prompts[k : k + PROMPTS_AT_ONCE], self.device).to(_CPU)
-                for k in range(0, len(prompts), PROMPTS_AT_ONCE)
+                self._family.encode(self._text, prompts[k : k + at_once], self.device).to(_CPU)
+                for k in range(0, len(prompts), at_once)
             ]
         return self._sized(Conditioning.cat(parts))
 

@@ -1,17 +1,19 @@
 """The parts of a base read from its files, each by itself, so that none is in memory before it is needed."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from rapm_cli.bases.families import Family
-from rapm_cli.bases.weights import Weights
-from rapm_cli.core.errors import InputError
+from rapm_cli.bases.weights import WHOLE, Weights
+from rapm_cli.core.errors import InputError, is_out_of_memory
 from rapm_cli.core.schedule import NoiseSchedule
 
 T = TypeVar("T")
+FEWEST_TOKENS = 512  # two for each byte; transformers makes up an empty vocabulary where there is none
 
 
 def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
@@ -26,16 +28,26 @@ def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(diffusers, family.pipeline)
-    absent = dict.fromkeys(("unet", "vae", *family.left_out))
-    common = absent | {"dtype": dtype, "local_files_only": True} | family.settings
+    absent = dict.fromkeys(("unet", "vae", "scheduler", *family.left_out))
+    common = absent | {"local_files_only": True} | family.settings
 
     def load() -> Any:
         if weights.checkpoint:
-            return kind.from_single_file(str(weights.checkpoint), config=str(weights.folder), **common)
-        variant = weights.variant("text_encoder")
-        return kind.from_pretrained(str(weights.folder), variant=variant, use_safetensors=True, **common)
+            return kind.from_single_file(str(weights.checkpoint), config=str(weights.folder), dtype=dtype, **common)
+        encoders = {
+            part: _from_folder(weights, part, getattr(transformers, name), dtype)
+            for part, name in family.encoders.items()
+        }
+        return kind.from_pretrained(str(weights.folder), **encoders, **common)
 
-    return _told(weights, load)
+    pipeline = _told(weights, load)
+    for part in family.encoders:
+        encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
+        _refuse_missing(weights, part, [name for name, value in encoder.named_parameters() if value.is_meta])
+        longest = encoder.config.max_position_embeddings
+        if tokenizer.model_max_length != longest or len(tokenizer) < FEWEST_TOKENS:
+            raise InputError(f"{weights.origin} lacks the tokenizer of its {part}", WHOLE)
+    return pipeline
 
 
 def load_unet(weights: Weights, dtype: torch.dtype) -> nn.Module:
@@ -46,7 +58,7 @@ def load_unet(weights: Weights, dtype: torch.dtype) -> nn.Module:
     """
     import diffusers
 
-    return _told(weights, lambda: _diffusers_part(weights, "unet", diffusers.UNet2DConditionModel, dtype))
+    return _load_model(weights, "unet", diffusers.UNet2DConditionModel, dtype)
 
 
 def load_vae(weights: Weights, dtype: torch.dtype) -> nn.Module:
@@ -58,8 +70,7 @@ def load_vae(weights: Weights, dtype: torch.dtype) -> nn.Module:
     import diffusers
 
     overflows = weights.config("vae").get("force_upcast", True)
-    kept = torch.float32 if overflows else dtype
-    return _told(weights, lambda: _diffusers_part(weights, "vae", diffusers.AutoencoderKL, kept))
+    return _load_model(weights, "vae", diffusers.AutoencoderKL, torch.float32 if overflows else dtype)
 
 
 def load_schedule(weights: Weights) -> NoiseSchedule:
@@ -71,46 +82,66 @@ def load_schedule(weights: Weights) -> NoiseSchedule:
     config = weights.config("scheduler", "scheduler_config.json")
     predicts = weights.prediction_type or config.get("prediction_type", "epsilon")
     is_known = config.get("beta_schedule") == "scaled_linear" and predicts in ("epsilon", "v_prediction")
-    if not is_known or config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+    is_known = is_known and all(type(config.get(name)) is float for name in ("beta_start", "beta_end"))
+    is_rescaled = bool(config.get("rescale_betas_zero_snr"))
+    if not is_known or is_rescaled or config.get("trained_betas") is not None:
+        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if is_rescaled else "")
         raise InputError(
-            f"{weights.origin} has a noise schedule that rapm does not know: {config.get('beta_schedule')}, {predicts}",
+            f"{weights.origin} has a noise schedule that rapm does not know: {about}",
             "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
         )
-    return NoiseSchedule.scaled_linear(
-        config["beta_start"], config["beta_end"], config.get("num_train_timesteps", 1000), predicts
+    length = config.get("num_train_timesteps", 1000)
+    return NoiseSchedule.scaled_linear(config["beta_start"], config["beta_end"], length, predicts)
+
+
+def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+    def load() -> Any:
+        if weights.checkpoint:
+            origin, config = str(weights.checkpoint), str(weights.folder)
+            try:
+                return kind.from_single_file(origin, config=config, subfolder=part, dtype=dtype, local_files_only=True)
+            except NotImplementedError as error:  # diffusers moves what it found no values for
+                raise InputError(f"{origin} lacks weights of its {part}", WHOLE) from error
+        return _from_folder(weights, part, kind, dtype)
+
+    made: nn.Module = _told(weights, load)
+    return made.to(dtype).eval()  # diffusers keeps some parts of some models in float32
+
+
+def _from_folder(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    """A part by diffusers or transformers, which both make up weights that are not in the files, or do not fit."""
+    made, said = kind.from_pretrained(
+        str(weights.folder),
+        subfolder=part,
+        variant=weights.variant(part),
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    if said["mismatched_keys"]:
+        names = [name for name, *_ in said["mismatched_keys"]]
+        raise InputError(f"{weights.origin} has a {part} of other shapes than it says, first {min(names)}", WHOLE)
+    _refuse_missing(weights, part, said["missing_keys"])
+    return made
 
 
-def _diffusers_part(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
-    folder = str(weights.folder)
-    if weights.checkpoint:
-        made = kind.from_single_file(
-            str(weights.checkpoint), config=folder, subfolder=part, dtype=dtype, local_files_only=True
-        )
-    else:
-        made = kind.from_pretrained(
-            folder,
-            subfolder=part,
-            variant=weights.variant(part),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    return made.to(dtype).eval()  # type: ignore[no-any-return]  # diffusers keeps some parts of some models in float32
+def _refuse_missing(weights: Weights, part: str, names: Collection[str]) -> None:
+    if names:
+        raise InputError(f"{weights.origin} lacks weights of its {part}, first {min(names)}", WHOLE)
 
 
 def _told(weights: Weights, load: Callable[[], T]) -> T:
     """What `load` returns; what the libraries say of files that they cannot read becomes an error with a remedy."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
+    of_libraries = (SafetensorError, SingleFileComponentError)
     try:
         return load()
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, *of_libraries) as error:
+        if is_out_of_memory(error):
             raise
-        said = str(error).strip().splitlines()
-        reason = said[0][:200].rstrip(".") if said else type(error).__name__
-        raise InputError(
-            f"{weights.origin} cannot be loaded: {reason}",
-            "give a whole Stable Diffusion XL or 1.5 with safetensors weights",
-        ) from error
+        reason = re.split(r"\.\s|\n", str(error).strip())[0][:200].rstrip(".") or type(error).__name__
+        raise InputError(f"{weights.origin} cannot be loaded: {reason}", WHOLE) from error

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from rapm_cli.bases.architectures import ARCHITECTURES
 from rapm_cli.bases.base import BASES, Base
 from rapm_cli.bases.families import FAMILIES
-from rapm_cli.bases.hub import Snapshot, config_files, fetch, pipeline_files
+from rapm_cli.bases.hub import CONFIGS, PIPELINE, Snapshot, fetch
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.watch import Watcher
@@ -24,11 +25,11 @@ class Published:
 
     def weights(self, watcher: Watcher) -> Weights:
         """All its files that rapm needs, fetched where they are missing."""
-        return _weights(fetch(self.repo, self.revision, pipeline_files, watcher))
+        return _weights(fetch(self.repo, self.revision, PIPELINE, watcher))
 
     def configs(self, watcher: Watcher) -> Weights:
         """Its configurations and tokenizers alone."""
-        return _weights(fetch(self.repo, self.revision, config_files, watcher))
+        return _weights(fetch(self.repo, self.revision, CONFIGS, watcher))
 
 
 def _weights(snapshot: Snapshot) -> Weights:
@@ -60,6 +61,7 @@ for _name, _published in PUBLISHED.items():
             source=_name,
             defaults=FAMILIES[_name].defaults,
             locate=_published.weights,
+            architecture=lambda watcher, name=_name: ARCHITECTURES[name],  # type: ignore[misc]
             training_prompts=photographic_prompts,
         )
     )

@@ -1,6 +1,8 @@
 """Where a base's files are: a folder in diffusers layout, or a checkpoint with such a folder's configurations."""
 
 import json
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,13 @@ from typing import Any
 from rapm_cli.core.errors import InputError
 
 FP16 = "fp16"  # what repositories call the variant in half precision
+SHARD = r"(?:-\d+-of-\d+)?"
+NAME = re.compile(rf"(?:diffusion_pytorch_)?model{SHARD}(?:\.({FP16}))?{SHARD}\.safetensors")  # of a part's weights
+INDEX = re.compile(rf"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.({FP16}))?\.json")  # of shards
+OTHERS = re.compile(
+    r"\.(safetensors|bin|msgpack|onnx\w*|h5|ckpt|pth?)(\.index(\.\w+)?\.json)?$"
+)  # weights, of any kind
+WHOLE = "give a whole Stable Diffusion XL or 1.5 with safetensors weights"
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,58 @@ class Weights:
         return read_json(self.folder / part / name)
 
     def variant(self, part: str) -> str | None:
-        """The variant of a part's weights that is there: None is full precision, which goes first in a folder."""
-        names = [name for name in self._names(part) if name.endswith(".safetensors")]
-        is_half = bool(names) and all(f".{FP16}." in name or f".{FP16}-" in name for name in names)
-        return FP16 if is_half else None
+        """The variant of a part's weights that is read: None is full precision, which goes first where it is there.
 
-    def _names(self, part: str) -> list[str]:
-        if self.files:
-            return [name for name in self.files if name.startswith(f"{part}/")]
-        return [f"{part}/{path.name}" for path in (self.folder / part).glob("*")]
+        Raises:
+            InputError: There are no weights that rapm reads.
+        """
+        variants = self._variants(part)
+        if not variants:
+            raise InputError(f"{self.folder / part} has no safetensors weights", WHOLE)
+        return None if None in variants else FP16
+
+    def check(self, part: str) -> None:
+        """See that a part's weights are all there; reads no more than the headers of a folder's files.
+
+        Raises:
+            InputError: A file is missing or cut off.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if self.checkpoint:
+            return  # it was looked into when it was found
+        names = self._variants(part)[self.variant(part)]
+        for path in (self.folder / name for name in names):
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{path} is not a whole safetensors file", "copy or download it again") from error
+            if (count := re.search(r"-of-(\d+)", path.name)) and len(names) < int(count[1]):
+                raise InputError(f"{path.parent} has {len(names)} of {int(count[1])} files of weights", WHOLE)
+
+    def plain_names(self) -> dict[str, str]:
+        """Names of the folder's files, each with its name in a folder that has one variant of each part.
+
+        Weights that rapm does not read are left out: of another variant, or in another format.
+        """
+        inside = self.files or [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*"))]
+        names = {}
+        for name in inside:
+            part, _, file = name.rpartition("/")
+            match = NAME.fullmatch(file) or INDEX.fullmatch(file)
+            if not OTHERS.search(name) or (match and part and match[1] == self.variant(part)):
+                names[name] = name.replace(f".{FP16}", "") if match else name
+        return {name: plain for name, plain in names.items() if (self.folder / name).is_file()}
+
+    def _variants(self, part: str) -> dict[str | None, list[str]]:
+        """Names of a part's files of weights, by variant."""
+        inside = self.files or [f"{part}/{path.name}" for path in sorted((self.folder / part).glob("*"))]
+        variants = defaultdict(list)
+        for name in inside:
+            if match := re.fullmatch(rf"{part}/{NAME.pattern}", name):
+                variants[match[1]].append(name)
+        return variants
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,9 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is missing or cannot be read", "give a whole model in diffusers layout, with model_index.json"
-        ) from error
+        raise InputError(f"{path} is missing or cannot be read", WHOLE) from error
     if not isinstance(record, dict):
-        raise InputError(f"{path} is no table of settings", "give a whole model in diffusers layout")
+        raise InputError(f"{path} is no table of settings", WHOLE)
     return record

@@ -12,7 +12,7 @@ import typer
 from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output, lost_result
-from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full
+from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full, is_out_of_memory
 from rapm_cli.workflows.stop import heeding
 
 EXIT_BUG = 1
@@ -138,8 +138,7 @@ def _unexpected(error: Exception) -> int:
     if is_disks:
         disk = DiskError.of(error, getattr(error, "filename", None) or "a file", "read or written")
         return _tell(disk.message, disk.remedy, disk.exit_code)
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    if is_torchs or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         remedy = "use a smaller --batch-size, and in distill --checkpointing or --discriminator latent"
         return _tell("out of memory", remedy, OutOfMemoryError.exit_code)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

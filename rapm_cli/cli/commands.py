@@ -73,9 +73,10 @@ def distill(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory.", rich_help_panel=TRAINING)
     ] = False,
-    prompts: Annotated[
-        str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.", rich_help_panel=RUN)
-    ] = None,
+    vram: Annotated[
+        str, typer.Option(help="Memory of the card in GB: auto, 24, 16, 12 or 8.", rich_help_panel=TRAINING)
+    ] = "auto",
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[
         int, typer.Option(help="Prompts of the comparison at the end, at least 8; 0 for none.", rich_help_panel=RUN)
@@ -101,6 +102,7 @@ def distill(
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    offline: options.Offline = False,
     config: options.Config = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -127,9 +129,9 @@ def distill(
         given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
     with team.joined(device) as ranks:
         if not ranks.is_first:
-            team.follow(ranks, device, Output(quiet=True))
+            team.follow(ranks, device, vram, Output(quiet=True))
             return
-        wanted = None if prompts is None else read_prompts(prompts)
+        wanted = None if prompts is None else read_prompts(prompts, out)
         place = team.device_of(device)
         if resume:
             begun = start.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
@@ -153,6 +155,7 @@ def distill(
             is_strict=strict,
             watcher=out,
             ranks=ranks,
+            vram=vram,
         )
     show.distilled(out, begun, done)
 
@@ -162,7 +165,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="N; by default what the LoRA was distilled for.")] = None,
     seed: Annotated[str, typer.Option(help="Seed of the first picture, or a range such as 7..12.")] = "0",
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; seeds count up.")] = 1,
-    prompts: Annotated[str | None, typer.Option(help="Text file of prompts, one a line, or - for stdin.")] = None,
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
     from_picture: Annotated[
@@ -174,6 +177,8 @@ def generate(
     output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    rng: options.Rng = "cpu",
+    offline: options.Offline = False,
     config: options.Config = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -181,8 +186,8 @@ def generate(
     """Draw pictures with a distilled LoRA."""
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
-    wanted = _prompts(prompt, prompts, needed=from_picture is None)
-    from rapm_cli.bases.device import find_device
+    wanted = _prompts(prompt, prompts, out, needed=from_picture is None)
+    from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
     from rapm_cli.workflows.generate import generate as run_generate
@@ -192,19 +197,21 @@ def generate(
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora, precision = base or recipe.base, str(recipe.lora), recipe.precision
+        base, lora = base or recipe.base, str(recipe.lora)
+        precision, rng = recipe.precision, recipe.rng
     chosen = choose(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
-    made = []
+    made, place = [], find_device(device)
     for picture in run_generate(
         chosen,
         wanted,
         seeds,
         steps=_or(steps, chosen.steps),
         output=output or pictures_dir(),
-        device=find_device(device),
+        device=place,
         precision=precision,
+        rng=find_rng(rng, place),
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,
@@ -233,6 +240,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    offline: options.Offline = False,
     config: options.Config = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -273,6 +281,7 @@ def export(
     fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
     dtype: Annotated[str, typer.Option(help="Of what is written: base (as it is), fp16, bf16 or fp32.")] = "base",
     output: Annotated[Path | None, typer.Option(help="File to write, or with --fuse the folder.")] = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -347,21 +356,21 @@ def inspect(
         raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])
 
 
-def _prompts(words: list[str] | None, file: str | None, *, needed: bool) -> list[str]:
+def _prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
     """Prompts from the command line, a file, or standard input when it is not a terminal."""
     from rapm_cli.workflows.prompts import check_prompt, read_prompts
 
     given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
     if file is not None:
-        given += read_prompts(file)
+        given += read_prompts(file, out)
     elif "-" in (words or []):
-        given += read_prompts("-")
+        given += read_prompts("-", out)
     elif not given and needed:
         if is_terminal():
             raise ConfigError(
                 "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
             )
-        given = read_prompts("-")
+        given = read_prompts("-", out)
     return list(dict.fromkeys(given))
 
 

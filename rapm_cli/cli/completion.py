@@ -12,9 +12,10 @@ import typer
 
 # What an option takes, where it is not any text; a test holds these against the registries.
 VALUES = {
-    "base": ("demo", "sdxl"),
+    "base": ("demo", "sdxl", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "rng": ("cpu", "device"),
     "dtype": ("base", "fp16", "bf16", "fp32"),
     "discriminators": ("both", "relative", "absolute", "none"),
     "discriminator": ("unet", "latent"),

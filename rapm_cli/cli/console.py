@@ -9,8 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import filesize
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
 
 WIDE = 1000  # letters of a line for programs
 SHORT = 10  # letters of a cell that is never broken
+BYTE = "byte"  # the unit that is shown in kB, MB and GB
 BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
 ROOMY = 115  # letters of a line that has room for all about memory
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
@@ -211,10 +222,10 @@ class _PlainBar(_Bar):
         rate = max(0, self._done - self._before) / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate else 0.0
         parts = [
-            f"{self._title} {self._done}/{self._total}",
-            f"{rate:.2f} {self._unit}/s",
+            f"{self._title} {_amount(self._done, self._total, self._unit)}",
+            _rate(rate, self._unit),
             f"{left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s",
-            read_memory(self._device).words(),
+            "" if self._unit == BYTE else read_memory(self._device).words(),
             self._note,
         ]
         self._output.say(", ".join(part for part in parts if part))
@@ -230,7 +241,7 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["begun"]
         speed = task.finished_speed or task.speed or (done / task.elapsed if task.elapsed else 0)
-        return Text(f"{speed:.2f} {self._unit}/s" if speed else f"- {self._unit}/s")
+        return Text(_rate(speed, self._unit) if speed else f"- {'B' if self._unit == BYTE else self._unit}/s")
 
 
 class _MemoryColumn(ProgressColumn):
@@ -263,16 +274,28 @@ class _Live(Progress):
 
 
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:
-    return _Live(
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=BAR),
-        MofNCompleteColumn(),
+        DownloadColumn() if unit == BYTE else MofNCompleteColumn(),
         _RateColumn(unit),
         TimeRemainingColumn(compact=True),
-        _MemoryColumn(device, console),
-        console=console,
-        refresh_per_second=4,
-    )
+    ]
+    if unit != BYTE:  # bytes come and go without filling the device's memory
+        columns.append(_MemoryColumn(device, console))
+    return _Live(*columns, console=console, refresh_per_second=4)
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    """How much of how much; bytes both in the unit that suits the whole."""
+    if unit != BYTE:
+        return f"{done}/{total}"
+    size, suffix = filesize.pick_unit_and_suffix(total, ["bytes", "kB", "MB", "GB", "TB"], 1000)
+    return f"{done / size:.{1 if size > 1 else 0}f}/{total / size:.{1 if size > 1 else 0}f} {suffix}"
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{filesize.decimal(int(speed))}/s" if unit == BYTE else f"{speed:.2f} {unit}/s"
 
 
 def _plain(text: str) -> str:

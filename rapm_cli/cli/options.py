@@ -1,5 +1,6 @@
 """Options that several commands share, and the parsers of their values. Names stay plain strings here."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,23 @@ from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
+PROMPTS = "Text, JSON lines, FILE.csv:COLUMN or COCO captions; - for stdin."
+
+
+def _go_offline(is_wanted: bool) -> bool:
+    """Forbid the network to huggingface_hub, which reads its environment when a workflow first imports it."""
+    if is_wanted:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return is_wanted
+
 
 Base = Annotated[
     str | None,
-    typer.Option("--base", envvar="RAPM_BASE", help="Base model: demo, sdxl, or a folder in diffusers layout."),
+    typer.Option(
+        "--base",
+        envvar="RAPM_BASE",
+        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub.",
+    ),
 ]
 Lora = Annotated[
     str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
@@ -22,6 +36,12 @@ Lora = Annotated[
 Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[
     str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
+]
+Rng = Annotated[
+    str, typer.Option("--rng", help="Where noise is drawn: cpu, the same on every machine, or device, as diffusers.")
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no bars.")]

@@ -1,6 +1,6 @@
 """One network in memory, evaluated in its three roles: teacher, student, and eyes of the discriminators."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from rapm_cli.core.adapters import Switch
 from rapm_cli.core.schedule import NoiseSchedule, split_prediction
 from rapm_cli.core.transfer import upload
+
+BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,12 @@ class Backbone:
         finally:
             self.switch.is_student = before
 
-    def enable_checkpointing(self) -> None:
-        """Recompute activations in backward instead of keeping them, each in the role it was first computed in."""
+    def enable_checkpointing(self, parts: Sequence[str] = BLOCKS) -> None:
+        """Recompute activations in backward instead of keeping them, each in the role it was first computed in.
+
+        Args:
+            parts: Of the network, from `BLOCKS`; recomputing fewer saves time and costs memory.
+        """
 
         def in_role(module: Callable[..., Any], *inputs: Any) -> Any:
             role = self.switch.is_student
@@ -107,6 +113,9 @@ class Backbone:
             return checkpoint(again, *inputs, use_reentrant=False)
 
         self.unet.enable_gradient_checkpointing(in_role)
+        for name, module in self.unet.named_modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = name.split(".")[0] in parts
 
     def predict_noise(self, z: Tensor, t: int, cond: Conditioning) -> Tensor:
         """Predicted noise at `(z, t)` in the present role.

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.errors import DamagedError, VerificationError
-from rapm_cli.core.files import ASIDE, make_folder, sync, temporary_name, write_file
+from rapm_cli.core.files import ASIDE, is_plain, make_folder, sync, temporary_name, write_file
 
 MANIFEST, FORMAT = "MANIFEST.json", 1
 
@@ -59,7 +59,7 @@ class Manifest:
         texts = [self.name, self.fingerprint, self.parent or "", *self.files]
         entries = [set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int for entry in self.files.values()]
         is_typed = all(isinstance(text, str) for text in texts) and isinstance(self.about, dict)
-        return self.format == FORMAT and is_typed and all(entries) and all(map(_is_plain, self.files))
+        return self.format == FORMAT and is_typed and all(entries) and all(map(is_plain, self.files))
 
 
 @contextmanager
@@ -230,12 +230,6 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 def _canonical(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _is_plain(name: str) -> bool:
-    """True for a path that stays inside its folder."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and name == "/".join(parts) and not ({"..", "/", "."} & set(parts)) and "\\" not in name
 
 
 @contextmanager

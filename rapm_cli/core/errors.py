@@ -121,6 +121,12 @@ class VerificationError(RapmError):
     exit_code = 9
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where memory ran out, of a device or of the machine, also in the words of torch."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return is_torchs or isinstance(error, MemoryError)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True for a full disk, a spent quota or a file-size limit, also in the words of torch and safetensors."""
     return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from rapm_cli.core.errors import InputError
@@ -50,6 +50,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_plain(name: str) -> bool:
+    """True for a path, with slashes, that stays inside its folder."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and name == "/".join(parts) and not ({"..", "/", "."} & set(parts)) and "\\" not in name
 
 
 def make_folder(path: Path) -> None:

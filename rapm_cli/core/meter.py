@@ -29,7 +29,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.live_bytes = self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
@@ -87,11 +87,11 @@ def flash_attention(meter: Meter) -> Iterator[None]:
         return made
 
     real: Callable[..., Tensor] = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = real  # type: ignore[assignment]
+        functional.scaled_dot_product_attention = real
 
 
 def _attention_flops(query: Tensor, key: Tensor) -> int:

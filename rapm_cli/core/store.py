@@ -103,7 +103,7 @@ class TrajectoryStore:
         commit(self._path(rows), {FILE: save(tensors)}, fingerprint=self.folder.name, about=about)
 
     def stored(self) -> "StoredTrajectories":
-        """All trajectories, none of them in memory.
+        """All trajectories, none of them in memory; what is damaged is found by `missing`.
 
         Raises:
             DamagedError: A shard is missing.

@@ -1,7 +1,7 @@
 """Phase 2: read `train_step` from top to bottom, it is the algorithm."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,7 @@ class Trainer:
     ) -> None:
         check_fit(config, num_slots)
         self.backbone, self.config, self.num_slots, self.ranks = backbone, config, num_slots, ranks
+        self.relieve: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         self.edges = slot_edges(num_slots, backbone.schedule.length)
         grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
@@ -140,7 +141,7 @@ class Trainer:
         report = []
         z_start = batch.z_teacher[:, self.num_slots]  # the noise
         for n in reversed(range(self.num_slots)):
-            z_student, losses = self._slot(batch, n, z_start, iteration)
+            z_student, losses = self._slot_that_fits(batch, n, z_start, iteration)
             report.append(losses)
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
@@ -148,6 +149,18 @@ class Trainer:
         if not nn.utils.get_total_norm([*self.lora.masters, *self.judges]).isfinite():
             report[-1].skipped = NETWORK
         return report
+
+    def _slot_that_fits(
+        self, batch: Trajectories, n: int, z_start: Tensor, iteration: int
+    ) -> tuple[Tensor, SlotLosses]:
+        """A slot, again with less memory for as long as there is too little and `relieve` finds some."""
+        while True:
+            try:
+                return self._slot(batch, n, z_start, iteration)
+            except torch.OutOfMemoryError as error:
+                failure = error.with_traceback(None)  # whose frames hold the graph
+            if not self.relieve():
+                raise failure
 
     def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLosses]:
         """One slot: the student's step, both targets, one update of the student, one of the discriminators.
@@ -167,13 +180,15 @@ class Trainer:
         log = SlotLog()
         goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
         z_student = student_step(self.backbone, z_start, self.edges[n + 1], self.edges[n], batch.cond)
-        loss = self._distances(z_student, goals, log)
+        loss, judged = self._distances(z_student, goals, log), None
         if self.discriminators:
             fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
             loss = loss + self.config.adversarial_weight * self._adversarial(fake, log)
-        is_lost = self._update_student(loss * self._slot_weight(n), goals, log)
+        loss = loss * self._slot_weight(n)
+        self.lora.take_gradients(loss, self._loss_scale)
         if self.discriminators:
-            self._update_discriminators([f.detach() for f in fake], goals, n, batch.cond, iteration, is_lost, log)
+            judged = self._judge([f.detach() for f in fake], goals, n, batch.cond, iteration, log)
+        self._update(loss, judged, goals, log)  # last, so that a slot that runs out of memory has changed nothing
         return z_student.detach(), self._read(log, n)
 
     def _read(self, log: SlotLog, n: int) -> SlotLosses:
@@ -225,46 +240,16 @@ class Trainer:
             total = total + part
         return total
 
-    def _update_student(self, loss: Tensor, goals: dict[str, Tensor], log: SlotLog) -> Tensor:
-        """One optimizer step, or none where loss or gradient is not finite; 1 where none was made, else 0."""
-        self.lora.take_gradients(loss, self._loss_scale)
-        log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
-        log.is_loss_finite, log.is_lost = self._step(loss, self.optimizer, self.lora.masters)
-        self.lora.publish()
-        return log.is_lost
-
-    def _step(
-        self,
-        loss: Tensor,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        is_lost: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Average the gradients over all processes, clip, and update unless something is not finite.
-
-        Returns:
-            Whether the loss is finite, and 1 where no update was made, else 0.
-        """
-        common = loss.detach().float().reshape(1).clone()
-        self.ranks.average([common, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        is_loss_finite = common.isfinite().all()
-        skip = (~(norm.isfinite() & is_loss_finite)).float()
-        optimizer.found_inf = skip if is_lost is None else torch.maximum(skip, is_lost)  # type: ignore[attr-defined]
-        optimizer.step()
-        return is_loss_finite, skip
-
-    def _update_discriminators(
+    def _judge(
         self,
         fake: list[Tensor],
         goals: dict[str, Tensor],
         n: int,
         cond: Conditioning,
         iteration: int,
-        is_lost: Tensor,
         log: SlotLog,
-    ) -> None:
-        assert self.judge_optimizer is not None
+    ) -> Tensor:
+        """The discriminators' loss, and its gradients."""
         with torch.no_grad():
             real = self._see({position: goals[position] for position in self.discriminators}, n, cond, iteration)
         total = torch.zeros((), device=fake[0].device)
@@ -275,9 +260,46 @@ class Trainer:
             log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
             log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
             total = total + part
-        self.judge_optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        log.are_judges_lost = self._step(total, self.judge_optimizer, self.judges, is_lost)[1]
+        for parameter, gradient in zip(
+            self.judges, torch.autograd.grad(total, self.judges, materialize_grads=True), strict=True
+        ):
+            parameter.grad = gradient
+        return total
+
+    def _update(self, loss: Tensor, judged: Tensor | None, goals: dict[str, Tensor], log: SlotLog) -> None:
+        """One optimizer step of the student and one of the discriminators, or none where something is not finite."""
+        log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
+        log.is_loss_finite, log.is_lost = self._step(loss, self.optimizer, self.lora.masters)
+        self.lora.publish()
+        if judged is not None and self.judge_optimizer:
+            log.are_judges_lost = self._step(judged, self.judge_optimizer, self.judges, log.is_lost)[1]
+
+    def _step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        is_lost: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Average the gradients over all processes, clip, and update unless something is not finite.
+
+        Args:
+            loss: That the gradients are of.
+            optimizer: Of the parameters.
+            parameters: With their gradients.
+            is_lost: 1 where no update may be made, whatever the gradients.
+
+        Returns:
+            Whether the loss is finite; 1 where loss or gradient is not, else 0.
+        """
+        common = loss.detach().float().reshape(1).clone()
+        self.ranks.average([common, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        is_loss_finite = common.isfinite().all()
+        skip = (~(norm.isfinite() & is_loss_finite)).float()
+        optimizer.found_inf = skip if is_lost is None else torch.maximum(skip, is_lost)  # type: ignore[attr-defined]
+        optimizer.step()
+        return is_loss_finite, skip
 
     @property
     def _distance_weights(self) -> dict[str, float]:

@@ -46,7 +46,7 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
     """Merge a LoRA into the UNet of a diffusers folder, in place, and set the sampler that it needs.
 
     Args:
-        folder: A copy of the base; its UNet's weights are replaced.
+        folder: A copy of the base; its UNet's weights, in one file or several, are replaced by one file.
         lora: What to merge.
         dtype: Of the written weights; None keeps the base's.
 
@@ -56,10 +56,9 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
     """
     from safetensors.torch import load_file
 
-    path = folder / "unet" / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path} is not there", "give --base a folder with safetensors weights in one file")
-    weights = {name: value.to(dtype or value.dtype) for name, value in load_file(path).items()}
+    files = sorted((folder / "unet").glob("*.safetensors*"))
+    read = [load_file(path) for path in files if path.suffix == ".safetensors"]
+    weights = {name: value.to(dtype or value.dtype) for part in read for name, value in part.items()}
     losses = []
     for name in sorted(name for name in lora.state if name.endswith(".lora_A.weight")):
         module = name.removesuffix(".lora_A.weight")
@@ -78,16 +77,11 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
         size = update.norm()
         if size > 0:
             losses.append(float((weights[key].float() - before - update).norm() / size))
-    write_tensors(path, weights, {"format": "pt"})
+    for path in files:
+        path.unlink()
+    write_tensors(folder / "unet" / WEIGHTS, weights, {"format": "pt"})
     _set_sampler(folder)
     return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
-
-
-def is_other_weights(path: Path, folder: Path) -> bool:
-    """True for weights of the UNet that would stay unmerged beside the merged ones: other precisions, other formats."""
-    endings = (".safetensors", ".bin", ".msgpack", ".onnx", ".h5")
-    is_weights = path.parent == folder / "unet" and (path.suffix in endings or ".safetensors" in path.name)
-    return is_weights and path.name != WEIGHTS
 
 
 def _set_sampler(folder: Path) -> None:

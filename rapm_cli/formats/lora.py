@@ -120,8 +120,11 @@ def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
         attach_lora(backbone, lora.rank, lora.alpha, modules=lora.modules)
         load_lora_state(backbone, lora.state)
     except ValueError as error:
-        base = lora.recipe.get("base")
-        raise InputError(
-            f"{path} does not fit this base ({error})",
-            f"it was made for --base {base}" if base else "give the --base that it was made for",
-        ) from error
+        raise does_not_fit(path, lora, str(error)) from error
+
+
+def does_not_fit(path: Path, lora: LoraFile, reason: str) -> InputError:
+    """The error of a LoRA on a base that it was not made for."""
+    base = lora.recipe.get("base")
+    remedy = f"it was made for --base {base}" if base else "give the --base that it was made for"
+    return InputError(f"{path} does not fit this base ({reason})", remedy)

@@ -2,45 +2,49 @@
 
 from pathlib import Path
 
+from rapm_cli.bases.hub import fetch, one_file
 from rapm_cli.bases.places import converted_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, verify
 from rapm_cli.core.errors import DamagedError, WeightsError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.schedule import sampler_recipe
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.workflows.lock import locked
 
 BASE, REPO, FILE = "sdxl", "guoqiang-x/RAPM_SDXL", "RAPM_SDXL.pt"
 LORA = "lora.safetensors"
 
 
-def authors_lora() -> tuple[Path, str]:
+def authors_lora(watcher: Watcher) -> tuple[Path, str]:
     """The authors' LoRA as a file of ours, and where it is from; what they published is a pickle.
+
+    Args:
+        watcher: Sees the download.
 
     Raises:
         WeightsError: It is not in the Hugging Face cache and cannot be fetched.
-        InputError: What was fetched is not a plain LoRA.
+        InputError: What was fetched is not what the hub has, or not a plain LoRA.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     try:
-        source = Path(hf_hub_download(REPO, FILE))
-    except (OSError, EntryNotFoundError) as error:
+        source = fetch(REPO, None, one_file(FILE), watcher).folder / FILE
+    except WeightsError as error:
         raise WeightsError(
-            f"there is no run of {BASE} yet, and the authors' LoRA for {BASE}, {REPO}, cannot be fetched",
-            'try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
+            f"there is no run of {BASE} yet, and the LoRA of the method's authors is not to be had: {error.message}",
+            f'{error.remedy}; or try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
         ) from error
     digest = file_sha256(source)
     target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
-    sweep(converted_dir())
-    try:
-        verify(target, digest)
-    except DamagedError as error:
-        reason += f"; {error.message}: converting it again" if target.exists() else ""
-        recipe = {"base": BASE, "origin": {"repository": REPO, "file": FILE, "sha256": digest}}
-        with committing(target, fingerprint=digest) as folder:
-            convert_pickle(source, folder / LORA, recipe | {"sampler": sampler_recipe(4)})
+    with locked(converted_dir(), watcher, "it converts the same file", is_patient=True):
+        sweep(converted_dir())
+        try:
+            verify(target, digest)
+        except DamagedError as error:
+            reason += f"; {error.message}: converting it again" if target.exists() else ""
+            recipe = {"base": BASE, "origin": {"repository": REPO, "file": FILE, "sha256": digest}}
+            with committing(target, fingerprint=digest) as folder:
+                convert_pickle(source, folder / LORA, recipe | {"sampler": sampler_recipe(4)})
     return target / LORA, reason
 
 

@@ -70,7 +70,7 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors.BASE):
-        path, reason = authors.authors_lora()
+        path, reason = authors.authors_lora(watcher)
     else:
         raise WeightsError(
             f"there is no LoRA for base {base_name}",
@@ -119,13 +119,17 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder."""
+    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
+
+    `rng` is the kind of device that its noise was drawn on.
+    """
 
     prompt: str
     seed: int
     steps: int
     base: str | None
     precision: str
+    rng: str
     is_compared: bool
     lora: Path
 
@@ -150,8 +154,8 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
             known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
-            is_compared = recipe.get("teacher") is not None
-            return Recalled(**known, base=base.name if base else None, is_compared=is_compared, lora=place)
+            known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
+            return Recalled(**known, base=base.name if base else None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",

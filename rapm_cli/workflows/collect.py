@@ -12,13 +12,16 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.errors import OutOfMemoryError
 from rapm_cli.core.parallel import ALONE, Ranks
+from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
-from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.lock import locked
+from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.settings import Settings
 
 PROMPTS_AHEAD = 2048  # that the text encoders read at a time: 650 MB of SDXL's 16-bit conditioning
@@ -82,7 +85,7 @@ def _make_all(
 ) -> None:
     """Make the missing shards, of several processes each every so many; the bar supposes that they are equally fast."""
     to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
-    conds = _conditionings(base, settings.prompts, mine)
+    conds = _conditionings(base, settings.prompts, mine, store.shard_size)
     bar = watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do)
     with bar as shown, stop.patient("these trajectories"):
         for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
@@ -103,12 +106,13 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
 
 
 def _conditionings(
-    base: LoadedBase, prompts: Sequence[str], shards: list[range]
+    base: LoadedBase, prompts: Sequence[str], shards: list[range], shard_size: int
 ) -> Iterator[tuple[range, Conditioning]]:
     """Every shard with its prompts' conditioning; the text encoders read many shards' prompts at a time, then go."""
-    size = max(1, PROMPTS_AHEAD // max(map(len, shards), default=1))
+    size = max(1, PROMPTS_AHEAD // shard_size)
     for group in (shards[k : k + size] for k in range(0, len(shards), size)):
-        cond, start = base.encode([prompts[k] for rows in group for k in rows]), 0
+        # A shard's prompts are read together, as they will be where only this shard is missing: for the same bits.
+        cond, start = base.encode([prompts[k] for rows in group for k in rows], at_once=shard_size), 0
         for rows in group:
             yield rows, cond[start : start + len(rows)]
             start += len(rows)
@@ -122,7 +126,7 @@ def _make(
     cond: Conditioning,
     watcher: Watcher,
 ) -> None:
-    made = _roll_out(base, settings.teacher, cond, rows)
+    made = _roll_out_that_fits(base, settings.teacher, cond, rows)
     size = len(rows) * _bytes_of_one(base, settings.teacher)
     if not made.is_finite:
         watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
@@ -133,6 +137,22 @@ def _make(
 def _bytes_of_one(base: LoadedBase, teacher: TeacherConfig) -> int:
     latents = (2 * teacher.num_slots + 1) * math.prod(base.latent_shape)
     return 4 * latents + sum(part.nbytes for part in base.unconditional.parts if part is not None)
+
+
+def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+    """The trajectories of some rows; where memory runs out, by halves."""
+    try:
+        return _roll_out(base, config, cond, rows)
+    except torch.OutOfMemoryError as error:
+        failure = error.with_traceback(None)  # whose frames hold tensors
+    if len(rows) == 1:
+        raise OutOfMemoryError(
+            f"the teacher of {config.base} is out of memory with a single prompt", "close other programs on the device"
+        ) from failure
+    free_memory(base.device)
+    half = len(rows) // 2
+    parts = ((cond[:half], rows[:half]), (cond[half:], rows[half:]))
+    return Trajectories.cat([_roll_out_that_fits(base, config, *part) for part in parts])
 
 
 def _roll_out(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:

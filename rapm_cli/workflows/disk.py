@@ -1,39 +1,17 @@
-"""Room on the disk: asked for before work is done, and waited for, a bounded time, when it runs out."""
+"""Room on the disk, waited for, a bounded time, when it runs out."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.core.room import require_room
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 
 T = TypeVar("T")
 
 WAITS = (2.0, 10.0, 30.0, 60.0)  # seconds before each new attempt
-SPARE = 2**20  # bytes, for names and manifests
-
-
-def require_room(place: Path, needed: int, what: str) -> None:
-    """Refuse work whose result would not fit.
-
-    Args:
-        place: Where it will be written; need not exist yet.
-        needed: Bytes.
-        what: What is written, in words.
-
-    Raises:
-        DiskError: Too little is free.
-    """
-    if free_bytes(place) < needed + SPARE:
-        raise DiskError.full(place, what, needed + SPARE, free_bytes(place))
-
-
-def free_bytes(place: Path) -> int:
-    """Bytes that the user may still write where `place` is or will be."""
-    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
 
 
 def with_retries(write: Callable[[], T], place: Path, needed: int, watcher: Watcher, saved: str, remedy: str) -> T:

@@ -23,6 +23,7 @@ from rapm_cli.workflows.collect import collect
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
 from rapm_cli.workflows.lock import locked
+from rapm_cli.workflows.memory import AUTO, adopt, plan_for, stand_by
 from rapm_cli.workflows.pictures import contact_sheet
 from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.rundir import Run
@@ -61,6 +62,7 @@ def distill(
     is_strict: bool,
     watcher: Watcher,
     ranks: Ranks = ALONE,
+    vram: str = AUTO,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
 
@@ -72,6 +74,7 @@ def distill(
         is_strict: Stop at damaged data instead of using an older commit or making it again.
         watcher: Sees bars and talk.
         ranks: The processes that work on it, of which this is the first.
+        vram: Memory of the card in GB, as a plan's name, or "auto".
 
     Raises:
         LockedError: Another process holds the run.
@@ -81,7 +84,7 @@ def distill(
         with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
             if settings.deterministic:
                 be_deterministic()
-            return _distill(run, settings, base, device, is_strict, ranks, watcher)
+            return _distill(run, settings, base, device, is_strict, ranks, vram, watcher)
     except (Stopped, DiskError) as error:
         if run.is_begun:
             again = f"go on with: {run.resume_command}"
@@ -99,6 +102,7 @@ def _distill(
     device: torch.device,
     is_strict: bool,
     ranks: Ranks,
+    vram: str,
     watcher: Watcher,
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
@@ -117,7 +121,10 @@ def _distill(
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
+    plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
+    adopt(plan, loaded)
     trainer = trainer_of(loaded, settings, ranks)
+    stand_by(plan, trainer, watcher)
     training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
     run.reopen()
     training.finish()
@@ -155,7 +162,9 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
     try:
         with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
         watcher.say(f"loading {base.name}")
-        return LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+        loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+        loaded.load()
+        return loaded
     except RapmError:
         if is_new:
             run.discard()

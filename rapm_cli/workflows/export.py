@@ -9,11 +9,12 @@ import torch
 
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
+from rapm_cli.bases.weights import FP16
 from rapm_cli.core.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.files import sweep, write_file
 from rapm_cli.core.watch import Watcher
-from rapm_cli.formats.fuse import FuseReport, fuse_folder, is_other_weights
+from rapm_cli.formats.fuse import FuseReport, fuse_folder
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.workflows.disk import with_retries
 
@@ -49,7 +50,7 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str,
 
     Raises:
         ConfigError: The base has no folder to merge into, or the dtype is unknown.
-        InputError: The output exists.
+        InputError: The output exists, or the base's UNet is not all there.
         DiskError: It cannot be written.
     """
     lora = load_lora(lora_path)
@@ -64,25 +65,26 @@ def export(lora_path: Path, base: Base, output: Path, *, fuse: bool, dtype: str,
         with_retries(lambda: save_lora(output, replace(lora, state=kept)), output, size, watcher, NOTHING, AGAIN)
         return Exported(output, output.stat().st_size, None)
     weights = base.locate(watcher)
-    source = weights.folder
     if weights.checkpoint:
         raise ConfigError(f"base {base.name} has no folder to merge into", "give --base the model in diffusers layout")
-    inside = [source / name for name in weights.files] if weights.files else sorted(source.rglob("*"))
-    files = [path for path in inside if path.is_file() and not is_other_weights(path, source)]
-    files = [path for path in files if path not in (source / RECIPE, source / MANIFEST)]  # of a base that is an export
-    size = 2 * sum(path.stat().st_size for path in files)
+    weights.check("unet")
+    names = {name: plain for name, plain in weights.plain_names().items() if name not in (RECIPE, MANIFEST)}
+    size = 2 * sum((weights.folder / name).stat().st_size for name in names)
     report = with_retries(
-        lambda: _fuse(source, files, lora, output, DTYPES.get(dtype)), output, size, watcher, NOTHING, AGAIN
+        lambda: _fuse(weights.folder, names, lora, output, DTYPES.get(dtype)), output, size, watcher, NOTHING, AGAIN
     )
     return Exported(output, read_manifest(output).total_bytes, report)
 
 
-def _fuse(source: Path, files: list[Path], lora: LoraFile, output: Path, dtype: torch.dtype | None) -> FuseReport:
+def _fuse(source: Path, names: dict[str, str], lora: LoraFile, output: Path, dtype: torch.dtype | None) -> FuseReport:
     with committing(output, fingerprint=lora.digest()) as temporary:
-        for path in files:
-            target = temporary / path.relative_to(source)
+        for name, plain in names.items():
+            target = temporary / plain
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            if plain.endswith(".index.json"):  # of shards, which it names
+                target.write_text((source / name).read_text().replace(f".{FP16}", ""))
+            else:
+                shutil.copyfile(source / name, target)
         report = fuse_folder(temporary, lora, dtype)
         write_file(temporary / RECIPE, (json.dumps(lora.recipe, indent=2) + "\n").encode())
         if output.exists():

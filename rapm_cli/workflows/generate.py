@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rapm_cli import __version__
-from rapm_cli.bases import LoadedBase
+from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.checksum import file_sha256
@@ -22,6 +22,7 @@ from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import apply_lora
+from rapm_cli.formats.merged import merge_lora
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
@@ -48,9 +49,26 @@ class Picture:
     teacher_seconds: float | None = None
 
 
-def noise_for(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """(B, C, h, w) noise; row i is what diffusers draws from `torch.Generator().manual_seed(seeds[i])`."""
-    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def noise_for(
+    seeds: list[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The noise that a diffusers pipeline starts from.
+
+    Args:
+        seeds: One for each picture.
+        shape: (C, h, w) of a latent.
+        device: Of the generator: another kind of device makes other noise from the same seed.
+        dtype: Of the pipeline, in which the noise is drawn.
+
+    Returns:
+        (B, C, h, w) float32; row i is what diffusers draws from `torch.Generator(device).manual_seed(seeds[i])`.
+    """
+    generators = (torch.Generator(device).manual_seed(seed) for seed in seeds)
+    rows = [torch.randn((1, *shape), generator=each, device=device, dtype=dtype) for each in generators]
+    return torch.cat(rows).float()
 
 
 def generate(
@@ -62,6 +80,7 @@ def generate(
     output: Path,
     device: torch.device,
     precision: str,
+    rng: torch.device,
     batch_size: int | None,
     compare: bool,
     with_grid: bool,
@@ -77,6 +96,7 @@ def generate(
         output: Folder for the PNGs.
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
+        rng: Where to draw the noise.
         batch_size: Pictures at once, or None for the base's own number.
         compare: Draw the guided teacher's picture beside each.
         with_grid: Also write all of them as one picture.
@@ -92,9 +112,8 @@ def generate(
             watcher.warn(doubt)
     _make_folder(output)
     precision = find_precision(precision, device)
-    loaded = LoadedBase(weights, device, DTYPES[precision])
+    loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, watcher)
-    apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     teacher_settings = chosen.teacher if compare else None
     recipe = {
         "rapm": __version__,
@@ -103,6 +122,7 @@ def generate(
         "base_identity": weights.identity,
         "lora_sha256": file_sha256(chosen.lora_path),
         "precision": precision,
+        "rng": rng.type,
         "sampler": chosen.lora.recipe.get("sampler", {}),
         "teacher": teacher_settings,
     }
@@ -111,7 +131,7 @@ def generate(
     with watcher.bar("pictures", len(jobs), "picture", device) as bar, stop.patient("these pictures"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
-            noise = noise_for([seed for _, seed in part], loaded.latent_shape).to(device)
+            noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
             drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])
@@ -135,6 +155,16 @@ def generate(
         path = _free(output, "grid")
         _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, watcher)
         watcher.say(f"{path}  all {len(images)} pictures")
+
+
+def _loaded(
+    chosen: Chosen, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+) -> LoadedBase:
+    """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
+    loaded = LoadedBase(weights, device, dtype)
+    if is_bare_too or not merge_lora(loaded.backbone, chosen.lora, chosen.lora_path):
+        apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
+    return loaded
 
 
 def _teacher_pictures(

@@ -1,12 +1,10 @@
 """Prompts from a file or standard input, and what is wrong with them."""
 
-import sys
-import unicodedata
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
 from rapm_cli.core.errors import InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.workflows.prompt_files import REMEDY, find_prompts
 
 if TYPE_CHECKING:
     from rapm_cli.bases import Base, LoadedBase
@@ -14,43 +12,34 @@ if TYPE_CHECKING:
     from rapm_cli.core.watch import Watcher
 
 MAX_CHARACTERS = 2000
-MAX_PROMPTS, MAX_BYTES = 1_000_000, 64_000_000  # of one file
-REMEDY = "give a text file, one prompt a line"
+MAX_PROMPTS = 1_000_000  # of one file
+UNSEEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's Cc and Cs, without the tab
 
 
-def read_prompts(source: str) -> list[str]:
-    """One prompt a line, empty lines left out.
+def read_prompts(source: str, watcher: "Watcher") -> list[str]:
+    """The prompts of a file or of standard input in their order, empty ones left out.
 
     Args:
-        source: Path of a UTF-8 text file, or "-" for standard input.
+        source: As `find_prompts` takes it.
+        watcher: Is told how many there are, and how many of them repeat.
 
     Raises:
-        InputError: The source cannot be read, is not such a text, or holds no prompt.
+        InputError: The source cannot be read, is not of its form, or holds no prompt or too many.
     """
-    name = "standard input" if source == "-" else source
-    try:
-        data = _read(source)
-        lines = data.decode("utf-8-sig").splitlines() if len(data) <= MAX_BYTES else []
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}", REMEDY) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 (byte {error.start})", "save it as UTF-8 text") from error
-    if len(data) > MAX_BYTES or len(lines) > MAX_PROMPTS:
-        raise InputError(f"{name} has more than {MAX_PROMPTS:,} lines or {MAX_BYTES / 1e6:.0f} MB", "split it")
-    prompts = [check_prompt(line, f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    name, found = find_prompts(source)
+    prompts: list[str] = []
+    for place, text in found:
+        if text.strip():
+            prompts.append(check_prompt(text, place))
+        if len(prompts) > MAX_PROMPTS:
+            raise InputError(f"{name} has more than {MAX_PROMPTS:,} prompts", "split it")
     if not prompts:
-        raise InputError(f"{name} holds no prompt", "write one prompt a line")
+        raise InputError(f"{name} holds no prompt", REMEDY)
+    repeated = len(prompts) - len(set(prompts))
+    if len(prompts) > 1:
+        counted = f"{len(prompts):,} prompts from {name}"
+        watcher.say(f"{repeated:,} of {counted} repeat" if repeated else counted)
     return prompts
-
-
-def _read(source: str) -> bytes:
-    """At most one byte more than is allowed."""
-    if source != "-":
-        with regular_file(Path(source), f"{REMEDY}, or pipe them into --prompts -").open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    if sys.stdin is None:
-        raise InputError("standard input is closed", REMEDY)
-    return sys.stdin.buffer.read(MAX_BYTES + 1)
 
 
 def check_prompt(prompt: str, place: str) -> str:
@@ -64,7 +53,7 @@ def check_prompt(prompt: str, place: str) -> str:
         raise InputError(f"{place} is empty", "write what the picture shows")
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{place} has {len(text):,} characters, the limit is {MAX_CHARACTERS:,}", "shorten it")
-    if any(unicodedata.category(character) in ("Cc", "Cs") and character != "\t" for character in text):
+    if UNSEEN.search(text):
         raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text
 

@@ -21,6 +21,7 @@ from rapm_cli.core.train import Trainer, train
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.collect import help_collect
+from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.training import trainer_of
 
@@ -73,7 +74,7 @@ def joined(device_name: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
+def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
@@ -82,7 +83,7 @@ def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     """
     try:
         with stop.patient("what the first process decides"):
-            _follow(ranks, device_name, watcher)
+            _follow(ranks, device_name, vram, watcher)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
             raise
@@ -92,7 +93,7 @@ def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
         ) from error
 
 
-def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
+def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     told, device = ranks.share(), find_device(device_of(device_name))
     if not told:
         return
@@ -100,7 +101,10 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     base = find_base(settings.source, watcher)
     loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
+    plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
+    adopt(plan, loaded)
     trainer = trainer_of(loaded, settings, ranks)
+    stand_by(plan, trainer, watcher)
     done = _obey(trainer, 0)
     while done < settings.training.iterations:
         for progress in train(trainer, trajectories, done):

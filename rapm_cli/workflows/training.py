@@ -5,24 +5,34 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from rapm_cli.bases import LoadedBase
 from rapm_cli.core.commit import commit
-from rapm_cli.core.errors import DamagedError, DiskError, DivergedError, InputError, Stopped, VerificationError
+from rapm_cli.core.errors import (
+    DamagedError,
+    DiskError,
+    DivergedError,
+    InputError,
+    OutOfMemoryError,
+    Stopped,
+    VerificationError,
+)
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.recovery import NETWORK, Health
 from rapm_cli.core.replicas import tell_state
+from rapm_cli.core.room import require_room
 from rapm_cli.core.slotlog import SlotLosses
 from rapm_cli.core.store import StoredTrajectories
 from rapm_cli.core.train import Progress, Trainer, train
 from rapm_cli.core.watch import Bar, Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
-from rapm_cli.workflows.disk import require_room, with_retries
+from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.rundir import OFFENDING, Run
 from rapm_cli.workflows.settings import Settings
 
@@ -112,7 +122,7 @@ class Training:
             stop.patient("this iteration"),
         ):
             while self.done < self.total:
-                for progress in train(self.trainer, self.trajectories, self.done):
+                for progress in self._iterations():
                     self.seconds = begun + time.perf_counter() - clock
                     self._take(progress)
                     bar.advance(note=note(progress.slots))
@@ -123,6 +133,17 @@ class Training:
                     self._save_where_due()
                     self.trainer.ranks.decide(Verdict.GO)
         self._show_log()
+
+    def _iterations(self) -> Iterator[Progress]:
+        """The iterations from here on; memory that runs out for good is told with the way on."""
+        try:
+            yield from train(self.trainer, self.trajectories, self.done)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"training is out of memory at iteration {self.done}; {int(self.saved)} iterations are saved",
+                f"close other programs on the device and go on with: {self.run.resume_command}; "
+                "with --vram 8 its base is rounded to 8 bits",
+            ) from error
 
     def _take(self, progress: Progress) -> None:
         """Log an iteration, and keep what could not be trained on."""

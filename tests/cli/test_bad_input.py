@@ -109,7 +109,7 @@ def test_weights_that_are_not_here_offline_are_named_with_the_command_that_fetch
     mine = tmp_path / "mine"
     assert rapm(*argv, "--output", str(mine))[0] == 4
     assert not mine.exists()
-    assert list((home / "data" / "runs").iterdir()) == []
+    assert list((home / "data" / "runs").glob("*")) == []
 
 
 def test_files_that_are_no_text_are_refused(rapm, tmp_path):
@@ -122,12 +122,12 @@ def test_files_that_are_no_text_are_refused(rapm, tmp_path):
 
 
 def test_a_text_too_large_is_named_as_such_and_not_cut_within_a_letter(rapm, tmp_path, monkeypatch):
-    monkeypatch.setattr("rapm_cli.workflows.prompts.MAX_BYTES", 100)
+    monkeypatch.setattr("rapm_cli.workflows.prompt_files.MAX_BYTES", 100)
     path = tmp_path / "prompts.txt"
     path.write_text("a " + "\u00e9" * 60)
     code, _, err = rapm("generate", "--prompts", str(path))
     assert code == 3
-    assert "has more than 1,000,000 lines or" in err
+    assert "has more than 0 MB" in err
 
 
 def test_damaged_loras_are_refused_with_the_reason(rapm, tmp_path, shipped_lora):

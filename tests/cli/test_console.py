@@ -41,6 +41,25 @@ def test_a_bar_on_a_terminal_shows_count_rate_memory_and_its_note_below(monkeypa
     assert "\n  slots: relative 0.1 [red]" in shown.replace("\r", "")
 
 
+def test_bytes_are_shown_in_units_that_people_read(monkeypatch, capsys):
+    def download(total):
+        with Output().bar("downloading", total, "byte", CPU, done=total // 4) as bar:
+            bar.advance(total - total // 4, note="unet")
+
+    for total in (6_900_000_000, 0):
+        download(total)
+    big, empty = capsys.readouterr().err.splitlines()
+    assert big.startswith("downloading 6.9/6.9 GB, ")
+    assert "B/s, " in big
+    assert big.endswith(" s, unet")  # and no memory
+    assert empty.startswith("downloading 0/0 bytes, ")
+    written = on_a_terminal(monkeypatch)
+    download(6_900_000_000)
+    assert "6.9/6.9 GB" in written.getvalue()
+    assert "B/s" in written.getvalue()
+    assert "RAM" not in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("title", "total", "unit"),
     [("trajectories", 1000, "trajectory"), ("training", 20_000, "iteration"), ("teacher, 40 steps", 100, "picture")],

@@ -557,13 +557,13 @@ def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
 
 
 def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
-    from rapm_cli.workflows import disk
+    from rapm_cli.core import room
 
-    monkeypatch.setattr(disk, "free_bytes", lambda place: 2_000_000)
+    monkeypatch.setattr(room, "free_bytes", lambda place: 2_000_000)
     code, _, err = rapm(*DISTILL)
     assert code == 5
     assert "keeping commits needs" in err
-    monkeypatch.setattr(disk, "free_bytes", lambda place: 1_200_000)
+    monkeypatch.setattr(room, "free_bytes", lambda place: 1_200_000)
     code, _, err = rapm(*DISTILL, "--new", "--seed", "1")
     assert code == 5, err
     assert "storing 4 trajectories needs" in err

@@ -65,8 +65,6 @@ def test_only_a_damaged_shard_is_made_again(tmp_path, made, damage):
     missing, found = store.missing()
     assert missing == [range(2, 4)]
     assert [error.place for error in found] == ([] if damage == "folder" else [shard])
-    with pytest.raises(DamagedError):
-        store.stored()[torch.arange(5)]
     store.write(range(2, 4), made[2:4])
     assert torch.equal(store.stored()[torch.arange(5)].z_teacher, made.z_teacher)
 
@@ -82,3 +80,16 @@ def test_generators_do_not_touch_the_global_one():
     before = torch.get_rng_state()
     torch.rand(3, generator=generator_for(0, "anything"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_shard_that_is_gone_or_cut_off_since_it_was_verified_is_told(tmp_path, made):
+    store = filled(tmp_path, made)
+    stored = store.stored()
+    path = tmp_path / "000002" / "trajectories.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert torch.equal(stored[torch.tensor([1, 4])].z_ahead, made.z_ahead[[1, 4]])
+    with pytest.raises(DamagedError, match=r"000002 is damaged: trajectories\.safetensors"):
+        stored[torch.tensor([3])]
+    shutil.rmtree(path.parent)
+    with pytest.raises(DamagedError):
+        store.stored()

@@ -219,7 +219,9 @@ def test_a_target_that_is_not_finite_makes_no_update_and_ends_the_walk(trainer_o
     trajectories.z_teacher[0, 3, 0, 0, 0] = float("nan")
     report = trainer.train_step(trajectories[0:2], 7)
     assert [slot.skipped for slot in report] == ["target"]
-    assert all(torch.equal(value, before[name]) for name, value in flat(trainer.state()).items())
+    after = flat(trainer.state())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(value.any() for name, value in after.items() if name not in before)  # no optimizer has begun
 
 
 def test_a_loss_that_is_infinite_makes_no_update_even_where_its_gradient_is_finite(trainer_of, trajectories):
@@ -229,7 +231,9 @@ def test_a_loss_that_is_infinite_makes_no_update_even_where_its_gradient_is_fini
     trajectories.z_teacher[0, 3] = 1e20
     report = trainer.train_step(trajectories[0:2], 0)
     assert [slot.skipped for slot in report] == ["loss"]
-    assert all(torch.equal(value, before[name]) for name, value in flat(trainer.state()).items())
+    after = flat(trainer.state())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(value.any() for name, value in after.items() if name not in before)  # no optimizer has begun
 
 
 @pytest.mark.parametrize("late", [float("inf"), float("nan")])
@@ -300,7 +304,10 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
     trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
-    monkeypatch.setattr(trainer.lora, "take_gradients", lambda loss, scale: seen.append(loss.item()))
+    real_gradients = trainer.lora.take_gradients
+    monkeypatch.setattr(
+        trainer.lora, "take_gradients", lambda loss, scale: (seen.append(loss.item()), real_gradients(loss, scale))
+    )
     real_distance, real_noise = pseudo_huber_mean, train_module.noise_forward
 
     def distance(a, b):

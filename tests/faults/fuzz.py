@@ -204,6 +204,38 @@ def convert(source: Path, target: Path) -> int:
     return 0
 
 
+def prompt_files(place: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[object], int]]]:
+    """As `targets`, of JSON lines, tables and COCO captions, whole, misshapen or damaged."""
+    keys = st.sampled_from(["prompt", "caption", "text", "annotations", "id", "image_id"])
+    records = json_values | st.dictionaries(keys, json_values | st.integers(0, 3), max_size=4)
+    documents = records | st.lists(records, max_size=4).map(lambda values: {"annotations": values})
+    cells = st.sampled_from(["prompt", "text", "a cube", "", '"', "\n", "\t", "\0", "\ud800"]) | st.text(max_size=5)
+    rows = st.lists(st.lists(cells, max_size=3), max_size=4)
+    coco = {"annotations": [{"image_id": k, "id": k, "caption": f"a cube {k}"} for k in (3, 1, 2)]}
+
+    def table(delimiter: str) -> st.SearchStrategy:
+        return rows.map(lambda drawn: "\n".join(map(delimiter.join, drawn)).encode("utf-8", "surrogatepass"))
+
+    def with_prompts(suffix: str) -> Callable[[object], int]:
+        def act(data: object) -> int:
+            place.joinpath(f"prompts{suffix.partition(':')[0]}").write_bytes(data)
+            return command("generate", "--prompts", str(place / f"prompts{suffix}"), "--lora", "nowhere")
+
+        return act
+
+    lines = st.lists(records.map(json.dumps), max_size=3).map(lambda drawn: "\n".join(drawn).encode())
+    draws = {
+        ".jsonl": lines | mutations(b'{"prompt": "a"}\n"b"\n'),
+        ".csv": table(",") | mutations(b'id,prompt\n1,"a, b"\n2,c\n'),
+        ".tsv:prompt": table("\t"),
+        ".json": documents.map(lambda value: json.dumps(value).encode()) | mutations(json.dumps(coco).encode()),
+    }
+    return {
+        f"generate --prompts FILE{suffix}": (drawn | st.binary(max_size=80), with_prompts(suffix))
+        for suffix, drawn in draws.items()
+    }
+
+
 def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[object], int]]]:
     """Name to what is drawn, and what is done with it."""
     lora, picture = good_lora(place / "good.safetensors"), good_picture(place / "good.png")
@@ -268,6 +300,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         "generate --prompts FILE": (
             text | st.binary(max_size=300), with_file("generate", "--prompts", name, "--lora", "nowhere"),
         ),
+        **prompt_files(place),
         "generate PROMPT": (
             st.text(st.characters(), max_size=2100), lambda prompt: command("generate", "--lora", "no", "--", prompt),
         ),

@@ -58,7 +58,7 @@ def made(request, tmp_path_factory):
         parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
-    noise = noise_for([50], loaded.latent_shape)
+    noise = noise_for([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
     latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
 
@@ -149,7 +149,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
 
 def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.workflows.disk.WAITS", (0.0, 0.0))
-    monkeypatch.setattr("rapm_cli.workflows.disk.free_bytes", lambda place: 0)
+    monkeypatch.setattr("rapm_cli.core.room.free_bytes", lambda place: 0)
     with pytest.raises(DiskError, match="nothing of it is left"):
         export(made[0], BASES["demo"], tmp_path / "new.safetensors", fuse=False, dtype="base", watcher=OUT)
     assert capsys.readouterr().err.count("trying again") == 2

@@ -5,8 +5,9 @@ import json
 from functools import cache
 from pathlib import Path
 
+from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.demo.captions import UNDERSTANDS, phrase, unknown_words
+from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
@@ -51,7 +52,7 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
 def training_prompts(count: int, seed: int) -> list[str]:
     """Captions for a distillation, in varied wording."""
     wording = generator_for(seed, "demo training wording")
-    return [phrase(scene, wording)[0] for scene in training_scenes(count, seed)]
+    return [caption for caption, _ in phrases(training_scenes(count, seed), wording)]
 
 
 def warn(prompt: str) -> str:
@@ -81,6 +82,7 @@ BASES.add("demo")(
             picture_batch=16,
         ),
         locate=lambda watcher: Weights(verified() / "base", identity()),
+        architecture=lambda watcher: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
         set_exam=lambda start, count, seed, held_out: set_exam(

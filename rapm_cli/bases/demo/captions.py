@@ -1,10 +1,12 @@
 """Scenes in words: several phrasings of each, and the words that the demo base understands."""
 
 import re
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from rapm_cli.bases.demo.world import ATTRIBUTES, COLOURS, SHAPES, SIZES, Scene, Solid, pick
+from rapm_cli.bases.demo.world import ATTRIBUTES, COLOURS, SHAPES, SIZES, Scene, Solid
+from rapm_cli.core.randomness import Draws
 
 NAMES = {"sphere": ("sphere", "ball"), "cube": ("cube", "box"), "cone": ("cone",), "ring": ("ring",)}
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
@@ -74,29 +76,36 @@ def _noun(solid: Solid) -> str:
     return " ".join(word for word in (article, solid.size, solid.colour, solid.shape) if word)
 
 
-def phrase(scene: Scene, generator: torch.Generator, *, omit: float = 0.0) -> tuple[str, frozenset[str]]:
-    """One of the many wordings of a scene.
+def phrases(
+    scenes: Iterable[Scene], generator: torch.Generator, *, omit: float = 0.0
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """One of the many wordings of each scene.
 
     Args:
-        scene: What to describe.
-        generator: CPU generator that chooses the wording.
+        scenes: What to describe.
+        generator: CPU generator that chooses the wordings; nobody else may draw from it until they are all made.
         omit: Chance, each, that a solid's size or the background goes unmentioned.
 
-    Returns:
-        The caption, and the names in `ATTRIBUTES` of what it leaves unsaid.
+    Yields:
+        A caption, and the names in `ATTRIBUTES` of what it leaves unsaid.
     """
+    with Draws(generator) as draws:
+        for scene in scenes:
+            yield _phrase(scene, draws, omit)
 
+
+def _phrase(scene: Scene, draws: Draws, omit: float) -> tuple[str, frozenset[str]]:
     def is_omitted() -> bool:
-        return omit > 0 and float(torch.rand((), generator=generator)) < omit
+        return omit > 0 and draws.is_hit(omit)
 
     unsaid: set[str] = set()
 
     def noun(solid: Solid, place: str) -> str:
-        size = pick(SIZE_WORDS[solid.size], generator)
+        size = draws.pick(SIZE_WORDS[solid.size])
         if is_omitted():
             unsaid.add(f"{place} size")
             size = ""
-        return _noun(Solid(pick(NAMES[solid.shape], generator), solid.colour, size))
+        return _noun(Solid(draws.pick(NAMES[solid.shape]), solid.colour, size))
 
     is_swapped = scene.canonical() != scene
     first = noun(scene.first, "second" if is_swapped else "first")
@@ -105,14 +114,14 @@ def phrase(scene: Scene, generator: torch.Generator, *, omit: float = 0.0) -> tu
         unsaid.add("background")
         background = ""
     if scene.second is None:
-        text = pick(SINGLE_PHRASES, generator).format(first=first, background=background)
+        text = draws.pick(SINGLE_PHRASES).format(first=first, background=background)
     else:
         assert scene.relation is not None
-        text = pick(PAIR_PHRASES, generator).format(
+        text = draws.pick(PAIR_PHRASES).format(
             first=first,
             second=noun(scene.second, "first" if is_swapped else "second"),
-            relation=pick(RELATION_WORDS[scene.relation], generator),
+            relation=draws.pick(RELATION_WORDS[scene.relation]),
             background=background,
         )
     assert unsaid <= ATTRIBUTES.keys()
-    return re.sub(r"\s+", " ", text).strip(" ,"), frozenset(unsaid)
+    return " ".join(text.split()).strip(" ,"), frozenset(unsaid)

@@ -6,13 +6,13 @@ are one scene: everything that must not depend on the wording works on `Scene.ca
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+from rapm_cli.core.randomness import Draws
 
 SHAPES = ("sphere", "cube", "cone", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -26,8 +26,7 @@ SINGLE_SHARE = 0.15  # of drawn scenes, those with one solid
 HELD_OUT_PARTS = 5  # one canonical scene in five is held out
 
 
-@dataclass(frozen=True)
-class Solid:
+class Solid(NamedTuple):
     """One solid of a scene."""
 
     shape: str
@@ -35,8 +34,7 @@ class Solid:
     size: str
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture's content: `first` alone, or `first` in `relation` to `second`, before `background`."""
 
     first: Solid
@@ -61,8 +59,13 @@ class Scene:
     @property
     def is_held_out(self) -> bool:
         """True for the fifth of all scenes, chosen by a hash, that no training ever sees."""
-        digest = hashlib.sha256(repr(self.canonical()).encode()).digest()
-        return int.from_bytes(digest[:4], "little") % HELD_OUT_PARTS == 0
+        return _is_held_out(self.canonical())
+
+
+@cache
+def _is_held_out(scene: Scene) -> bool:
+    digest = hashlib.sha256(repr(scene).encode()).digest()
+    return int.from_bytes(digest[:4], "little") % HELD_OUT_PARTS == 0
 
 
 # What can be read off a picture, in the order of a label's columns; the last class of a second solid is "absent".
@@ -96,24 +99,19 @@ def labels(scenes: Sequence[Scene]) -> Tensor:
     return torch.tensor(rows)
 
 
-def pick(choices: Sequence[T], generator: torch.Generator) -> T:
-    """One of `choices`, each as likely as the next."""
-    return choices[int(torch.randint(len(choices), (), generator=generator))]
-
-
-def random_scene(generator: torch.Generator) -> Scene:
+def random_scene(draws: Draws) -> Scene:
     """One scene drawn from the whole world, held-out scenes included."""
 
     def solid() -> Solid:
-        return Solid(pick(SHAPES, generator), pick(COLOURS, generator), pick(SIZES, generator))
+        return Solid(draws.pick(SHAPES), draws.pick(COLOURS), draws.pick(SIZES))
 
-    first, background = solid(), pick(BACKGROUNDS, generator)
-    if float(torch.rand((), generator=generator)) < SINGLE_SHARE:
+    first, background = solid(), draws.pick(BACKGROUNDS)
+    if draws.is_hit(SINGLE_SHARE):
         return Scene(first, None, None, background)
     second = solid()
     while second == first:
         second = solid()
-    return Scene(first, second, pick(RELATIONS, generator), background)
+    return Scene(first, second, draws.pick(RELATIONS), background)
 
 
 def random_scenes(count: int, generator: torch.Generator, *, held_out: bool) -> list[Scene]:
@@ -125,8 +123,9 @@ def random_scenes(count: int, generator: torch.Generator, *, held_out: bool) -> 
         held_out: True for scenes that training never sees, False for the others.
     """
     scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = random_scene(generator)
-        if scene.is_held_out == held_out:
-            scenes.append(scene)
+    with Draws(generator) as draws:
+        while len(scenes) < count:
+            scene = random_scene(draws)
+            if scene.is_held_out == held_out:
+                scenes.append(scene)
     return scenes

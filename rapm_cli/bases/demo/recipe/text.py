@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from rapm_cli.bases.demo.captions import KNOWN_WORDS, phrase
+from rapm_cli.bases.demo.captions import KNOWN_WORDS, phrases
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.world import ATTRIBUTES, RELATIONS, labels, random_scenes
 
@@ -149,8 +149,7 @@ def _captions(count: int, generator: torch.Generator, *, held_out: bool) -> tupl
     """Captions with what they say, by place (count, 8) and by order of mention (count, 7)."""
     scenes = random_scenes(count, generator, held_out=held_out)
     by_place, captions = labels(scenes), []
-    for row, scene in enumerate(scenes):
-        text, unsaid = phrase(scene, generator, omit=OMIT)
+    for row, (text, unsaid) in enumerate(phrases(scenes, generator, omit=OMIT)):
         captions.append(text)
         for name in unsaid:
             by_place[row, list(ATTRIBUTES).index(name)] = -1

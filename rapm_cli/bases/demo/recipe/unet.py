@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from rapm_cli.bases.demo.captions import phrase
+from rapm_cli.bases.demo.captions import phrases
 from rapm_cli.bases.demo.draw import PICTURE_PX, draw
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.recipe.text import MAX_TOKENS, OMIT, WIDTHS
@@ -156,7 +156,7 @@ def _encoded(
     """Fresh training scenes: latent mean and deviation, text states as SDXL joins them, and the pooled state."""
     scenes = random_scenes(count, generator, held_out=False)
     posterior = vae.encode(draw(scenes, generator) * 2 - 1).latent_dist
-    captions = [phrase(scene, generator, omit=OMIT)[0] for scene in scenes]
+    captions = [caption for caption, _ in phrases(scenes, generator, omit=OMIT)]
     states, pooled = [], torch.empty(0)
     for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
         tokens = tokenizer(

@@ -1,0 +1,124 @@
+"""The shapes of bases, apart from their weights: enough to foresee what a card will need, and to time it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from rapm_cli.bases.weights import Weights
+from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a base's network and autoencoder look like.
+
+    Args:
+        unet: Configuration of its `UNet2DConditionModel`.
+        vae: Configuration of its `AutoencoderKL`.
+        tokens: Length of a prompt.
+    """
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    tokens: int = 77
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.unet.get("sample_size", 64)
+        return self.unet.get("in_channels", 4), side, side
+
+    @property
+    def side_px(self) -> int:
+        """Width and height of its pictures."""
+        scale: int = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return self.latent_shape[1] * scale
+
+    def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The network with random weights."""
+        from diffusers import UNet2DConditionModel
+
+        return _made(lambda: UNet2DConditionModel.from_config(self.unet), device, dtype)
+
+    def backbone(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """The same with a schedule."""
+        return Backbone(self.network(device, dtype), NoiseSchedule.scaled_linear())
+
+    def autoencoder(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The autoencoder with random weights."""
+        from diffusers import AutoencoderKL
+
+        return _made(lambda: AutoencoderKL.from_config(self.vae), device, dtype)
+
+    def conditioning(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """One row of conditioning, all ones."""
+        tokens = torch.ones(1, self.tokens, self.unet["cross_attention_dim"], device=device, dtype=dtype)
+        if self.unet.get("addition_embed_type") != "text_time":
+            return Conditioning(tokens)
+        width = self.unet["projection_class_embeddings_input_dim"] - 6 * self.unet["addition_time_embed_dim"]
+        pooled = torch.ones(1, width, device=device, dtype=dtype)
+        return Conditioning(tokens, pooled, torch.ones(1, 6, device=device))
+
+
+def architecture_of(weights: Weights) -> Architecture:
+    """That of a base in files; its configurations are enough.
+
+    Raises:
+        InputError: One is missing.
+    """
+    tokenizer = weights.config("tokenizer", "tokenizer_config.json")
+    tokens = tokenizer.get("model_max_length", 77)
+    return Architecture(weights.config("unet"), weights.config("vae"), min(tokens, 77) if tokens else 77)
+
+
+def _made(make: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A model made where and as it is wanted, so that no larger copy of it is in memory first."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return make().eval()  # type: ignore[no-any-return]
+    finally:
+        torch.set_default_dtype(usual)
+
+
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+ARCHITECTURES = {
+    "sdxl": Architecture(
+        unet={
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        vae=_VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
+    ),
+    "sd15": Architecture(
+        unet={
+            "sample_size": 64,
+            "block_out_channels": [320, 640, 1280, 1280],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 768,
+        },
+        vae=_VAE | {"sample_size": 512, "scaling_factor": 0.18215},
+    ),
+}

@@ -1,0 +1,100 @@
+"""Fitting the device: the plan that a distillation begins with, and what is done when memory runs out all the same."""
+
+import dataclasses
+import gc
+
+import torch
+
+from rapm_cli.bases import LoadedBase
+from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.device import DTYPES
+from rapm_cli.bases.estimate import rehearse_plan
+from rapm_cli.bases.plans import GIB, Plan, choose_plan, lower, needed, plan_named
+from rapm_cli.core.int8 import quantise
+from rapm_cli.core.train import Trainer
+from rapm_cli.core.watch import Watcher
+from rapm_cli.workflows.settings import Settings
+
+AUTO = "auto"
+
+
+def plan_for(
+    wanted: str, architecture: Architecture, settings: Settings, device: torch.device, processes: int, watcher: Watcher
+) -> Plan | None:
+    """The plan to train with, told to the watcher; None where memory is not planned: on a CPU, unless one is named.
+
+    Args:
+        wanted: As `--vram` takes it.
+        architecture: Of the base.
+        settings: Of the run.
+        device: Where it trains; what this process holds there counts as free.
+        processes: That share its batches.
+        watcher: Is told of it.
+
+    Raises:
+        ConfigError: There is no such plan.
+        OutOfMemoryError: None fits without a rounded base.
+    """
+    if wanted != AUTO:
+        plan = plan_named(wanted)
+        watcher.say(f"plan {plan.name} GB: {plan.words}")
+        return plan
+    if device.type != "cuda":
+        return None
+    peaks: dict[str, int] = {}
+
+    def peak_of(plan: Plan) -> int:
+        peaks[plan.name] = predicted_peak(architecture, settings, plan, processes)
+        return peaks[plan.name]
+
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    plan = choose_plan(peak_of, free)
+    watcher.say(
+        f"plan {plan.name} GB: {plan.words}; predicted peak {peaks[plan.name] / GIB:.1f} GiB, "
+        f"{needed(peaks[plan.name]) / GIB:.1f} with all that comes beside, {free / GIB:.1f} GiB are free"
+    )
+    return plan
+
+
+def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:
+    """Bytes that phase 2 holds at most, in each of the processes that share a batch."""
+    share = dataclasses.replace(settings.training, batch_size=settings.training.batch_size // processes)
+    num_slots, dtype = settings.teacher.num_slots, DTYPES[settings.teacher.precision]
+    return rehearse_plan(architecture, share, dtype, plan, num_slots=num_slots).peak_bytes
+
+
+def adopt(plan: Plan | None, loaded: LoadedBase) -> None:
+    """Bring a base into the plan's form, before a LoRA is attached."""
+    if plan and plan.is_quantised:
+        quantise(loaded.backbone.unet)
+        free_memory(loaded.device)
+    if plan and plan.recomputed:
+        loaded.backbone.enable_checkpointing(plan.recomputed)
+
+
+def stand_by(plan: Plan | None, trainer: Trainer, watcher: Watcher) -> None:
+    """Let a trainer that runs out of memory go on with the next lower plan."""
+    now = plan
+
+    def relieve() -> bool:
+        nonlocal now
+        after = lower(now) if now else None
+        free_memory(trainer.backbone.device)
+        if after is None:
+            return False
+        now = after
+        trainer.backbone.enable_checkpointing(after.recomputed)
+        watcher.warn(
+            f"out of memory: this step is computed again, and the rest, with plan {after.name} GB ({after.words}); "
+            f"--vram {after.name} begins with it"
+        )
+        return True
+
+    trainer.relieve = relieve
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,546 @@
+"""Downloads from a hub on this machine: what is asked for, what is kept, what is refused."""
+
+import dataclasses
+import errno
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
+
+from rapm_cli.bases.demo.base import WEIGHTS
+from rapm_cli.bases.hub import CONFIGS, PIPELINE, fetch, one_file, remote, snapshot
+from rapm_cli.bases.hub.selection import LackingError, pipeline_files
+from rapm_cli.core.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
+from rapm_cli.formats.lora import load_lora, save_lora
+from tests.bases import hub_server
+from tests.bases.hub_server import Seen, in_this_process
+
+REPO, BIG = "org/xl", "unet/diffusion_pytorch_model.fp16.safetensors"
+TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
+NETWORKS = {
+    **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
+    **dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model"),
+}
+NEEDED = [
+    *("model_index.json", "scheduler/scheduler_config.json"),
+    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in TOKENIZER),
+    *(f"{part}/config.json" for part in NETWORKS),
+    *(f"{part}/{stem}.fp16.safetensors" for part, stem in NETWORKS.items()),
+]
+# What else lies in the repositories of SDXL 1.0 and of SD 1.5.
+BESIDE = [
+    *(".gitattributes", "01.png", "LICENSE.md", "README.md", "sd_xl_base_1.0.safetensors", "pipeline.py"),
+    *(f"{part}/{stem}.safetensors" for part, stem in NETWORKS.items()),
+    *(f"{part}/{name}" for part in NETWORKS for name in ("model.onnx", "openvino_model.bin", "flax_model.msgpack")),
+    *("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/my_unet.py"),
+    *("vae_1_0/config.json", "vae_1_0/diffusion_pytorch_model.fp16.safetensors", "vae_decoder/config.json"),
+    *("safety_checker/config.json", "safety_checker/model.fp16.safetensors", "text_encoder/pytorch_model.fp16.bin"),
+    "feature_extractor/preprocessor_config.json",
+]
+
+
+def a_pipeline(names=(*NEEDED, *BESIDE), **index) -> dict[str, bytes]:
+    """Files of those names, the weights of some kilobytes, with an index of SDXL's parts."""
+    parts = {part: ["diffusers", "X"] for part in ("scheduler", "tokenizer", "tokenizer_2", *NETWORKS)}
+    files = {name: name.encode() * (4000 if "safetensors" in name else 1) for name in names}
+    about = {"_class_name": "StableDiffusionXLPipeline", "image_encoder": [None, None], **parts, **index}
+    return files | {"model_index.json": json.dumps(about).encode()}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with a pipeline, in place of the one that this process knows."""
+    monkeypatch.setattr(remote, "WAITS", (0.0,))
+    with in_this_process(tmp_path / "hf" / "hub") as hub:
+        hub.repos[REPO] = a_pipeline()
+        yield hub
+
+
+@pytest.fixture
+def offline(hub, monkeypatch):
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def bytes_of(snapshot) -> dict[str, bytes]:
+    return {name: (snapshot.folder / name).read_bytes() for name in snapshot.files}
+
+
+def test_only_what_is_needed_is_asked_for_and_a_bar_counts_its_bytes(hub):
+    seen = Seen()
+    made = fetch(REPO, None, PIPELINE, seen)
+    assert sorted(made.files) == sorted(NEEDED)
+    assert bytes_of(made) == {name: hub.repos[REPO][name] for name in NEEDED}
+    assert made.commit == hub.commit(REPO)
+    asked = {request.split(f"resolve/{made.commit}/")[1] for request in hub.requests if "/resolve/" in request}
+    assert asked == set(NEEDED)
+    total = sum(len(hub.repos[REPO][name]) for name in NEEDED)
+    assert hub.sent == total
+    assert seen.bars == [
+        {"title": "downloading", "total": total, "unit": "byte", "begun": 0, "steps": seen.bars[0]["steps"]}
+    ]
+    assert sum(seen.bars[0]["steps"]) == total
+    (said,) = seen.said
+    for part in (f"{REPO}@{made.commit[:12]}", f"{len(NEEDED)} files", "kB", constants.HF_HUB_CACHE):
+        assert part in said
+
+
+def test_a_commit_that_is_here_makes_no_request_and_a_branch_makes_one(hub, offline):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    hub.forget()
+    seen = Seen()
+    assert fetch(REPO, made.commit, PIPELINE, seen) == made
+    assert hub.requests == []
+    assert fetch(REPO, None, PIPELINE, seen) == made
+    assert hub.requests == [f"GET /api/models/{REPO}/revision/main"]
+    offline()
+    assert fetch(REPO, None, PIPELINE, seen) == made
+    assert len(hub.requests) == 1
+    assert (seen.said, seen.bars) == ([], [])
+
+
+def test_configurations_alone_come_without_weights_and_the_weights_later(hub):
+    made = fetch(REPO, None, CONFIGS, Seen())
+    assert sorted(made.files) == sorted(name for name in NEEDED if not name.endswith(".safetensors"))
+    hub.forget()
+    whole = fetch(REPO, made.commit, PIPELINE, Seen())
+    assert sorted(whole.files) == sorted(NEEDED)
+    assert sum("/resolve/" in request for request in hub.requests) == 4
+
+
+def test_a_download_goes_on_where_it_broke_off_even_in_another_process(hub, monkeypatch):
+    size = len(hub.repos[REPO][BIG])
+    hub.cuts, hub.cut_after = 2, size // 2
+    hub.repos[REPO] = {name: data for name, data in hub.repos[REPO].items() if name == BIG}
+    monkeypatch.setattr(remote, "WAITS", ())
+    with pytest.raises(WeightsError, match=f"{BIG} of org/xl") as caught:
+        fetch(REPO, None, one_file(BIG), Seen())
+    assert caught.value.remedy == "the same command goes on where it stopped"
+    hub.forget()
+    hub.cuts = 0
+    seen = Seen()
+    made = fetch(REPO, None, one_file(BIG), seen)
+    assert bytes_of(made) == {BIG: hub.repos[REPO][BIG]}
+    assert 0 < hub.sent < size
+    assert hub.ranges == [f"bytes={size - hub.sent}-"]
+    assert seen.bars[0]["begun"] == size - hub.sent
+    assert sum(seen.bars[0]["steps"]) == hub.sent
+    assert "of it here already" in seen.said[0]
+
+
+def test_a_line_that_breaks_now_and_then_is_waited_for(hub):
+    hub.cuts, hub.cut_after = 1, 1000
+    seen = Seen()
+    made = fetch(REPO, None, one_file(BIG), seen)
+    assert bytes_of(made) == {BIG: hub.repos[REPO][BIG]}
+    assert hub.sent == len(hub.repos[REPO][BIG])
+    assert any("trying again" in line for line in seen.said)
+
+
+def test_a_server_without_ranges_sends_the_whole_again(hub):
+    hub.cuts, hub.cut_after, hub.has_ranges = 1, 1000, False
+    seen = Seen()
+    made = fetch(REPO, None, one_file(BIG), seen)
+    assert bytes_of(made) == {BIG: hub.repos[REPO][BIG]}
+    assert sum(seen.bars[0]["steps"]) == len(hub.repos[REPO][BIG])
+
+
+@pytest.mark.parametrize(("answer", "error"), [(b"login", WeightsError), (b"login" * 10**6, InputError)])
+def test_a_page_in_the_place_of_a_file_is_no_file_and_no_endless_wait(hub, monkeypatch, answer, error):
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_server._Handler, "_file", lambda self, *_: self._send(200, {}, answer))
+        with pytest.raises(error, match=BIG):
+            fetch(REPO, None, one_file(BIG), Seen())
+    for path in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"):
+        assert path.read_bytes() == answer
+        with pytest.raises(InputError, match="its hash differs"):  # found at the end, and removed
+            fetch(REPO, None, one_file(BIG), Seen())
+    assert bytes_of(fetch(REPO, None, one_file(BIG), Seen())) == {BIG: hub.repos[REPO][BIG]}
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told_and_what_came_is_kept(hub, monkeypatch):
+    real = remote._Part.add
+
+    def add(self, data):
+        if self.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(constants.HF_HUB_CACHE))
+        real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote._Part, "add", add)
+        with pytest.raises(DiskError, match="No space left") as caught:
+            fetch(REPO, None, one_file(BIG), Seen())
+    assert caught.value.is_full
+    hub.forget()
+    fetch(REPO, None, one_file(BIG), Seen())
+    assert 0 < hub.sent < len(hub.repos[REPO][BIG])
+
+
+def test_what_another_commit_brought_is_linked_without_a_word(hub):
+    fetch(REPO, None, PIPELINE, Seen())
+    hub.repos[REPO]["README.md"] = b"new"
+    hub.forget()
+    seen = Seen()
+    assert bytes_of(fetch(REPO, None, PIPELINE, seen)) == {name: hub.repos[REPO][name] for name in NEEDED}
+    assert (hub.sent, seen.said, seen.bars) == (0, [], [])
+
+
+def test_a_signal_keeps_what_has_arrived(hub, monkeypatch):
+    real = remote._Part.add
+
+    def add(self, data):
+        real(self, data)
+        raise Stopped(15)
+
+    monkeypatch.setattr(remote._Part, "add", add)
+    with pytest.raises(Stopped, match="what has arrived of org/xl is kept") as caught:
+        fetch(REPO, None, one_file(BIG), Seen())
+    assert caught.value.exit_code == 143
+    monkeypatch.setattr(remote._Part, "add", real)
+    hub.forget()
+    fetch(REPO, None, one_file(BIG), Seen())
+    assert 0 < hub.sent < len(hub.repos[REPO][BIG])
+
+
+def test_wrong_bytes_are_refused_and_come_right_when_the_server_is_mended(hub):
+    hub.wrong = {BIG}
+    for _ in range(2):
+        with pytest.raises(InputError, match="did not arrive as it was published") as caught:
+            fetch(REPO, None, PIPELINE, Seen())
+        assert BIG in caught.value.message
+        assert REPO in caught.value.message
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    hub.wrong = set()
+    made = fetch(REPO, None, PIPELINE, Seen())
+    assert bytes_of(made)[BIG] == hub.repos[REPO][BIG]
+
+
+def test_damage_in_the_cache_is_found_named_and_not_removed(hub, home):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    path = made.folder / BIG
+    data = path.read_bytes()
+    path.write_bytes(b"x" + data[1:])
+    with pytest.raises(InputError) as caught:
+        fetch(REPO, made.commit, PIPELINE, Seen())
+    assert str(path) in caught.value.message
+    assert path.exists()
+    remedy = caught.value.remedy.removeprefix("download it again: ")
+    assert remedy == f"hf download {REPO} --revision {made.commit} {BIG} --force-download"
+    hf(hub, remedy)
+    assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
+    assert path.read_bytes() == data
+
+
+def test_files_are_hashed_once(hub, monkeypatch):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    hashed = []
+    real = snapshot.is_right
+    monkeypatch.setattr(snapshot, "is_right", lambda path, *rest: hashed.append(path.name) or real(path, *rest))
+    fetch(REPO, made.commit, PIPELINE, Seen())
+    assert hashed == []
+    (made.folder / BIG).resolve().touch()  # as if it had been written
+    fetch(REPO, made.commit, PIPELINE, Seen())
+    fetch(REPO, made.commit, PIPELINE, Seen())
+    assert hashed == [Path(BIG).name]
+
+
+def test_gigabytes_are_hashed_under_a_bar(hub, monkeypatch):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    monkeypatch.setattr(snapshot, "LONG_BYTES", 1)
+    (made.folder / BIG).resolve().touch()
+    seen = Seen()
+    fetch(REPO, made.commit, PIPELINE, seen)
+    (bar,) = seen.bars
+    assert (bar["title"], bar["unit"], bar["total"]) == ("verifying", "byte", len(hub.repos[REPO][BIG]))
+    assert sum(bar["steps"]) == bar["total"]
+
+
+def test_weights_in_full_precision_are_used_where_they_are_here_and_others_are_not(hub):
+    hub.repos[REPO] = a_pipeline([*NEEDED, *BESIDE])
+    for part, stem in NETWORKS.items():
+        if part != "vae":
+            fetch(REPO, None, one_file(f"{part}/{stem}.safetensors"), Seen())
+    hub.forget()
+    made = fetch(REPO, None, PIPELINE, Seen())
+    assert "unet/diffusion_pytorch_model.safetensors" in made.files
+    assert BIG not in made.files
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in made.files  # that one had to come
+    assert [request for request in hub.requests if "/cdn/" in request] == [
+        f"GET /cdn/{REPO}/{made.commit}/vae/diffusion_pytorch_model.fp16.safetensors"
+    ]
+
+
+def test_a_new_commit_brings_only_what_changed(hub):
+    old = fetch(REPO, None, PIPELINE, Seen())
+    hub.repos[REPO]["vae/config.json"] = b"new"
+    hub.forget()
+    new = fetch(REPO, None, PIPELINE, Seen())
+    assert new.commit != old.commit
+    assert hub.sent == 3
+    assert bytes_of(new) == bytes_of(old) | {"vae/config.json": b"new"}
+
+
+@pytest.mark.parametrize("fp16", ["{}.fp16-0000{}-of-00002.safetensors", "{}-0000{}-of-00002.fp16.safetensors"])
+def test_shards_are_taken_whole_with_their_index(fp16):
+    stem = "diffusion_pytorch_model"
+    shards = [f"unet/{fp16.format(stem, k)}" for k in (1, 2)]
+    index = f"unet/{stem}.safetensors.index.fp16.json"
+    names = [name for name in NEEDED if name != BIG]
+    whole = [*names, *shards, index, f"unet/{stem}.safetensors"]
+    assert set(pipeline_files(whole, [])) == {*names, *shards, index}
+    for lost in (*shards, index):
+        rest = [name for name in whole if name != lost]
+        assert set(pipeline_files(rest, [])) == {*names, f"unet/{stem}.safetensors"}
+        with pytest.raises(LackingError, match="weights of unet"):
+            pipeline_files([name for name in rest if name != f"unet/{stem}.safetensors"], [])
+
+
+@pytest.mark.parametrize("lost", ["tokenizer_2/merges.txt", "vae/config.json", "text_encoder/model.fp16.safetensors"])
+def test_a_cache_that_lacks_one_file_is_filled_up_and_offline_names_the_command(hub, offline, lost):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    (made.folder / lost).unlink()
+    offline()
+    with pytest.raises(WeightsError, match="forbids the network") as caught:
+        fetch(REPO, made.commit, PIPELINE, Seen())
+    assert f"hf download {REPO} --revision {made.commit}" in caught.value.remedy
+
+
+def test_a_part_that_only_the_index_names_is_missed(hub, offline):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    for path in [*(made.folder / "text_encoder_2").iterdir(), *(made.folder / "tokenizer_2").iterdir()]:
+        path.unlink()
+    offline()
+    with pytest.raises(WeightsError, match="is not whole in the Hugging Face cache"):
+        fetch(REPO, made.commit, PIPELINE, Seen())
+
+
+def hf(hub, command: str) -> None:
+    """Run a command that an error named, in huggingface_hub's own program."""
+    program, *words = shlex.split(command)
+    assert program == "hf"
+    code = "from huggingface_hub.cli.hf import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | hub.environment(Path(constants.HF_HUB_CACHE).parent) | {"HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("selection", "revision"), [(PIPELINE, True), (PIPELINE, False), (CONFIGS, True)])
+def test_the_command_that_an_error_names_brings_exactly_what_is_needed(hub, offline, selection, revision):
+    commit = hub.commit(REPO) if revision else None
+    offline()
+    with pytest.raises(WeightsError) as caught:
+        fetch(REPO, commit, selection, Seen())
+    assert hub.requests == []
+    hf(hub, caught.value.remedy.removeprefix("on a machine with a network run: "))
+    hub.forget()
+    made = fetch(REPO, commit, selection, Seen())
+    assert bytes_of(made) == {name: hub.repos[REPO][name] for name in selection.choose(hub.repos[REPO], [])}
+    assert hub.requests == []
+    assert set(made.files) == {
+        path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()
+    }
+
+
+def test_where_no_half_precision_is_published_the_second_command_names_the_files(hub, offline):
+    names = [name.replace(".fp16", "") for name in NEEDED]
+    hub.repos[REPO] = a_pipeline(names)
+    offline()
+    for expected in (["*fp16*"], names):
+        with pytest.raises(WeightsError) as caught:
+            fetch(REPO, hub.commit(REPO), PIPELINE, Seen())
+        command = caught.value.remedy.removeprefix("on a machine with a network run: ")
+        assert all(name in command for name in expected)
+        hf(hub, command)
+    assert sorted(fetch(REPO, hub.commit(REPO), PIPELINE, Seen()).files) == sorted(names)
+
+
+def test_huggingface_hub_finds_what_rapm_put_into_its_cache(hub):
+    made = fetch(REPO, None, PIPELINE, Seen())
+    for name in NEEDED:
+        assert try_to_load_from_cache(REPO, name, cache_dir=constants.HF_HUB_CACHE) == str(made.folder / name)
+    info = scan_cache_dir(constants.HF_HUB_CACHE)
+    assert list(info.warnings) == []
+    (repo,) = info.repos
+    assert (repo.repo_id, set(repo.refs)) == (REPO, {"main"})
+    assert repo.size_on_disk == sum(len(hub.repos[REPO][name]) for name in NEEDED)
+
+
+def test_a_cache_without_links_holds_each_file_once_and_is_verified_by_the_hubs_hashes(hub, monkeypatch, home):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    made = fetch(REPO, None, PIPELINE, Seen())
+    assert not any(path.is_symlink() for path in made.folder.rglob("*"))
+    assert not list((made.folder.parent.parent / "blobs").iterdir())
+    hub.forget()
+    assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
+    assert hub.requests == []
+    (made.folder / BIG).write_bytes(b"x" * len(hub.repos[REPO][BIG]))
+    with pytest.raises(InputError, match="its hash differs"):
+        fetch(REPO, made.commit, PIPELINE, Seen())
+    hub.status = 503  # without the hub there is nothing to compare with
+    assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "remedy"),
+    [
+        (401, "does not give org/xl to everyone", "https://huggingface.co/org/xl, then run: hf auth login"),
+        (403, "does not give org/xl to everyone", "hf auth login"),
+        (404, "there is no model org/xl", "check its name"),
+        (503, "answers with status 503", "hf download org/xl"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_and_what_is_cached_is_used(hub, status, says, remedy):
+    hub.status = status
+    with pytest.raises(WeightsError, match=says) as caught:
+        fetch(REPO, None, PIPELINE, Seen())
+    assert remedy in caught.value.remedy
+    hub.status = None
+    made = fetch(REPO, None, PIPELINE, Seen())
+    hub.status = status
+    seen = Seen()
+    assert fetch(REPO, None, PIPELINE, seen) == made
+    assert says in seen.said[0]
+    assert "as it is in the cache" in seen.said[0]
+
+
+def test_a_revision_that_is_not_there(hub):
+    with pytest.raises(WeightsError, match="org/xl has no revision v2"):
+        fetch(REPO, "v2", PIPELINE, Seen())
+    for bad in ("../x", "/x"):
+        with pytest.raises(ConfigError, match="is no revision"):
+            fetch(REPO, bad, PIPELINE, Seen())
+    with pytest.raises(ConfigError, match="is no name of a repository"):
+        fetch("../../x", None, PIPELINE, Seen())
+
+
+def test_a_network_that_is_not_there_is_not_waited_for(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    with pytest.raises(WeightsError, match="cannot be reached") as caught:
+        fetch(REPO, None, PIPELINE, Seen())
+    assert time.monotonic() - begun < 3
+    assert f"hf download {REPO} --include" in caught.value.remedy
+
+
+def test_another_page_in_the_hubs_place(hub, monkeypatch):
+    monkeypatch.setattr(
+        hub_server._Handler, "_info", lambda self, *_: self._send(200, {"Content-Type": "text/html"}, b"<html>login")
+    )
+    with pytest.raises(WeightsError, match="what answers is not the hub"):
+        fetch(REPO, None, PIPELINE, Seen())
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"_class_name": ["my_pipeline", "MyPipeline"]},
+        {"unet": ["my_unet", "MyUNet"]},
+        {"image_encoder": ["my_encoder", "Encoder"]},
+    ],
+)
+def test_a_repository_that_wants_to_run_code_is_refused_before_its_weights_come(hub, index):
+    hub.repos[REPO] = a_pipeline(**index)
+    for _ in range(2):
+        with pytest.raises(InputError, match="own Python"):
+            fetch(REPO, None, PIPELINE, Seen())
+    assert not any(".safetensors" in request or ".py" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil", "a/../../evil", "a\\..\\evil"])
+def test_names_that_lead_out_of_the_cache_are_refused(hub, name):
+    hub.repos[REPO][name] = b"x"
+    with pytest.raises(InputError, match="would lie outside its folder"):
+        fetch(REPO, None, PIPELINE, Seen())
+
+
+def test_a_repository_of_another_kind_is_told_what_it_lacks(hub):
+    hub.repos[REPO] = {"config.json": b"{}", "model.safetensors": b"x"}
+    with pytest.raises(InputError, match="lacks model_index"):
+        fetch(REPO, None, PIPELINE, Seen())
+    hub.repos[REPO] = a_pipeline([name for name in NEEDED if not name.startswith("tokenizer_2/")])
+    with pytest.raises(InputError, match="lacks tokenizer_2"):
+        fetch(REPO, None, PIPELINE, Seen())
+
+
+def test_room_is_asked_for_before_the_download(hub, monkeypatch):
+    monkeypatch.setattr("rapm_cli.core.room.free_bytes", lambda place: 1000)
+    with pytest.raises(DiskError, match="downloading org/xl needs") as caught:
+        fetch(REPO, None, PIPELINE, Seen())
+    assert caught.value.is_full
+    assert hub.sent == 0
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
+    (tmp_path / "hf").write_text("a file in its place")
+    with pytest.raises(DiskError, match=str(tmp_path / "hf")):
+        fetch(REPO, None, PIPELINE, Seen())
+
+
+def test_two_processes_at_once_download_each_file_once(hub):
+    code = (
+        "from rapm_cli.bases.hub import PIPELINE, fetch\nfrom rapm_cli.cli.console import Output\n"
+        f"print(fetch({REPO!r}, None, PIPELINE, Output(quiet=True)))"
+    )
+    environment = os.environ | hub.environment(Path(constants.HF_HUB_CACHE).parent)
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, text=True) for _ in range(2)]
+    first, second = [process.communicate()[0] for process in both]
+    assert first == second != ""
+    assert hub.sent == sum(len(hub.repos[REPO][name]) for name in NEEDED)
+
+
+def test_a_login_goes_to_the_hub_and_is_never_said(hub, monkeypatch):
+    token, told = "hf_abcdefghijklmnopqrstuv", []
+    real = hub_server._Handler._answer
+    monkeypatch.setattr(
+        hub_server._Handler, "_answer", lambda self: told.append(self.headers.get("Authorization")) or real(self)
+    )
+    monkeypatch.setenv("HF_TOKEN", token)
+    seen = Seen()
+    fetch(REPO, None, one_file(BIG), seen)
+    assert set(told) == {f"Bearer {token}"}
+    hub.status = 503
+    with pytest.raises(WeightsError) as caught:
+        fetch(REPO, None, PIPELINE, seen)
+    assert token not in " ".join([*seen.said, caught.value.message, caught.value.remedy])
+
+
+@pytest.mark.slow
+def test_generate_draws_with_a_base_of_the_hub_and_then_without_a_network(hub, tmp_path):
+    base, lora = WEIGHTS / "base", str(tmp_path / "lora.safetensors")
+    shipped = load_lora(WEIGHTS / "rapm-demo.safetensors")
+    save_lora(Path(lora), dataclasses.replace(shipped, recipe={"base": "org/tiny"}))
+    files = [path for path in base.rglob("*") if path.is_file()]
+    hub.repos["org/tiny"] = {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
+
+    def generate(*more: str):
+        words = ["generate", "a red cube", "--base", "org/tiny", "--lora", lora, "--output", str(tmp_path / "pictures")]
+        environment = os.environ | hub.environment(tmp_path / "hf")
+        command = [sys.executable, "-m", "rapm_cli", *words, *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    refused = generate("--offline")
+    assert refused.returncode == 4, refused.stderr
+    assert "--offline or HF_HUB_OFFLINE forbids the network" in refused.stderr
+    assert "run: hf download org/tiny --include" in refused.stderr
+    assert hub.requests == []
+    done = generate()
+    assert done.returncode == 0, done.stderr
+    assert "downloading org/tiny@" in done.stderr
+    assert "downloading 21.5/21.5 MB" in done.stderr
+    assert "MB/s" in done.stderr
+    hub.forget()
+    again = generate("--offline")
+    assert again.returncode == 0, again.stderr
+    assert "downloading" not in again.stderr
+    assert hub.requests == []
+    first, second = sorted((tmp_path / "pictures").glob("*.png"))
+    assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,56 @@
+"""A LoRA merged into bases of every layout."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rapm_cli.bases import LoadedBase, find_base
+from rapm_cli.cli.console import Output
+from rapm_cli.core.errors import InputError
+from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.formats.lora import apply_lora, load_lora
+from rapm_cli.workflows.export import export
+from tests.bases.conftest import CPU, load, pipeline, random_lora
+from tests.bases.layouts import FOLDERS
+
+OUT = Output(quiet=True)
+PROMPT = "a red cube left of a blue sphere at dawn"
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_every_layout_merges_into_a_folder_of_plain_names(originals, copy_of, rapm, tmp_path, layout):
+    folder = copy_of("sdxl")
+    torch.save(random_lora(folder), tmp_path / "lora.pt")
+    convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {"base": folder.name})
+    weights = layout(folder)
+    for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/flax_model.msgpack"):
+        (folder / name).write_bytes(b"of other programs")
+    base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda watcher: weights)
+    done = export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="fp32", watcher=OUT)
+    assert done.report.modules > 50
+    written = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*")}
+    assert not [name for name in written if "fp16" in name or name.endswith((".bin", ".msgpack"))]
+    ours = load(tmp_path / "merged")
+    loaded = LoadedBase(weights, CPU, torch.float32)
+    apply_lora(loaded.backbone, load_lora(tmp_path / "lora.safetensors"), tmp_path / "lora.safetensors")
+    z = torch.randn(1, *loaded.latent_shape, generator=torch.Generator().manual_seed(3))
+    with loaded.backbone.role(student=True):
+        student = loaded.backbone.predict_noise(z, 499, loaded.encode([PROMPT]))
+    torch.testing.assert_close(ours.backbone.predict_noise(z, 499, ours.encode([PROMPT])), student, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.decode(z), loaded.decode(z))
+    pipeline(tmp_path / "merged")  # in plain diffusers too, with no variant named
+
+
+def test_what_cannot_be_merged_is_refused_and_nothing_is_left(copy_of, tmp_path):
+    folder = copy_of("sdxl")
+    torch.save(random_lora(folder), tmp_path / "lora.pt")
+    convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {"base": folder.name})
+    base, path = find_base(str(folder), OUT), folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    before = sorted(tmp_path.iterdir())
+    for says in ("is not a whole safetensors file", "has no safetensors weights"):
+        with pytest.raises(InputError, match=says):
+            export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="base", watcher=OUT)
+        assert sorted(tmp_path.iterdir()) == before
+        path.unlink(missing_ok=True)
