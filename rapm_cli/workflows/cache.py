@@ -93,8 +93,8 @@ def survey() -> Survey:
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
     readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    known = {*stores, *readings, *converted, *(readings_dir() / name for name in (LOCK, HOLDER))}
     places = (trajectories_dir(), readings_dir(), converted_dir())
+    known = {*stores, *readings, *converted, *(place / name for place in places for name in (LOCK, HOLDER))}
     foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
     foreign += [place for place in places if place.is_symlink()]
     needs = needs_of_runs()

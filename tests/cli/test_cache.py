@@ -194,6 +194,21 @@ def test_a_lock_that_is_taken_after_the_survey_is_heeded(rapm, run, store, monke
     assert store.exists()
 
 
+def test_what_another_process_converts_is_left_and_its_lock_is_ours(rapm, home):
+    made = home / "cache" / "converted" / "LORA-0123"
+    commit(made, {"lora.safetensors": b"123"}, fingerprint="f")
+    size = size_of(made)
+    with held(made.parent) as pid:
+        code, out, err = rapm(*PRUNE, "--yes")
+        assert code == 0
+        assert f"{made} is left: in use by pid {pid} " in err
+        assert made.exists()
+        assert "left alone" not in out
+    code, out, _ = rapm(*PRUNE, "--yes", "--json")
+    assert (json.loads(out)["bytes"], json.loads(out)["left_alone"]) == (size, [])
+    assert contents(home) == {Path("cache/converted/lock"): b""}
+
+
 def test_a_run_at_work_keeps_its_trajectories_even_where_all_may_go(rapm, run, store):
     with held(run.folder):
         assert json.loads(rapm("inspect", "cache", "--json")[1])["runs"][0]["state"] == "at work"
@@ -264,7 +279,7 @@ def test_converted_weights_go_and_a_damaged_store_is_no_trap(rapm, run, store, h
     assert facts["converted"][0]["path"].endswith("LORA-0123")
     assert rapm("inspect", "cache")[0] == 0
     assert rapm(*PRUNE, "--yes")[0] == 0
-    assert contents(home / "cache") == {Path("readings/lock"): b""}
+    assert contents(home / "cache") == {Path(f"{kind}/lock"): b"" for kind in ("readings", "converted")}
 
 
 def test_what_cannot_be_removed_is_named(rapm, run, store, monkeypatch):
