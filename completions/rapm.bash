@@ -7,7 +7,7 @@ _rapm() {
         return
     fi
     case "$before" in
-        --base) COMPREPLY=($(compgen -W "demo sdxl" -- "$word") $(compgen -f -- "$word")); return ;;
+        --base) COMPREPLY=($(compgen -W "demo sdxl sd15" -- "$word") $(compgen -f -- "$word")); return ;;
         --config) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --device) COMPREPLY=($(compgen -W "auto cpu cuda mps" -- "$word")); return ;;
         --discriminator) COMPREPLY=($(compgen -W "unet latent" -- "$word")); return ;;
@@ -20,11 +20,14 @@ _rapm() {
         --part) COMPREPLY=($(compgen -W "both held-out seen" -- "$word")); return ;;
         --precision) COMPREPLY=($(compgen -W "auto fp32 bf16 fp16" -- "$word")); return ;;
         --prompts) COMPREPLY=($(compgen -f -- "$word")); return ;;
+        --report-to) COMPREPLY=($(compgen -W "tensorboard wandb trackio" -- "$word")); return ;;
+        --rng) COMPREPLY=($(compgen -W "cpu device" -- "$word")); return ;;
         --start-from) COMPREPLY=($(compgen -W "student teacher" -- "$word")); return ;;
+        --vram) COMPREPLY=($(compgen -W "auto 24 16 12 8" -- "$word")); return ;;
     esac
     case "$command" in
-        distill) COMPREPLY=($(compgen -W "--base --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --prompts --seed --samples --output --resume --new --save-every --strict --deterministic --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
-        generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        distill) COMPREPLY=($(compgen -W "--base --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --prompts --seed --samples --output --resume --new --save-every --report-to --preview-every --strict --deterministic --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --rng --offline --config --json --quiet -q --help" -- "$word")) ;;
         eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;
         inspect) COMPREPLY=($(compgen -W "--prune --all --yes -y --json --help" -- "$word")) ;;

@@ -94,6 +94,12 @@ def distill(
         ),
     ] = False,
     save_every: Annotated[int | None, typer.Option(help="Iterations between commits.", rich_help_panel=RUN)] = None,
+    report_to: Annotated[
+        str, typer.Option(help="Also draw curves in: tensorboard, wandb, trackio.", rich_help_panel=RUN)
+    ] = "",
+    preview_every: Annotated[
+        int, typer.Option(help="Iterations between pictures of the student in training; 0: none.", rich_help_panel=RUN)
+    ] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at damaged data instead of repeating work.", rich_help_panel=RUN)
     ] = False,
@@ -119,7 +125,9 @@ def distill(
     from rapm_cli.workflows import start, team
     from rapm_cli.workflows.distill import distill as run_distill
     from rapm_cli.workflows.prompts import read_prompts
+    from rapm_cli.workflows.reporting import Reporting
 
+    reporting = Reporting(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
     if run and not resume:
@@ -156,6 +164,7 @@ def distill(
             watcher=out,
             ranks=ranks,
             vram=vram,
+            reporting=reporting,
         )
     show.distilled(out, begun, done)
 

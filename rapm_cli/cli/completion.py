@@ -14,6 +14,7 @@ import typer
 VALUES = {
     "base": ("demo", "sdxl", "sd15"),
     "device": ("auto", "cpu", "cuda", "mps"),
+    "vram": ("auto", "24", "16", "12", "8"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "rng": ("cpu", "device"),
     "dtype": ("base", "fp16", "bf16", "fp32"),
@@ -21,6 +22,7 @@ VALUES = {
     "discriminator": ("unet", "latent"),
     "start-from": ("student", "teacher"),
     "part": ("both", "held-out", "seen"),
+    "report-to": ("tensorboard", "wandb", "trackio"),
     "metrics": ("attributes", "pictures", "fd-demo", "kd-demo"),
 }
 RUN_OPTIONS = ("lora",)  # take a run's name or a file

@@ -81,6 +81,11 @@ def parse_seeds(text: str, count: int) -> list[int]:
     return list(range(first, last + 1))
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     """Numbers with commas between them.
 

@@ -1,7 +1,7 @@
 """Trajectories, training, comparison: a base model to a few-step LoRA in a run folder."""
 
-import io
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,6 @@ from rapm_cli.core.files import replace_file
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.train import Trainer
-from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.checkpoints import Checkpoints
@@ -24,8 +23,10 @@ from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.memory import AUTO, adopt, plan_for, stand_by
-from rapm_cli.workflows.pictures import contact_sheet
+from rapm_cli.workflows.pictures import contact_sheet, png_bytes
+from rapm_cli.workflows.previews import fixed_scenes
 from rapm_cli.workflows.prompts import warn_of_unread
+from rapm_cli.workflows.reporting import NO_REPORTS, Reporting, Reports
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.training import Training, trainer_of
@@ -63,6 +64,7 @@ def distill(
     watcher: Watcher,
     ranks: Ranks = ALONE,
     vram: str = AUTO,
+    reporting: Reporting = NO_REPORTS,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
 
@@ -75,6 +77,7 @@ def distill(
         watcher: Sees bars and talk.
         ranks: The processes that work on it, of which this is the first.
         vram: Memory of the card in GB, as a plan's name, or "auto".
+        reporting: Who is told of the training while it lasts.
 
     Raises:
         LockedError: Another process holds the run.
@@ -84,7 +87,7 @@ def distill(
         with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
             if settings.deterministic:
                 be_deterministic()
-            return _distill(run, settings, base, device, is_strict, ranks, vram, watcher)
+            return _distill(run, settings, base, device, is_strict, ranks, vram, reporting, watcher)
     except (Stopped, DiskError) as error:
         if run.is_begun:
             again = f"go on with: {run.resume_command}"
@@ -103,6 +106,7 @@ def _distill(
     is_strict: bool,
     ranks: Ranks,
     vram: str,
+    reporting: Reporting,
     watcher: Watcher,
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
@@ -121,13 +125,16 @@ def _distill(
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
+    reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
     plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
     adopt(plan, loaded)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)
-    training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher)
-    run.reopen()
-    training.finish()
+    with closing(reports):
+        follow = reports.take
+        training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher, follow=follow)
+        run.reopen()
+        training.finish()
     lora = _lora(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
     kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
@@ -177,21 +184,15 @@ def _lora(trainer: Trainer, settings: Settings) -> LoraFile:
 
 
 def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
-    """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row.
-
-    A base with an exam shows prompts that no training saw.
-    """
-    shown = base.set_exam(0, SHEET_COLUMNS, seed, True).prompts if base.set_exam else prompts[:SHEET_COLUMNS]
-    noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape).to(loaded.device)
-    cond, size = loaded.encode(shown).to(loaded.device), base.defaults.picture_batch
+    """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row."""
+    scenes = fixed_scenes(base, loaded, seed, prompts, SHEET_COLUMNS)
+    noise, cond, size = scenes[0].to(loaded.device), scenes[1].to(loaded.device), base.defaults.picture_batch
     rows: dict[str, Tensor] = {}
     for contestant in contestants:
         drawn = [contestant.draw(noise[k : k + size], cond[k : k + size]) for k in range(0, len(noise), size)]
         title = f"{contestant.title}, {contestant.evaluations} evaluations"
         rows[title] = torch.cat([loaded.decode(part) for part in drawn])
-    buffer = io.BytesIO()
-    contact_sheet(rows).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_bytes(contact_sheet(rows))
 
 
 class _Clock:

@@ -23,6 +23,13 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy())
 
 
+def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
+    """The file of an image, with what it says of itself."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
 def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     """Write a PNG, whole or not at all; it says how it was made, as JSON for rapm and as text for other programs.
 
@@ -34,10 +41,8 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     if "prompt" in recipe:
         settings = f"Steps: {recipe['steps']}, Sampler: DDIM trailing, CFG scale: 1, Seed: {recipe['seed']}"
         info.add_itxt("parameters", f"{recipe['prompt']}\n{settings}")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
     try:
-        replace_file(path, buffer.getvalue())
+        replace_file(path, png_bytes(image, info))
     except OSError as error:
         raise DiskError.of(error, path) from error
 

@@ -20,7 +20,7 @@ from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.workflows.lock import HOLDER, LOCK
 
-LORA, LOG, RESULT, SHEET = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png"
+LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png", "previews"
 COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
 WANTED = ("iterations", "samples")  # what a finished run has done; kept with its settings, read without torch
 BEGINNING = "settings-"  # of the names of commits that hold settings alone
@@ -47,6 +47,11 @@ class Run:
     def log(self) -> Path:
         """Losses of every iteration, one JSON object a line."""
         return self.folder / LOG
+
+    @property
+    def previews(self) -> Path:
+        """Folder of the sheets that were drawn during training."""
+        return self.folder / PREVIEWS
 
     @property
     def commits(self) -> Path:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class Training:
         trajectories: All of them.
         is_strict: Stop at a damaged commit instead of using an older one.
         watcher: Sees the bar.
+        follow: Is handed each iteration's line of the log.
 
     Raises:
         InputError: A commit does not fit the trainer.
@@ -78,9 +79,11 @@ class Training:
         *,
         is_strict: bool,
         watcher: Watcher,
+        follow: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.run, self.settings, self.trainer = run, settings, trainer
         self.trajectories, self.is_strict, self.watcher = trajectories, is_strict, watcher
+        self.follow = follow
         self.checkpoints = Checkpoints(run, settings)
         self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
@@ -149,9 +152,11 @@ class Training:
         """Log an iteration, and keep what could not be trained on."""
         self.done = progress.iteration + 1
         self.health = self.health.after(progress.skipped)
-        self._append(log_line(progress))
+        line = log_line(progress)
+        self._append(line)
         if progress.skipped:
             self._keep_offending(progress)
+        self.follow(line)
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to

@@ -87,7 +87,7 @@ def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, says):
         (["generate", "a red cube", "--base", "demo", "--output", __file__], 5, "cannot be written"),
         (["distill", "--base", "demo", "--output", __file__ + "/run"], 5, "cannot be written"),
         (["export", "--base", "demo", "--output", __file__ + "/lora.safetensors"], 5, "cannot be written"),
-        (["distill", "--base", "sdxl", "--samples", "0"], 2, "--prompts FILE"),
+        (["distill", "--base", "sdxl", "--samples", "0"], 4, "hf download stabilityai/stable-diffusion-xl-base-1.0"),
         (["distill", "--base", "demo", "--config", "nowhere.toml"], 3, "nowhere.toml"),
     ],
 )

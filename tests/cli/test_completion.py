@@ -51,18 +51,22 @@ def test_bash_offers_run_names(home):
 def test_values_are_those_of_the_registries():
     from rapm_cli.bases import BASES
     from rapm_cli.bases.device import DTYPES
+    from rapm_cli.bases.plans import PLANS
     from rapm_cli.core.config import DISCRIMINATOR_SETS, START_FROM
     from rapm_cli.core.discriminators import DISCRIMINATORS
     from rapm_cli.metrics.registry import METRICS
     from rapm_cli.workflows.evaluate import PARTS
+    from rapm_cli.workflows.trackers import TRACKERS
 
     assert set(VALUES["base"]) == set(BASES.names())
     assert set(VALUES["discriminator"]) == set(DISCRIMINATORS.names())
     assert set(VALUES["discriminators"]) == set(DISCRIMINATOR_SETS)
     assert set(VALUES["start-from"]) == set(START_FROM)
     assert set(VALUES["metrics"]) == set(METRICS.names())
+    assert set(VALUES["report-to"]) == set(TRACKERS.names())
     assert set(VALUES["part"]) == set(PARTS)
     assert set(VALUES["precision"]) == {"auto", *DTYPES}
+    assert set(VALUES["vram"]) == {"auto", *PLANS}
     assert set(VALUES["dtype"]) == {"base", *DTYPES}
 
 

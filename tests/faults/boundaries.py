@@ -18,7 +18,6 @@ from rapm_cli.core import commit as protocol
 from rapm_cli.core import files
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig, TrainConfig
-from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.recovery import Health
 from rapm_cli.core.store import TrajectoryStore
 from rapm_cli.core.trajectories import Trajectories
@@ -114,10 +113,8 @@ def missing(folder: Path) -> object:
 
 def stored(folder: Path) -> object:
     """None where the shard is missing or known to be damaged: it is made again then."""
-    try:
-        return store(folder).load().z_teacher.mean().item()
-    except DamagedError:
-        return None
+    found = store(folder)
+    return None if found.missing()[0] else found.stored()[torch.tensor([0])].z_teacher.mean().item()
 
 
 def write_export(folder: Path) -> None:

@@ -1,0 +1,107 @@
+"""What the student draws while it trains: contact sheets of fixed prompts, beside its teacher's pictures."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.errors import DiskError
+from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.sample import sample_student
+from rapm_cli.core.trajectories import initial_noise
+from rapm_cli.core.watch import Watcher
+from rapm_cli.workflows.checkpoints import name_of
+from rapm_cli.workflows.evaluate import Contestant, Draw
+from rapm_cli.workflows.memory import free_memory
+from rapm_cli.workflows.pictures import contact_sheet, png_bytes
+from rapm_cli.workflows.rundir import Run
+from rapm_cli.workflows.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLUMNS = 4
+
+
+def fixed_scenes(
+    base: Base, loaded: LoadedBase, seed: int, prompts: list[str], count: int
+) -> tuple[Tensor, Conditioning]:
+    """Noise and conditioning of the first `count` pictures that every sheet of a run shows, on the CPU.
+
+    A base with an exam shows prompts that no training saw.
+    """
+    shown = base.set_exam(0, count, seed, True).prompts if base.set_exam else prompts[:count]
+    noise = initial_noise(seed, "sheet", list(range(len(shown))), loaded.latent_shape)
+    return noise, loaded.encode(shown)
+
+
+class Previews:
+    """Draws a sheet every so many iterations; training does not change by it.
+
+    The teacher draws here, so that this has to be made before a LoRA is attached.
+
+    Args:
+        every: Iterations from one sheet to the next.
+        run: Its folder gets the sheets.
+        settings: Of the run.
+        base: The base model.
+        loaded: The same, loaded.
+        teacher: Draws the first row.
+        watcher: Is told where no sheet can be drawn any more.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        run: Run,
+        settings: Settings,
+        base: Base,
+        loaded: LoadedBase,
+        teacher: Contestant,
+        watcher: Watcher,
+    ) -> None:
+        self._every, self._folder, self._loaded, self._watcher = every, run.previews, loaded, watcher
+        self._num_slots, self._title = settings.teacher.num_slots, teacher.title
+        seed, prompts = settings.teacher.seed, list(settings.prompts)
+        self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
+        self._teacher = self._draw(teacher.draw)
+
+    def after(self, done: int) -> "Image | None":
+        """The sheet after so many iterations, where one is due; it is in the run folder, too."""
+        if self._every == 0 or done % self._every:
+            return None
+        path = self._folder / f"{name_of(done)}.png"
+        try:
+            sheet = self._sheet(done)
+            make_folder(self._folder)
+            replace_file(path, png_bytes(sheet))
+        except torch.OutOfMemoryError:
+            self._give_up("they do not fit in memory beside training")
+        except OSError as error:
+            self._give_up(DiskError.of(error, path).message)
+        else:
+            return sheet
+        return None
+
+    def _sheet(self, done: int) -> "Image":
+        backbone = self._loaded.backbone
+        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots)[0])
+        title = f"student, {self._num_slots} steps, after {done} iterations"
+        rows = {self._title: self._teacher, title: student}
+        return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+
+    def _draw(self, draw: Draw) -> Tensor:
+        """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
+        device = self._loaded.device
+        rows = (slice(k, k + 1) for k in range(len(self._noise)))
+        return torch.cat([draw(self._noise[row].to(device), self._cond[row].to(device)).cpu() for row in rows])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])
+
+    def _give_up(self, reason: str) -> None:
+        self._every = 0
+        free_memory(self._loaded.device)
+        self._watcher.warn(f"there are no more previews: {reason}")
