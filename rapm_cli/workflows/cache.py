@@ -93,8 +93,8 @@ def survey() -> Survey:
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
     readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    known = {*stores, *readings, *converted, *(readings_dir() / name for name in (LOCK, HOLDER))}
     places = (trajectories_dir(), readings_dir(), converted_dir())
+    known = {*stores, *readings, *converted, *(place / name for place in places for name in (LOCK, HOLDER))}
     foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
     foreign += [place for place in places if place.is_symlink()]
     needs = needs_of_runs()
@@ -102,9 +102,9 @@ def survey() -> Survey:
     if readings:
         entries.append(_together(READINGS, readings_dir(), readings))
     entries += [_together(CONVERTED, path, [path]) for path in converted]
-    if litter := [path for place in (*_children(cache_dir()), *stores) for path in _leftovers(place)]:
+    if litter := [path for place in (cache_dir(), *_children(cache_dir()), *stores) for path in _leftovers(place)]:
         entries.append(_together(LEFTOVERS, cache_dir(), litter))
-    if rest := [path for path in _children(cache_dir()) if path not in places]:
+    if rest := [path for path in _children(cache_dir()) if path not in places and not is_marked(path)]:
         entries.append(_together(REST, cache_dir(), rest))
     entries += [_run(run) for run in all_runs() if run.is_begun or run.has_lora]
     return Survey({MODELS: hub, **folders}, entries, foreign)
@@ -229,17 +229,22 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where it is a link, or cannot be read."""
+    """What lies in a folder; nothing where it is a link that is not followed, or cannot be read."""
     with contextlib.suppress(OSError):
-        if not folder.is_symlink():
+        if _is_followed(folder):
             return sorted(folder.iterdir())
     return []
 
 
 def _leftovers(place: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
-        if not place.is_symlink():
+        if _is_followed(place):
             yield from leftovers(place)
+
+
+def _is_followed(folder: Path) -> bool:
+    """True where no link leads out of the cache folder, which may itself be one."""
+    return folder == cache_dir() or not folder.is_symlink()
 
 
 def _is_real(path: Path) -> bool:

@@ -51,9 +51,10 @@ def prune(entries: list[Entry], *, is_all: bool) -> Iterator[tuple[Entry, str]]:
 
 @contextmanager
 def _held(entry: Entry) -> Iterator[str]:
-    """Hold what has a lock of its own; who else holds it, or an empty string."""
-    if entry.kind in (TRAJECTORIES, READINGS) and entry.path.is_dir():
-        with if_free(entry.path) as in_use:
+    """Hold what an entry is made under the lock of; who else holds it, or an empty string."""
+    place = entry.path.parent if entry.kind == CONVERTED else entry.path
+    if entry.kind != LEFTOVERS and place.is_dir():
+        with if_free(place) as in_use:
             yield in_use
     else:
         yield ""

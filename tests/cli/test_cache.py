@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rapm_cli.core.commit import commit
 from rapm_cli.core.errors import DiskError
 from rapm_cli.core.files import TEMPORARY, temporary_name
 from rapm_cli.workflows.rundir import Run
@@ -62,6 +63,13 @@ def contents(folder):
 
 def size_of(folder):
     return sum(map(len, contents(folder).values()))
+
+
+def of_a_gone_process(name):
+    """A temporary name of this process as one would have written it that is gone."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    return name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
 
 
 @contextlib.contextmanager
@@ -186,6 +194,21 @@ def test_a_lock_that_is_taken_after_the_survey_is_heeded(rapm, run, store, monke
     assert store.exists()
 
 
+def test_what_another_process_converts_is_left_and_its_lock_is_ours(rapm, home):
+    made = home / "cache" / "converted" / "LORA-0123"
+    commit(made, {"lora.safetensors": b"123"}, fingerprint="f")
+    size = size_of(made)
+    with held(made.parent) as pid:
+        code, out, err = rapm(*PRUNE, "--yes")
+        assert code == 0
+        assert f"{made} is left: in use by pid {pid} " in err
+        assert made.exists()
+        assert "left alone" not in out
+    code, out, _ = rapm(*PRUNE, "--yes", "--json")
+    assert (json.loads(out)["bytes"], json.loads(out)["left_alone"]) == (size, [])
+    assert contents(home) == {Path("cache/converted/lock"): b""}
+
+
 def test_a_run_at_work_keeps_its_trajectories_even_where_all_may_go(rapm, run, store):
     with held(run.folder):
         assert json.loads(rapm("inspect", "cache", "--json")[1])["runs"][0]["state"] == "at work"
@@ -202,6 +225,9 @@ def test_links_and_what_is_not_ours_are_left_alone(rapm, run, store, home, tmp_p
     (store.parent / "my notes").mkdir()
     shutil.copytree(store, store.parent / "0123456789ab")
     (store.parent / "0123456789ab" / "thesis.txt").write_text("mine")
+    commit(outside / "LORA-0123", {"lora.safetensors": b"123"}, fingerprint="f")
+    dead = outside / of_a_gone_process(temporary_name(outside / "LORA-4567").name)
+    dead.mkdir()
     (home / "cache" / "converted").symlink_to(outside)
     before = contents(outside)
     code, out, _ = rapm(*PRUNE, "--all", "--yes", "--json")
@@ -209,16 +235,27 @@ def test_links_and_what_is_not_ours_are_left_alone(rapm, run, store, home, tmp_p
     named = {Path(path).name for path in json.loads(out)["left_alone"]}
     assert named == {"abcdefabcdef", "my notes", "0123456789ab", "converted"}
     assert contents(outside) == before
+    assert dead.exists()
     assert {path.name for path in store.parent.iterdir()} == {"abcdefabcdef", "my notes", "0123456789ab"}
     assert (store.parent / "0123456789ab" / "thesis.txt").read_text() == "mine"
     assert f"left alone: {store.parent / 'abcdefabcdef'} is a link" in rapm("inspect", "cache")[1]
 
 
+def test_a_cache_folder_that_is_a_link_to_another_disk_is_pruned_there(rapm, run, home, tmp_path):
+    (home / "cache").rename(tmp_path / "disk")
+    (home / "cache").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / of_a_gone_process(temporary_name(home / "note.json").name)).write_text("{")
+    (tmp_path / "disk" / "note.json").write_text("{}")
+    code, out, _ = rapm(*PRUNE, "--yes", "--json")
+    assert code == 0
+    assert {entry["kind"] for entry in json.loads(out)["removed"]} == {"trajectories", "readings", "leftovers"}
+    assert json.loads(out)["left_alone"] == []
+    assert contents(tmp_path / "disk") == {Path("readings/lock"): b"", Path("note.json"): b"{}"}
+
+
 def test_what_killed_processes_left_goes_and_what_is_being_written_stays(rapm, unfinished, store, tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
     ours = temporary_name(store / "000000").name
-    dead = store / ours.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+    dead = store / of_a_gone_process(ours)
     alive = store / ours.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
     for folder in (dead, alive):
         folder.mkdir()
@@ -234,8 +271,6 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(rapm, u
 
 
 def test_converted_weights_go_and_a_damaged_store_is_no_trap(rapm, run, store, home):
-    from rapm_cli.core.commit import commit
-
     commit(home / "cache" / "converted" / "LORA-0123", {"lora.safetensors": b"123"}, fingerprint="f")
     for manifest in store.rglob("MANIFEST.json"):
         manifest.write_text("{")
@@ -244,7 +279,7 @@ def test_converted_weights_go_and_a_damaged_store_is_no_trap(rapm, run, store, h
     assert facts["converted"][0]["path"].endswith("LORA-0123")
     assert rapm("inspect", "cache")[0] == 0
     assert rapm(*PRUNE, "--yes")[0] == 0
-    assert contents(home / "cache") == {Path("readings/lock"): b""}
+    assert contents(home / "cache") == {Path(f"{kind}/lock"): b"" for kind in ("readings", "converted")}
 
 
 def test_what_cannot_be_removed_is_named(rapm, run, store, monkeypatch):
