@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rapm_cli.cli import options, show
-from rapm_cli.cli.console import Output, is_terminal
+from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError, InputError
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
@@ -205,7 +205,7 @@ def generate(
     """Draw pictures with a distilled LoRA."""
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
-    wanted = _prompts(prompt, prompts, out, needed=from_picture is None)
+    wanted = options.parse_prompts(prompt, prompts, out, needed=from_picture is None)
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
@@ -386,24 +386,6 @@ def inspect(
     out.result(run)
     if run["damaged"]:
         raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])
-
-
-def _prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
-    """Prompts from the command line, a file, or standard input when it is not a terminal."""
-    from rapm_cli.workflows.prompts import check_prompt, read_prompts
-
-    given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
-    if file is not None:
-        given += read_prompts(file, out)
-    elif "-" in (words or []):
-        given += read_prompts("-", out)
-    elif not given and needed:
-        if is_terminal():
-            raise ConfigError(
-                "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
-            )
-        given = read_prompts("-", out)
-    return list(dict.fromkeys(given))
 
 
 def _or(value: Any, default: Any) -> Any:

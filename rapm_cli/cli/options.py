@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rapm_cli.cli.config_file import read_config_file
+from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
@@ -96,3 +97,26 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
         raise ConfigError(f"{option} {text!r} is no list of numbers", "write it as 1,1,0.5,0.5") from error
+
+
+def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
+    """Prompts from the command line, a file, or standard input when it is not a terminal.
+
+    Raises:
+        ConfigError: There are none, and somebody is there to give some.
+        InputError: One is refused.
+    """
+    from rapm_cli.workflows.prompts import check_prompt, read_prompts
+
+    given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
+    if file is not None:
+        given += read_prompts(file, out)
+    elif "-" in (words or []):
+        given += read_prompts("-", out)
+    elif not given and needed:
+        if is_terminal():
+            raise ConfigError(
+                "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
+            )
+        given = read_prompts("-", out)
+    return list(dict.fromkeys(given))
