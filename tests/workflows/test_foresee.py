@@ -7,13 +7,12 @@ import pytest
 from rapm_cli.bases import BASES
 from rapm_cli.workflows import foresee, trial
 from rapm_cli.workflows.training import KEPT
-from tests.cli.conftest import rapm  # noqa: F401  a fixture
 
 SHORT = ["distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "10", "--rank", "2"]
 SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu"]
 
 
-def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, monkeypatch):  # noqa: F811
+def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, monkeypatch):
     base = BASES["demo"]
     monkeypatch.setattr(
         type(base), "locate", property(lambda self: pytest.fail("weights were looked for")), raising=False
@@ -29,7 +28,7 @@ def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home,
     assert made["disk_bytes"]["commits"] % (4 * 3 * (2 * KEPT + 1)) == 0
 
 
-def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypatch):  # noqa: F811
+def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypatch):
     monkeypatch.setattr(foresee, "PATIENCE_SECONDS", 0.0)
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
     assert code == 0
@@ -39,7 +38,7 @@ def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypat
     assert predicted == pytest.approx(stored, rel=0.02)
 
 
-def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, monkeypatch):  # noqa: F811
+def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, monkeypatch):
     monkeypatch.setattr(foresee, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(foresee, "matmul_rate", lambda device, dtype: 1e9)
     monkeypatch.setattr(foresee, "time_iteration", lambda *args: pytest.fail("it tries"))
@@ -54,7 +53,7 @@ def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm
     assert twice["seconds"]["trajectories"] == pytest.approx(once["seconds"]["trajectories"])
 
 
-def test_a_dry_run_refuses_what_a_run_refuses(rapm):  # noqa: F811
+def test_a_dry_run_refuses_what_a_run_refuses(rapm):
     assert rapm(*SHORT, "--dry-run", "--batch-size", "0")[0] == 2
     code, _, err = rapm(*SHORT, "--dry-run", "--vram", "10")
     assert code == 2
