@@ -5,5 +5,7 @@ from torch import Tensor
 
 
 def upload(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; to a GPU without waiting there for the work before it."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+    """A tensor on a device; from the CPU to a GPU without waiting there for the work before it."""
+    if value.device.type == "cpu" and device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
