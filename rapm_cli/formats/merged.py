@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.formats.fuse import lora_update
@@ -34,7 +35,7 @@ def merge_lora(backbone: Backbone, lora: LoraFile, path: Path) -> bool:
     for is_measured in (True, False):
         for name in lora.modules:
             layer = layers.get(name)
-            if layer is None:
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise does_not_fit(path, lora, f"it has no layer {name}")
             down, up = (lora.state[f"{name}.lora_{half}.weight"].to(backbone.device) for half in "AB")
             before, update = layer.weight.float(), lora_update(down, up, lora.alpha / lora.rank)
