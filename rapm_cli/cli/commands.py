@@ -127,9 +127,11 @@ def distill(
     from rapm_cli.bases import find_base
     from rapm_cli.workflows import start, team
     from rapm_cli.workflows.distill import distill as run_distill
+    from rapm_cli.workflows.memory import check_plan
     from rapm_cli.workflows.prompts import read_prompts
     from rapm_cli.workflows.reporting import Reporting
 
+    check_plan(vram)
     reporting = Reporting(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
@@ -158,11 +160,8 @@ def distill(
             begun = start.begin(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=ranks.world
             )
-        iterations = begun.settings.training.iterations
-        if begun.is_begun and begun.run.is_complete(iterations, begun.settings.samples):
-            out.say(f"this run is finished; --iterations above {iterations} goes on with it")
-            show.run_folder(out, begun)
-            out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
+        if begun.is_complete:
+            show.finished(out, begun)
             return
         out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
         done = run_distill(

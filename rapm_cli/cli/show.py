@@ -33,6 +33,13 @@ def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
     )
 
 
+def finished(out: Output, begun: "Start") -> None:
+    """A run that was finished before."""
+    out.say(f"this run is finished; --iterations above {begun.settings.training.iterations} goes on with it")
+    run_folder(out, begun)
+    out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
+
+
 def run_folder(out: Output, begun: "Start") -> None:
     """Where a run is, and what to type next."""
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots

@@ -141,7 +141,8 @@ class Trainer:
         report = []
         z_start = batch.z_teacher[:, self.num_slots]  # the noise
         for n in reversed(range(self.num_slots)):
-            z_student, losses = self._slot_that_fits(batch, n, z_start, iteration)
+            z_student, log = self._slot_that_fits(batch, n, z_start, iteration)
+            losses = log.read(n, self.ranks)
             report.append(losses)
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
@@ -150,9 +151,7 @@ class Trainer:
             report[-1].skipped = NETWORK
         return report
 
-    def _slot_that_fits(
-        self, batch: Trajectories, n: int, z_start: Tensor, iteration: int
-    ) -> tuple[Tensor, SlotLosses]:
+    def _slot_that_fits(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
         """A slot, again with less memory for as long as there is too little and `relieve` finds some."""
         while True:
             try:
@@ -162,11 +161,10 @@ class Trainer:
             if not self.relieve():
                 raise failure
 
-    def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLosses]:
+    def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
         """One slot: the student's step, both targets, one update of the student, one of the discriminators.
 
-        Nothing in here waits for the device but the reading of the log at the end: what is not finite makes the
-        optimizers skip on the device.
+        Nothing in here waits for the device: what is not finite makes the optimizers skip there.
 
         Args:
             batch: Trajectories.
@@ -175,7 +173,7 @@ class Trainer:
             iteration: Counts from 0.
 
         Returns:
-            (B, C, H, W) the student's latent at edge n, detached; what the slot reports.
+            (B, C, H, W) the student's latent at edge n, detached; what the slot reports, on the device.
         """
         log = SlotLog()
         goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
@@ -189,10 +187,7 @@ class Trainer:
         if self.discriminators:
             judged = self._judge([f.detach() for f in fake], goals, n, batch.cond, iteration, log)
         self._update(loss, judged, goals, log)  # last, so that a slot that runs out of memory has changed nothing
-        return z_student.detach(), self._read(log, n)
-
-    def _read(self, log: SlotLog, n: int) -> SlotLosses:
-        return log.read(n, self.ranks)
+        return z_student.detach(), log
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
         goals = {"absolute": absolute_target(batch.z_teacher, n)}
@@ -267,12 +262,29 @@ class Trainer:
         return total
 
     def _update(self, loss: Tensor, judged: Tensor | None, goals: dict[str, Tensor], log: SlotLog) -> None:
-        """One optimizer step of the student and one of the discriminators, or none where something is not finite."""
+        """One optimizer step of the student and one of the discriminators, or none where something is not finite.
+
+        All memory that they need is taken, and all processes have met, before the first of them changes anything.
+        """
+        judges = self.judges if judged is not None else []
+        losses = torch.stack([part.detach().float() for part in (loss, judged) if part is not None])
+        gradients = [parameter.grad for parameter in (*self.lora.masters, *judges) if parameter.grad is not None]
         log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
-        log.is_loss_finite, log.is_lost = self._step(loss, self.optimizer, self.lora.masters)
+        self._take_state_memory()
+        self.ranks.average([losses, *gradients])
+        log.is_loss_finite, log.is_lost = self._step(losses[0], self.optimizer, self.lora.masters)
         self.lora.publish()
-        if judged is not None and self.judge_optimizer:
-            log.are_judges_lost = self._step(judged, self.judge_optimizer, self.judges, log.is_lost)[1]
+        if judges and self.judge_optimizer:
+            log.are_judges_lost = self._step(losses[1], self.judge_optimizer, judges, log.is_lost)[1]
+        for parameter in (*self.lora.masters, *judges):
+            parameter.grad = None
+
+    def _take_state_memory(self) -> None:
+        """Let the optimizers lay out their moments by a step that is skipped."""
+        for optimizer in (self.optimizer, self.judge_optimizer):
+            if optimizer and not optimizer.state:
+                optimizer.found_inf = torch.ones((), device=self.backbone.device)  # type: ignore[attr-defined]
+                optimizer.step()
 
     def _step(
         self,
@@ -281,7 +293,7 @@ class Trainer:
         parameters: Sequence[Tensor],
         is_lost: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Average the gradients over all processes, clip, and update unless something is not finite.
+        """Clip the gradients, and update unless something is not finite.
 
         Args:
             loss: That the gradients are of.
@@ -292,10 +304,8 @@ class Trainer:
         Returns:
             Whether the loss is finite; 1 where loss or gradient is not, else 0.
         """
-        common = loss.detach().float().reshape(1).clone()
-        self.ranks.average([common, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        is_loss_finite = common.isfinite().all()
+        is_loss_finite = loss.isfinite()
         skip = (~(norm.isfinite() & is_loss_finite)).float()
         optimizer.found_inf = skip if is_lost is None else torch.maximum(skip, is_lost)  # type: ignore[attr-defined]
         optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
-from rapm_cli.bases.device import DTYPES, be_deterministic, describe_machine, peak_memory_mib
+from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError, DivergedError, RapmError, Stopped
 from rapm_cli.core.files import replace_file
@@ -29,7 +29,7 @@ from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.reporting import NO_REPORTS, Reporting, Reports
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.training import Training, trainer_of
+from rapm_cli.workflows.training import Training, loaded_base, trainer_of
 
 SHEET_COLUMNS = 8
 QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
@@ -141,7 +141,8 @@ def _distill(
     with_retries(lambda: save_lora(run.lora, lora), run.lora, size, watcher, kept, remedy)
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
-    pupil = student(loaded, teacher, identity, lora)
+    is_rounded = plan is not None and plan.is_quantised
+    pupil = student(loaded, teacher, f"{identity} in 8 bits" if is_rounded else identity, lora)
     if exam:
         exam.sit(pupil)
     sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
@@ -169,7 +170,7 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
     try:
         with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
         watcher.say(f"loading {base.name}")
-        loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+        loaded = loaded_base(base, settings, device, watcher)
         loaded.load()
         return loaded
     except RapmError:

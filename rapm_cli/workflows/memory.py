@@ -8,7 +8,7 @@ import torch
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.estimate import rehearse_plan
-from rapm_cli.bases.plans import GIB, Plan, choose_plan, lower, needed, plan_named
+from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed, plan_named
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.int8 import quantise
 from rapm_cli.core.train import Trainer
@@ -56,6 +56,16 @@ def plan_for(
     return plan
 
 
+def check_plan(wanted: str) -> None:
+    """Refuse a plan that there is none of, before any work is done.
+
+    Raises:
+        ConfigError: There is no such plan.
+    """
+    if wanted != AUTO:
+        plan_named(wanted)
+
+
 def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:
     """Bytes that phase 2 holds at most, in each of the processes that share a batch."""
     share = dataclasses.replace(settings.training, batch_size=settings.training.batch_size // processes)
@@ -74,7 +84,8 @@ def adopt(plan: Plan | None, backbone: Backbone) -> None:
 
 def stand_by(plan: Plan | None, trainer: Trainer, watcher: Watcher) -> None:
     """Let a trainer that runs out of memory go on with the next lower plan."""
-    now = plan
+    # With --checkpointing all is recomputed already, and a plan that recomputes less would not help.
+    now = PLANS["12"] if plan and trainer.config.checkpointing and not plan.is_quantised else plan
 
     def relieve() -> bool:
         nonlocal now

@@ -77,12 +77,12 @@ class Previews:
             sheet = self._sheet(done)
             make_folder(self._folder)
             replace_file(path, png_bytes(sheet))
-        except torch.OutOfMemoryError:
-            self._give_up("they do not fit in memory beside training")
-        except OSError as error:
-            self._give_up(DiskError.of(error, path).message)
-        else:
             return sheet
+        except torch.OutOfMemoryError:
+            reason = "they do not fit in memory beside training"
+        except OSError as error:
+            reason = DiskError.of(error, path).message
+        self._give_up(reason)  # once the error, whose frames hold the sheet, is gone
         return None
 
     def _sheet(self, done: int) -> "Image":

@@ -115,6 +115,11 @@ class Start:
     device: torch.device
     is_begun: bool
 
+    @property
+    def is_complete(self) -> bool:
+        """True where nothing is left to do."""
+        return self.is_begun and self.run.is_complete(self.settings.training.iterations, self.settings.samples)
+
 
 def begin(
     base: Base,

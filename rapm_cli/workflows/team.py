@@ -4,6 +4,7 @@ The cache has to lie where all processes see it. The first process does all that
 share of the trajectories, take their rows of every batch, and neither talk nor write anything else.
 """
 
+import contextlib
 import datetime
 import os
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from rapm_cli.bases import LoadedBase, find_base
-from rapm_cli.bases.device import DTYPES, find_device
-from rapm_cli.core.errors import ConfigError, RapmError, Stopped
+from rapm_cli.bases import find_base
+from rapm_cli.bases.device import be_deterministic, find_device
+from rapm_cli.core.errors import ConfigError, RapmError, Stopped, is_out_of_memory
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.replicas import take_state
 from rapm_cli.core.train import Trainer, train
@@ -23,7 +24,7 @@ from rapm_cli.workflows import stop
 from rapm_cli.workflows.collect import help_collect
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.training import trainer_of
+from rapm_cli.workflows.training import loaded_base, trainer_of
 
 PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
 
@@ -70,7 +71,8 @@ def joined(device_name: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         if ranks.is_first and not ranks.has_shared:
-            ranks.share(b"")  # there is nothing to do
+            with contextlib.suppress(RuntimeError):  # of those that are gone; what ends this process goes before
+                ranks.share(b"")  # there is nothing to do
         distributed.destroy_process_group()
 
 
@@ -80,12 +82,13 @@ def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     Raises:
         Stopped: The first process was stopped by a signal.
         RapmError: The first process is gone.
+        torch.OutOfMemoryError: This one has too little memory.
     """
     try:
         with stop.patient("what the first process decides"):
             _follow(ranks, device_name, vram, watcher)
     except RuntimeError as error:
-        if isinstance(error, NotImplementedError):
+        if isinstance(error, NotImplementedError) or is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0][:120]
         raise RapmError(
@@ -98,8 +101,10 @@ def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None
     if not told:
         return
     settings = Settings.from_bytes(told)
+    if settings.deterministic:
+        be_deterministic()
     base = find_base(settings.source, watcher)
-    loaded = LoadedBase(base.locate(watcher), device, DTYPES[settings.teacher.precision])
+    loaded = loaded_base(base, settings, device, watcher)
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
     plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
     adopt(plan, loaded.backbone)

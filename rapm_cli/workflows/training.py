@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rapm_cli.bases import LoadedBase
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases.device import DTYPES
 from rapm_cli.core.commit import commit
 from rapm_cli.core.errors import (
     DamagedError,
@@ -39,6 +40,21 @@ from rapm_cli.workflows.settings import Settings
 MOST_COMMITS = 2 * KEPT + 1  # of training that lie in a run at once
 STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
+
+
+def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: Watcher) -> LoadedBase:
+    """The base that a run is made from.
+
+    Raises:
+        InputError: Its weights here are others than those that the run was begun with.
+    """
+    weights = base.locate(watcher)
+    if weights.identity != settings.base_identity:
+        raise InputError(
+            f"{weights.origin} holds other weights than the run was begun with",
+            "give the same ones, or begin another run: --new",
+        )
+    return LoadedBase(weights, device, DTYPES[settings.teacher.precision])
 
 
 def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:

@@ -68,6 +68,44 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
         torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
 
 
+def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they_were(
+    schedule, trajectories, monkeypatch
+):
+    """The discriminators' moments are laid out before the student changes, so that a repeated slot counts once."""
+    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear())
+    real, failed = torch.optim.AdamW.step, []
+
+    def short_of_memory(self, *args, **kwargs):
+        if self.param_groups[0]["betas"] == (0.0, 0.999) and not failed:
+            failed.append(self)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short_of_memory)
+    ear = Ear()
+    repeated = trained(schedule, trajectories, PLANS["24"], ear)
+    assert len(failed) == len(ear.warnings) == 1
+    steps = [value for name, value in repeated.state()["student-optimizer"].items() if name.startswith("step.")]
+    assert steps
+    assert all(value == 8 for value in steps)  # two iterations of four slots
+    for name, value in repeated.lora.state().items():
+        torch.testing.assert_close(value, undisturbed.lora.state()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_relief_never_recomputes_less(schedule):
+    config = TrainConfig(rank=2, iterations=2, batch_size=2, checkpointing=True)
+    trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
+    stand_by(PLANS["24"], trainer, Ear())
+    assert not trainer.relieve()
+    assert all(getattr(module, "gradient_checkpointing", True) for module in trainer.backbone.unet.modules())
+
+
+def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
+    assert main([*SHORT, "--vram", "7"]) == 2
+    assert "--vram 7 is no plan; give auto, 24, 16, 12, 8" in capsys.readouterr().err
+    assert not list(home.glob("data/runs/*"))
+
+
 def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
     real, calls = Trainer._slot, []
 
