@@ -5,6 +5,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": "/nonexistent",
     "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",  # small networks: a thread each, and a test process on every core
     "TERMINAL_WIDTH": "100",
     "_TYPER_FORCE_DISABLE_TERMINAL": "1",
 }
