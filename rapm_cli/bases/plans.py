@@ -1,14 +1,14 @@
 """How phase 2 fits a card: what is recomputed instead of kept, and whether the frozen weights are rounded to 8 bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rapm_cli.core.backbone import BLOCKS
-from rapm_cli.core.errors import ConfigError, OutOfMemoryError
+from rapm_cli.core.errors import OutOfMemoryError
 
 GIB = 2**30
 MARGIN = 1.08  # of a predicted peak, for what the libraries take and for holes in the memory
-CONTEXT_BYTES = GIB // 2  # that CUDA takes beside
+LIBRARY_BYTES = GIB // 2  # that they take for themselves, however small the work is
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,11 @@ def lower(plan: Plan) -> Plan | None:
     return after[0] if after and not after[0].is_quantised else None
 
 
-def plan_named(name: str) -> Plan:
-    """The plan of that name.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if name not in PLANS:
-        raise ConfigError(f"--vram {name} is no plan", f"give auto, {', '.join(PLANS)}")
-    return PLANS[name]
-
-
-def choose_plan(peak_of: Callable[[Plan], int], free_bytes: int) -> Plan:
+def choose_plan(plans: Iterable[Plan], peak_of: Callable[[Plan], int], free_bytes: int) -> Plan:
     """The first plan that fits, and with it the fastest.
 
     Args:
+        plans: The fastest first; the last one has a rounded base and is only named.
         peak_of: Predicted bytes of a plan.
         free_bytes: Of the device.
 
@@ -74,7 +64,7 @@ def choose_plan(peak_of: Callable[[Plan], int], free_bytes: int) -> Plan:
         OutOfMemoryError: None fits without a rounded base.
     """
     least = 0
-    for plan in PLANS.values():
+    for plan in plans:
         least, before = needed(peak_of(plan)), least
         if plan.is_quantised:
             remedy = f"close other programs, or give --vram {plan.name}: {plan.words}, {least / GIB:.1f} GiB"
@@ -88,4 +78,4 @@ def choose_plan(peak_of: Callable[[Plan], int], free_bytes: int) -> Plan:
 
 def needed(peak_bytes: int) -> int:
     """What has to be free for a predicted peak."""
-    return int(MARGIN * peak_bytes) + CONTEXT_BYTES
+    return int(MARGIN * peak_bytes) + LIBRARY_BYTES

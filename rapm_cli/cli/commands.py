@@ -76,6 +76,12 @@ def distill(
     vram: Annotated[
         str, typer.Option(help="Memory of the card in GB: auto, 24, 16, 12 or 8.", rich_help_panel=TRAINING)
     ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the transformer blocks.", rich_help_panel=TRAINING)
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Layout of the convolutions.", rich_help_panel=TRAINING)
+    ] = False,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[
@@ -127,11 +133,9 @@ def distill(
     from rapm_cli.bases import find_base
     from rapm_cli.workflows import start, team
     from rapm_cli.workflows.distill import distill as run_distill
-    from rapm_cli.workflows.memory import check_plan
     from rapm_cli.workflows.prompts import read_prompts
     from rapm_cli.workflows.reporting import Reporting
 
-    check_plan(vram)
     reporting = Reporting(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
@@ -145,11 +149,11 @@ def distill(
             raise ConfigError("--dry-run foresees a whole run", "leave out --resume")
         from rapm_cli.cli import speed
 
-        speed.foresee(out, find_base(_or(base, "sdxl"), out), given, prompts, device, vram)
+        speed.foresee(out, find_base(_or(base, "sdxl"), out), given, prompts, device)
         return
     with team.joined(device) as ranks:
         if not ranks.is_first:
-            team.follow(ranks, device, vram, Output(quiet=True))
+            team.follow(ranks, device, Output(quiet=True))
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
         place = team.device_of(device)
@@ -172,7 +176,6 @@ def distill(
             is_strict=strict,
             watcher=out,
             ranks=ranks,
-            vram=vram,
             reporting=reporting,
         )
     show.distilled(out, begun, done)
@@ -260,7 +263,7 @@ def evaluate(
         bool, typer.Option("--benchmark", help="Measure speed and memory instead, with random weights.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="With --benchmark: also the most costly operations.")
+        bool, typer.Option("--profile", help="With --benchmark: also where time goes, and what other ways save.")
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",

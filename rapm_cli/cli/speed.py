@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 GIB, MIB, HOUR = 2**30, 2**20, 3600
 
 
-def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str, vram: str) -> None:
+def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
     """What `rapm distill` would take."""
     from rapm_cli.bases.device import find_device
     from rapm_cli.workflows.foresee import foresee as forecast
@@ -22,7 +22,7 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
 
     wanted, place = None if prompts is None else read_prompts(prompts, out), find_device(device)
     settings = settings_without_weights(base, given, wanted, place, out)
-    made = forecast(base, settings, place, vram, out)
+    made = forecast(base, settings, place, out)
     counts = {
         "trajectories": f"{settings.teacher.trajectories:,} trajectories",
         "training": f"{settings.training.iterations:,} iterations",
@@ -48,8 +48,8 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     """What `rapm eval --benchmark` measures."""
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows.benchmark import PLAIN, to_record
     from rapm_cli.workflows.benchmark import benchmark as measure
-    from rapm_cli.workflows.benchmark import to_record
     from rapm_cli.workflows.start import settings_without_weights
 
     base, place = find_base(name, out), find_device(device)
@@ -58,7 +58,7 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     _phases(out, made)
     _drawing(out, made)
     if made.profile:
-        total = min(speed.time.seconds for speed in made.plans if speed.time)
+        total = min(speed.time.seconds for speed in made.plans if speed.time and speed.way == PLAIN)
         rows = [
             [row.name[:60], f"{1000 * row.seconds:.1f}", f"{row.seconds / total:.0%}", str(row.calls)]
             for row in made.profile
@@ -68,17 +68,26 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
 
 
 def _phases(out: Output, made: "Benchmark") -> None:
+    from rapm_cli.workflows.benchmark import PLAIN
+
     teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
     out.data(
         f"{made.settings.base_name}, {made.side_px} px, random weights, {teacher.precision}, {made.machine}: "
         f"{rate / 1e12:.3g} TFLOP/s in products of matrices"
     )
-    one = made.teacher
     out.table(
-        f"phase 1: {teacher.num_slots} x {teacher.fine_steps} guided steps, {one.batch_size} prompts at once",
-        ["s/step", "trajectories/h", "peak MiB", "predicted MiB"],
-        [[f"{one.step_seconds:.3f}", f"{one.trajectories_an_hour:.0f}", *_peaks(one.peak_bytes, one.predicted_bytes)]],
-        text_columns=(),
+        f"phase 1: {teacher.num_slots} x {teacher.fine_steps} guided steps, "
+        f"{made.teachers[0].batch_size} prompts at once",
+        ["", "s/step", "trajectories/h", "peak MiB", "predicted MiB"],
+        [
+            [
+                one.way,
+                f"{one.step_seconds:.3f}",
+                f"{one.trajectories_an_hour:.0f}",
+                *_peaks(one.peak_bytes, one.predicted_bytes),
+            ]
+            for one in made.teachers
+        ],
     )
     rows = []
     for speed in made.plans:
@@ -86,7 +95,8 @@ def _phases(out: Output, made: "Benchmark") -> None:
         if speed.time:
             reached, peak = speed.flops / speed.time.seconds, speed.time.peak_bytes
             cells = [f"{speed.time.seconds:.3f}", f"{reached / 1e12:.3g}", f"{reached / rate:.0%}"]
-        rows.append([f"{speed.plan.name} GB, {speed.plan.words}", *cells, *_peaks(peak, speed.predicted_bytes)])
+        words = speed.plan.words if speed.way == PLAIN else speed.way
+        rows.append([f"{speed.plan.name} GB, {words}", *cells, *_peaks(peak, speed.predicted_bytes)])
     out.table(
         f"phase 2: {teacher.num_slots} slots, batch {training.batch_size}, rank {training.rank}, "
         f"discriminator {training.discriminator}",

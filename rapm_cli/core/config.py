@@ -13,6 +13,7 @@ from rapm_cli.core.schedule import fine_grid
 START_FROM = ("student", "teacher")
 DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
 PRECISIONS = ("fp32", "bf16", "fp16")
+VRAM = ("auto", "24", "16", "12", "8")
 MOST = 1_000_000  # trajectories, and those in a batch
 
 
@@ -82,6 +83,9 @@ class TrainConfig:
         discriminators: Which positions have a discriminator.
         discriminator: Kind of discriminator.
         checkpointing: Recompute activations in backward.
+        vram: The plan by which it fits the device: memory of the card in GB, or "auto".
+        compile: Compile the network's transformer blocks.
+        channels_last: Keep its convolutions in channels-last layout.
         seed: Seed of the LoRA, the discriminators, the order and the noise.
     """
 
@@ -102,6 +106,9 @@ class TrainConfig:
     discriminators: str = "both"
     discriminator: str = "unet"
     checkpointing: bool = False
+    vram: str = "auto"
+    compile: bool = False
+    channels_last: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,6 +141,7 @@ class TrainConfig:
             self.discriminators,
             f"one of {', '.join(DISCRIMINATOR_SETS)}",
         )
+        _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
         if not (self.relative_weight or self.absolute_weight or self.positions_judged):
             raise ConfigError("every loss is switched off", "give one of the weights a value above 0")
 

@@ -13,13 +13,13 @@ class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantised: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(quantised, scale)
-        return functional.linear(x, quantised.to(x.dtype) * scale.to(x.dtype), bias)
+        return functional.linear(x, (quantised * scale).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         quantised, scale = ctx.saved_tensors
         gradient = gradients[0]
-        return gradient @ (quantised.to(gradient.dtype) * scale.to(gradient.dtype)), None, None, None
+        return gradient @ (quantised * scale).to(gradient.dtype), None, None, None
 
 
 class Int8Linear(nn.Linear):

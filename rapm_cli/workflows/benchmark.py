@@ -1,5 +1,6 @@
 """How fast the method is on this device, on a base of random weights at its full size."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ REPEATS = 3
 PATIENCE_SECONDS = 600.0
 TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
 COSTLY = 10  # operations in a profile
+PLAIN = "plain"
+WAYS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "channels last": {"channels_last": True},
+    "compiled": {"compile": True},
+    "compiled, channels last": {"compile": True, "channels_last": True},
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class TeacherSpeed:
     """Phase 1.
 
     Args:
+        way: Of `WAYS`.
         batch_size: Prompts at once.
         step_seconds: Of one guided step.
         trajectories_an_hour: With all steps of all slots.
@@ -45,6 +54,7 @@ class TeacherSpeed:
         predicted_bytes: By a rehearsal.
     """
 
+    way: str
     batch_size: int
     step_seconds: float
     trajectories_an_hour: float
@@ -57,12 +67,14 @@ class PlanSpeed:
     """Phase 2 under a plan, on no more memory than the plan is for.
 
     Args:
+        way: Of `WAYS`.
         plan: The plan.
         flops: Of an iteration.
         predicted_bytes: By a rehearsal.
         time: Of an iteration; None where it does not fit.
     """
 
+    way: str
     plan: Plan
     flops: int
     predicted_bytes: int
@@ -110,8 +122,8 @@ class Benchmark:
         machine: The device in words.
         side_px: Of the pictures.
         matmul_rate: Floating-point operations a second of the device at its best.
-        teacher: Phase 1.
-        plans: Phase 2.
+        teachers: Phase 1, the plain way first.
+        plans: Phase 2, each plan in the plain way first.
         drawing: Drawing.
         profile: The most costly operations of one iteration; empty where none was asked for.
     """
@@ -120,21 +132,24 @@ class Benchmark:
     machine: str
     side_px: int
     matmul_rate: float
-    teacher: TeacherSpeed
+    teachers: list[TeacherSpeed]
     plans: list[PlanSpeed]
     drawing: DrawingSpeed
     profile: list[Operation]
 
     @property
     def hours(self) -> tuple[float, float] | None:
-        """Of a distillation as long as the authors': phase 1, and phase 2 under the fastest plan with a whole base.
+        """Of a distillation as long as the authors', the fastest way: phase 1, and phase 2 with a whole base.
 
         None where no such plan fits.
         """
-        seconds = [speed.time.seconds for speed in self.plans if speed.time and not speed.plan.is_quantised]
-        if not seconds:
-            return None
-        return TRAJECTORIES / self.teacher.trajectories_an_hour, ITERATIONS * min(seconds) / 3600
+        found = [
+            (TRAJECTORIES / teacher.trajectories_an_hour, ITERATIONS * speed.time.seconds / 3600)
+            for teacher in self.teachers
+            for speed in self.plans
+            if speed.way == teacher.way and speed.time and not speed.plan.is_quantised
+        ]
+        return min(found, key=sum, default=None)
 
 
 def benchmark(
@@ -147,7 +162,7 @@ def benchmark(
         settings: The settings that suit it.
         device: What is measured.
         watcher: Is told what is being measured.
-        is_profiled: Profile an iteration as well.
+        is_profiled: Profile an iteration as well, and try the other ways.
 
     Raises:
         ConfigError: It would take long.
@@ -161,23 +176,26 @@ def benchmark(
     _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
     rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
     watcher.say("measuring phase 1")
-    teacher = _teacher(base, architecture, settings, step, device)
+    teachers = [_teacher(base, architecture, settings, step, device)]
     speeds = []
     for plan in PLANS.values():
         watcher.say(f"measuring phase 2, plan {plan.name} GB")
         time = _time_on_card(architecture, settings, plan, device)
-        speeds.append(PlanSpeed(plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
+        speeds.append(PlanSpeed(PLAIN, plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
     watcher.say("measuring drawing")
     drawing = _drawing(base, architecture, settings, device)
     free_memory(device)
-    fitting = [speed for speed in speeds if speed.time]
+    fastest = min(speeds, key=lambda speed: speed.time.seconds if speed.time else math.inf)
     costly = []
-    if is_profiled and fitting:
+    if is_profiled and fastest.time:
         watcher.say("profiling an iteration")
-        fastest = min(fitting, key=lambda speed: speed.time.seconds if speed.time else math.inf)
         costly = _profile(iteration(architecture, settings, fastest.plan, device), device)
+        free_memory(device)
+        for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, watcher):
+            teachers.append(teacher)
+            speeds.append(speed)
     machine = describe_machine(device)
-    return Benchmark(settings, machine, architecture.side_px, rate, teacher, speeds, drawing, costly)
+    return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, drawing, costly)
 
 
 def _rehearsed_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
@@ -201,13 +219,42 @@ def _refuse_long(base: Base, flops: int, rate: float) -> None:
         )
 
 
+def _other_ways(
+    base: Base,
+    architecture: Architecture,
+    settings: Settings,
+    step: Rehearsed,
+    fastest: PlanSpeed,
+    device: torch.device,
+    watcher: Watcher,
+) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
+    """Both phases in each way but the plain one, under the plan that is fastest in that."""
+    for way, options in WAYS.items():
+        if way == PLAIN:
+            continue
+        watcher.say(f"measuring both phases {way}")
+        haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
+        try:
+            teacher = _teacher(base, architecture, haste, step, device, way)
+            time = _time_on_card(architecture, haste, fastest.plan, device)
+        except ConfigError as error:
+            watcher.warn(error.message)
+            continue
+        yield teacher, dataclasses.replace(fastest, way=way, time=time)
+
+
 def _teacher(
-    base: Base, architecture: Architecture, settings: Settings, step: Rehearsed, device: torch.device
+    base: Base,
+    architecture: Architecture,
+    settings: Settings,
+    step: Rehearsed,
+    device: torch.device,
+    way: str = PLAIN,
 ) -> TeacherSpeed:
     size = base.defaults.rollout_batch
     time = time_guided_step(architecture, settings, size, device, REPEATS)
     steps = settings.teacher.num_slots * settings.teacher.fine_steps
-    return TeacherSpeed(size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes)
+    return TeacherSpeed(way, size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes)
 
 
 def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, device: torch.device) -> Timed | None:
@@ -305,7 +352,7 @@ def to_record(made: Benchmark) -> dict[str, Any]:
         "settings": made.settings.recipe(),
         "side_px": made.side_px,
         "matmul_tflops": made.matmul_rate / 1e12,
-        "teacher": asdict(made.teacher),
+        "teachers": [asdict(speed) for speed in made.teachers],
         "plans": [
             asdict(speed)
             | {"share_of_matmul": speed.flops / speed.time.seconds / made.matmul_rate if speed.time else None}

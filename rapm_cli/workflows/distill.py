@@ -22,7 +22,7 @@ from rapm_cli.workflows.collect import collect
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
 from rapm_cli.workflows.lock import locked
-from rapm_cli.workflows.memory import AUTO, adopt, plan_for, stand_by
+from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
 from rapm_cli.workflows.previews import fixed_scenes
 from rapm_cli.workflows.prompts import warn_of_unread
@@ -63,7 +63,6 @@ def distill(
     is_strict: bool,
     watcher: Watcher,
     ranks: Ranks = ALONE,
-    vram: str = AUTO,
     reporting: Reporting = NO_REPORTS,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
@@ -76,7 +75,6 @@ def distill(
         is_strict: Stop at damaged data instead of using an older commit or making it again.
         watcher: Sees bars and talk.
         ranks: The processes that work on it, of which this is the first.
-        vram: Memory of the card in GB, as a plan's name, or "auto".
         reporting: Who is told of the training while it lasts.
 
     Raises:
@@ -87,7 +85,7 @@ def distill(
         with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
             if settings.deterministic:
                 be_deterministic()
-            return _distill(run, settings, base, device, is_strict, ranks, vram, reporting, watcher)
+            return _distill(run, settings, base, device, is_strict, ranks, reporting, watcher)
     except (Stopped, DiskError) as error:
         if run.is_begun:
             again = f"go on with: {run.resume_command}"
@@ -105,7 +103,6 @@ def _distill(
     device: torch.device,
     is_strict: bool,
     ranks: Ranks,
-    vram: str,
     reporting: Reporting,
     watcher: Watcher,
 ) -> Distilled:
@@ -126,7 +123,7 @@ def _distill(
             exam.sit(contestant)
     clock.lap("teacher and base")
     reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
-    plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
+    plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)

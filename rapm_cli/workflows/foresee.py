@@ -45,7 +45,7 @@ class Foreseen:
     machine: str
 
 
-def foresee(base: Base, settings: Settings, device: torch.device, vram: str, watcher: Watcher) -> Foreseen:
+def foresee(base: Base, settings: Settings, device: torch.device, watcher: Watcher) -> Foreseen:
     """A distillation's plan, hours, memory and disk; of the base its shapes alone are needed.
 
     Both phases are tried with random weights, unless that would take minutes.
@@ -54,15 +54,13 @@ def foresee(base: Base, settings: Settings, device: torch.device, vram: str, wat
         base: The base model.
         settings: Of the run.
         device: Where it would compute.
-        vram: As `--vram` takes it.
         watcher: Is told of the plan.
 
     Raises:
-        ConfigError: There is no such plan.
         OutOfMemoryError: None fits.
     """
     architecture = base.architecture(watcher)
-    plan = plan_for(vram, architecture, settings, device, 1, watcher)
+    plan = plan_for(architecture, settings, device, 1, watcher)
     plan = plan or PLANS["12" if settings.training.checkpointing else "24"]
     size = min(base.defaults.rollout_batch, settings.teacher.trajectories)
     watcher.say("counting what both phases compute")

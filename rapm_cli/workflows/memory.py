@@ -8,8 +8,8 @@ import torch
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.estimate import rehearse_plan
-from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed, plan_named
-from rapm_cli.core.backbone import Backbone
+from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed
+from rapm_cli.core.backbone import BLOCKS, Backbone
 from rapm_cli.core.int8 import quantise
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.watch import Watcher
@@ -19,24 +19,29 @@ AUTO = "auto"
 
 
 def plan_for(
-    wanted: str, architecture: Architecture, settings: Settings, device: torch.device, processes: int, watcher: Watcher
+    architecture: Architecture,
+    settings: Settings,
+    device: torch.device,
+    processes: int,
+    watcher: Watcher,
+    backbone: Backbone | None = None,
 ) -> Plan | None:
     """The plan to train with, told to the watcher; None where memory is not planned: on a CPU, unless one is named.
 
     Args:
-        wanted: As `--vram` takes it.
         architecture: Of the base.
         settings: Of the run.
-        device: Where it trains; what this process holds there counts as free.
+        device: Where it trains.
         processes: That share its batches.
         watcher: Is told of it.
+        backbone: The network, where it is on the device already: it is part of what the plan needs.
 
     Raises:
-        ConfigError: There is no such plan.
         OutOfMemoryError: None fits without a rounded base.
     """
+    wanted = settings.training.vram
     if wanted != AUTO:
-        plan = plan_named(wanted)
+        plan = PLANS[wanted]
         watcher.say(f"plan {plan.name} GB: {plan.words}")
         return plan
     if device.type != "cuda":
@@ -47,8 +52,10 @@ def plan_for(
         peaks[plan.name] = predicted_peak(architecture, settings, plan, processes)
         return peaks[plan.name]
 
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    plan = choose_plan(peak_of, free)
+    # With --checkpointing all activations are recomputed, whatever the plan says.
+    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not settings.training.checkpointing]
+    free = _free_bytes(device, backbone)
+    plan = choose_plan(plans, peak_of, free)
     watcher.say(
         f"plan {plan.name} GB: {plan.words}; predicted peak {peaks[plan.name] / GIB:.1f} GiB, "
         f"{needed(peaks[plan.name]) / GIB:.1f} with all that comes beside, {free / GIB:.1f} GiB are free"
@@ -56,14 +63,11 @@ def plan_for(
     return plan
 
 
-def check_plan(wanted: str) -> None:
-    """Refuse a plan that there is none of, before any work is done.
-
-    Raises:
-        ConfigError: There is no such plan.
-    """
-    if wanted != AUTO:
-        plan_named(wanted)
+def _free_bytes(device: torch.device, backbone: Backbone | None) -> int:
+    """Of a GPU, for the network and its training: what others leave, without the other parts that stay there."""
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    network = sum(parameter.nbytes for parameter in backbone.unet.parameters()) if backbone else 0
+    return torch.cuda.mem_get_info(device)[0] + idle + network
 
 
 def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:

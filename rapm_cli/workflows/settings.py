@@ -11,7 +11,7 @@ from rapm_cli.core.config import TeacherConfig, TrainConfig, from_json, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right.
-CHANGEABLE = ("iterations", "checkpointing")
+CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
 

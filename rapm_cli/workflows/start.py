@@ -10,6 +10,7 @@ import torch
 
 from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
+from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.train import check_fit
@@ -92,7 +93,7 @@ def settings_without_weights(
         samples=values["samples"],
         save_every=values["save_every"],
         device=device.type,
-        machine=describe_machine(device),
+        machine=_machine(device, training),
         deterministic=values["deterministic"],
     )
 
@@ -246,6 +247,13 @@ def _device_of(name: str, stored: Settings) -> torch.device:
 def _warn_of_bits(stored: Settings, settings: Settings, watcher: Watcher) -> None:
     if settings.machine != stored.machine:
         watcher.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
+
+
+def _machine(device: torch.device, training: TrainConfig) -> str:
+    """The device in words, and what else the bits of training depend on."""
+    is_rounded = training.vram in PLANS and PLANS[training.vram].is_quantised
+    ways = {"compiled": training.compile, "channels last": training.channels_last, "8-bit base": is_rounded}
+    return ", ".join([describe_machine(device), *(words for words, is_on in ways.items() if is_on)])
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:

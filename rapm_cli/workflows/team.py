@@ -76,7 +76,7 @@ def joined(device_name: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
+def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
@@ -86,7 +86,7 @@ def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     """
     try:
         with stop.patient("what the first process decides"):
-            _follow(ranks, device_name, vram, watcher)
+            _follow(ranks, device_name, watcher)
     except RuntimeError as error:
         if isinstance(error, NotImplementedError) or is_out_of_memory(error):
             raise
@@ -96,7 +96,7 @@ def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
         ) from error
 
 
-def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
+def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     told, device = ranks.share(), find_device(device_of(device_name))
     if not told:
         return
@@ -106,7 +106,7 @@ def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None
     base = find_base(settings.source, watcher)
     loaded = loaded_base(base, settings, device, watcher)
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
-    plan = plan_for(vram, base.architecture(watcher), settings, device, ranks.world, watcher)
+    plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)

@@ -47,6 +47,7 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
 
     Raises:
         InputError: Its weights here are others than those that the run was begun with.
+        ConfigError: It is to be compiled, which torch cannot do here.
     """
     weights = base.locate(watcher)
     if weights.identity != settings.base_identity:
@@ -54,7 +55,10 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
             f"{weights.origin} holds other weights than the run was begun with",
             "give the same ones, or begin another run: --new",
         )
-    return LoadedBase(weights, device, DTYPES[settings.teacher.precision])
+    loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
+    if training.compile or training.channels_last:  # else the network is read when it is first used
+        loaded.backbone.hasten(compiled=training.compile, channels_last=training.channels_last)
+    return loaded
 
 
 def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:

@@ -38,8 +38,8 @@ def time_guided_step(
 def _guided_step(
     architecture: Architecture, settings: Settings, size: int, device: torch.device
 ) -> Callable[[], Tensor]:
-    dtype = DTYPES[settings.teacher.precision]
-    backbone, row = architecture.backbone(device, dtype), architecture.conditioning(device, dtype)
+    backbone = _backbone(architecture, settings, device)
+    row = architecture.conditioning(device, backbone.dtype)
     z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
     cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
     return torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
@@ -78,7 +78,7 @@ def iteration(
 ) -> Callable[[], int]:
     """One iteration of phase 2, ready to be run as often as one likes; it returns the number of slots walked."""
     teacher = settings.teacher
-    backbone = architecture.backbone(device, DTYPES[teacher.precision])
+    backbone = _backbone(architecture, settings, device)
     adopt(plan, backbone)
     trainer = Trainer(
         backbone,
@@ -89,6 +89,12 @@ def iteration(
     )
     batch = _trajectories(architecture, settings, backbone)
     return lambda: len(trainer.train_step(batch, 0))
+
+
+def _backbone(architecture: Architecture, settings: Settings, device: torch.device) -> Backbone:
+    backbone, training = architecture.backbone(device, DTYPES[settings.teacher.precision]), settings.training
+    backbone.hasten(compiled=training.compile, channels_last=training.channels_last)
+    return backbone
 
 
 def _trajectories(architecture: Architecture, settings: Settings, backbone: Backbone) -> Trajectories:

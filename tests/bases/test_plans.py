@@ -1,6 +1,7 @@
 import pytest
 
-from rapm_cli.bases.plans import CONTEXT_BYTES, GIB, MARGIN, PLANS, choose_plan, lower, needed, plan_named
+from rapm_cli.bases.plans import GIB, LIBRARY_BYTES, MARGIN, PLANS, choose_plan, lower, needed
+from rapm_cli.core.config import VRAM, TrainConfig
 from rapm_cli.core.errors import ConfigError, OutOfMemoryError
 
 PEAKS = {"24": 14 * GIB, "16": 11 * GIB, "12": 6 * GIB, "8": 4 * GIB}
@@ -12,16 +13,16 @@ def peak_of(plan):
 
 @pytest.mark.parametrize(("free", "name"), [(80, "24"), (15.7, "24"), (15.5, "16"), (12, "12"), (7, "12")])
 def test_the_first_plan_that_fits_is_chosen(free, name):
-    assert choose_plan(peak_of, int(free * GIB)).name == name
+    assert choose_plan(PLANS.values(), peak_of, int(free * GIB)).name == name
 
 
-def test_what_is_needed_is_the_peak_with_a_margin_and_cudas_own():
-    assert needed(10 * GIB) == int(MARGIN * 10 * GIB) + CONTEXT_BYTES
+def test_what_is_needed_is_the_peak_with_a_margin_and_the_libraries_own():
+    assert needed(10 * GIB) == int(MARGIN * 10 * GIB) + LIBRARY_BYTES
 
 
 def test_no_plan_rounds_the_base_unasked_and_the_error_says_how_to_ask():
     with pytest.raises(OutOfMemoryError, match=r"needs 7\.0 GiB of the device, 6\.0 GiB are free") as caught:
-        choose_plan(peak_of, 6 * GIB)
+        choose_plan(PLANS.values(), peak_of, 6 * GIB)
     assert "--vram 8: recomputes activations, 8-bit base, 4.8 GiB" in caught.value.remedy
 
 
@@ -30,7 +31,7 @@ def test_plans_are_lowered_one_by_one_and_never_to_a_rounded_base():
 
 
 def test_a_plan_that_does_not_exist_is_refused_with_those_that_do():
-    assert plan_named("16") is PLANS["16"]
-    with pytest.raises(ConfigError, match="--vram 10 is no plan") as caught:
-        plan_named("10")
-    assert caught.value.remedy == "give auto, 24, 16, 12, 8"
+    assert list(VRAM) == ["auto", *PLANS]
+    with pytest.raises(ConfigError, match="--vram 10 is out of range") as caught:
+        TrainConfig(vram="10")
+    assert caught.value.remedy == "give one of auto, 24, 16, 12, 8"

@@ -9,7 +9,9 @@ import torch
 from rapm_cli.bases import BASES
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.plans import PLANS
+from rapm_cli.core import backbone
 from rapm_cli.workflows import benchmark
+from rapm_cli.workflows.benchmark import PLAIN, WAYS
 from tests.conftest import tiny_unet
 
 VAE = {
@@ -30,20 +32,28 @@ def tiny(monkeypatch):
 RUN = ["eval", "--benchmark", "--base", "demo", "--device", "cpu", "--precision", "fp32"]
 
 
-def test_it_measures_both_phases_every_plan_and_drawing(rapm, tiny, home):
+def test_it_measures_both_phases_every_plan_every_way_and_drawing(rapm, tiny, home, monkeypatch):
+    monkeypatch.setattr(backbone, "compile_blocks", lambda unet: None)  # tests of its own: test_compiler.py
     code, out, _ = rapm(*RUN, "--json", "--profile")
     assert code == 0
     made = json.loads(out)
-    assert [speed["plan"]["name"] for speed in made["plans"]] == list(PLANS)
+    plain = [speed for speed in made["plans"] if speed["way"] == PLAIN]
+    assert [speed["plan"]["name"] for speed in plain] == list(PLANS)
+    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == list(WAYS)[1:]
+    assert [speed["way"] for speed in made["teachers"]] == list(WAYS)
     assert made["side_px"] == 8
     for speed in made["plans"]:
         rate = speed["flops"] / speed["time"]["seconds"]
         assert speed["share_of_matmul"] * made["matmul_tflops"] * 1e12 == pytest.approx(rate)
         assert speed["time"]["peak_bytes"] is None
     whole = [speed for speed in made["plans"] if not speed["plan"]["is_quantised"]]
-    fastest = min(speed["time"]["seconds"] for speed in whole)
-    assert made["hours"]["training"] == pytest.approx(20_000 * fastest / 3600)
-    assert made["hours"]["trajectories"] == pytest.approx(1000 / made["teacher"]["trajectories_an_hour"])
+    hours = [
+        (1000 / teacher["trajectories_an_hour"], 20_000 * speed["time"]["seconds"] / 3600)
+        for teacher in made["teachers"]
+        for speed in whole
+        if teacher["way"] == speed["way"]
+    ]
+    assert (made["hours"]["trajectories"], made["hours"]["training"]) == pytest.approx(min(hours, key=sum))
     assert made["drawing"]["ratio"] == pytest.approx(made["drawing"]["seconds"] / made["drawing"]["pipeline_seconds"])
     seconds = [row["seconds"] for row in made["profile"]]
     assert len(seconds) == 10

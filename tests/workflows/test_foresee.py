@@ -57,7 +57,7 @@ def test_a_dry_run_refuses_what_a_run_refuses(rapm):
     assert rapm(*SHORT, "--dry-run", "--batch-size", "0")[0] == 2
     code, _, err = rapm(*SHORT, "--dry-run", "--vram", "10")
     assert code == 2
-    assert "give auto, 24, 16, 12, 8" in err
+    assert "give one of auto, 24, 16, 12, 8" in err
     code, _, err = rapm("distill", "--resume", "--dry-run")
     assert code == 2
     assert "leave out --resume" in err

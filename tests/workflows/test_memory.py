@@ -102,7 +102,7 @@ def test_relief_never_recomputes_less(schedule):
 
 def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
     assert main([*SHORT, "--vram", "7"]) == 2
-    assert "--vram 7 is no plan; give auto, 24, 16, 12, 8" in capsys.readouterr().err
+    assert "--vram 7 is out of range; give one of auto, 24, 16, 12, 8" in capsys.readouterr().err
     assert not list(home.glob("data/runs/*"))
 
 
