@@ -21,6 +21,7 @@ LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set 
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
+    "KINETO_LOG_LEVEL": "6",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _UsageError = typer.BadParameter.__bases__[0]  # Typer keeps these two in a private module

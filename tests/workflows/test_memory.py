@@ -11,7 +11,7 @@ from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.train import Trainer, train
 from rapm_cli.core.trajectories import rollout
-from rapm_cli.workflows import collect
+from rapm_cli.workflows import collect, memory
 from rapm_cli.workflows.memory import stand_by
 from tests.conftest import tiny_unet
 
@@ -139,3 +139,20 @@ def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path):
     monkeypatch.setattr(collect, "rollout", short_of_memory)
     assert main([*SHORT, "--output", str(tmp_path / "run")]) == 0
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+
+def test_a_run_on_a_rounded_base_stays_on_it_and_its_lora_says_so(rapm, tmp_path, monkeypatch):
+    folder, rounded = tmp_path / "run", []
+    real = memory.quantise
+    monkeypatch.setattr(memory, "quantise", lambda network: rounded.append(real(network)))
+    assert rapm(*SHORT, "--vram", "8", "--output", str(folder))[0] == 0
+    again = ["distill", "--resume", str(folder), "--iterations"]
+    code, _, err = rapm(*again, "3")
+    assert code == 0
+    assert len(rounded) == 2
+    assert "other bits" not in err
+    assert json.loads(rapm("inspect", str(folder), "--json")[1])["lora"]["recipe"]["training"]["vram"] == "8"
+    code, _, err = rapm(*again, "4", "--vram", "12")
+    assert code == 0
+    assert len(rounded) == 2
+    assert "8-bit base: on cpu" in " ".join(err.split())
