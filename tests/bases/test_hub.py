@@ -298,6 +298,18 @@ def test_the_command_that_an_error_names_brings_exactly_what_is_needed(hub, offl
     hub.forget()
     made = fetch(REPO, commit, selection, Seen())
     assert bytes_of(made) == {name: hub.repos[REPO][name] for name in selection.choose(hub.repos[REPO], [])}
+
+
+def test_where_no_half_precision_is_published_a_second_command_brings_the_whole(hub, offline):
+    hub.repos[REPO] = {name: data for name, data in hub.repos[REPO].items() if "fp16" not in name}
+    offline()
+    for _ in range(2):
+        with pytest.raises(WeightsError) as caught:
+            fetch(REPO, None, PIPELINE, Seen())
+        hf(hub, caught.value.remedy.removeprefix("on a machine with a network run: "))
+    hub.forget()
+    made = fetch(REPO, None, PIPELINE, Seen())
+    assert bytes_of(made) == {name: hub.repos[REPO][name] for name in pipeline_files(hub.repos[REPO], [])}
     assert hub.requests == []
     assert set(made.files) == {
         path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()

@@ -36,6 +36,11 @@ class Selection:
     choose: Callable[[Collection[str], Collection[str]], list[str]]
     globs: tuple[str, ...]
 
+    @property
+    def wider_globs(self) -> tuple[str, ...]:
+        """The patterns for where those have not brought all: of the weights, every precision."""
+        return tuple(glob.replace("*fp16*", "*").replace(".fp16.", "*.") for glob in self.globs)
+
 
 def one_file(name: str) -> Selection:
     """That file and no other."""

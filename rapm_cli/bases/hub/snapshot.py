@@ -206,11 +206,12 @@ class _Fetcher:
         return InputError(f"{self._title(commit)} lacks {error}", "give a repository that has it")
 
     def _missing(self, commit: str | None, revision: str | None, error: UnreachableError) -> WeightsError:
-        wanted: Sequence[str] = self.selection.globs
+        is_begun = bool(commit and self.cache.names(commit))
+        wanted: Sequence[str] = self.selection.wider_globs if is_begun else self.selection.globs
         with contextlib.suppress(LackingError):
             if listed := self.cache.listed(commit) if commit else []:
                 wanted = self.selection.choose(listed, self.cache.names(str(commit)))
-        at, whole = commit or revision, "whole " if commit and self.cache.names(commit) else ""
+        at, whole = commit or revision, "whole " if is_begun else ""
         return WeightsError(
             f"{self._title(at)} is not {whole}in the Hugging Face cache, {self.cache.folder.parent}, and {error}",
             f"on a machine with a network run: {self._command(at, wanted)}",
