@@ -8,8 +8,8 @@ most of that again while the adapters are off.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, addmm, nn
-from torch.nn import functional
 
 ADAPTER = "default"
 
@@ -19,6 +19,34 @@ class Switch:
     """Whether the adapters of a network are on, which makes it the student."""
 
     is_student: bool = False
+
+
+class _LowRank(torch.autograd.Function):
+    """out + scale (x A^T) B^T, and its gradients, in as few operations as they take.
+
+    Autograd's own way through five small layers takes three times as many, and with 788 adapters a GPU would wait for
+    the CPU to name them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        rows = x.flatten(0, -2)
+        inner = _scaled(rows @ down.t(), scale)
+        ctx.save_for_backward(rows, inner, down, up)
+        ctx.scale, ctx.shape = scale, x.shape
+        return addmm(out.flatten(0, -2), inner, up.t()).view(out.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, down, up = ctx.saved_tensors
+        gradient = gradients[0].flatten(0, -2)
+        back = _scaled(gradient @ up, ctx.scale)
+        to_x = (back @ down).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        return gradients[0], to_x, back.t() @ rows, gradient.t() @ inner, None
+
+
+def _scaled(inner: Tensor, scale: float) -> Tensor:
+    return inner if scale == 1 else inner * scale
 
 
 def install(layer: Any, switch: Switch) -> None:
@@ -33,10 +61,9 @@ def install(layer: Any, switch: Switch) -> None:
 
     def linear(x: Tensor) -> Tensor:
         out: Tensor = base(x)
-        if not switch.is_student:
-            return out
-        inner = functional.linear(x, down.weight)
-        return addmm(out.flatten(0, -2), inner.flatten(0, -2), up.weight.t(), alpha=scale).view(out.shape)
+        if switch.is_student:
+            out = _LowRank.apply(out, x, down.weight, up.weight, scale)  # type: ignore[no-untyped-call]
+        return out
 
     def convolution(x: Tensor) -> Tensor:
         out: Tensor = base(x)

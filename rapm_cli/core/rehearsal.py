@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.config import TrainConfig
@@ -31,14 +30,11 @@ class Rehearsed:
 
 
 class _Rehearsing(Trainer):
-    """A trainer whose tensors have no data, so that there is nothing to read and nothing to update."""
+    """A trainer whose tensors have no data, so that there is nothing to update."""
 
-    def _step(self, loss: Tensor, optimizer: Any, parameters: Any, is_lost: Any = None) -> tuple[Tensor, Tensor]:
-        flag = torch.zeros((), device=META)
-        return flag, flag
-
-    def _take_state_memory(self) -> None:
-        """The moments are counted by the caller."""
+    def _update(self, *_: Any) -> None:
+        for learner in self.learners:
+            learner.weights.flat.grad = None
 
 
 def rehearse_training(
@@ -57,7 +53,7 @@ def rehearse_training(
     size = config.batch_size
     position = torch.empty(size, num_slots + 1, *latent_shape, device=META)
     batch = Trajectories(position, position[:, :num_slots].clone(), cond.expand(size))
-    trained = [*trainer.lora.masters, *trainer.judges]
+    trained = [learner.weights.flat for learner in trainer.learners]
     held = [*backbone.unet.parameters(), *backbone.unet.buffers(), *trained, *batch.tensors().values()]
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
     meter = Meter()

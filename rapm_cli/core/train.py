@@ -1,7 +1,7 @@
 """Phase 2: read `train_step` from top to bottom, it is the algorithm."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,8 @@ from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.learner import Learner
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
-from rapm_cli.core.optimizer import load_optimizer_state, optimizer_state
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.prefetch import prefetched
 from rapm_cli.core.randomness import generator_for
@@ -20,8 +20,9 @@ from rapm_cli.core.recovery import NETWORK
 from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
 from rapm_cli.core.slotlog import DISCRIMINATOR, SlotLog, SlotLosses
 from rapm_cli.core.store import StoredTrajectories
-from rapm_cli.core.student import LoraWeights, attach_lora, copy_tensors
+from rapm_cli.core.student import attach_lora, lora_weights
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
+from rapm_cli.core.trained import TrainedWeights
 from rapm_cli.core.trajectories import Trajectories
 from rapm_cli.core.transfer import upload
 
@@ -96,23 +97,28 @@ class Trainer:
         attach_lora(backbone, config.rank, config.alpha, config.seed)
         if config.checkpointing:
             backbone.enable_checkpointing()
-        self.lora = LoraWeights(backbone)
-        self.optimizer = torch.optim.AdamW(
-            self.lora.masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.lora = lora_weights(backbone)
+        self.student = Learner(self.lora, config.learning_rate, weight_decay=config.weight_decay)
         self.kind = DISCRIMINATORS[config.discriminator]
         self.discriminators = {
             position: Discriminator(self.kind, backbone, config.seed, position).to(backbone.device)
             for position in config.positions_judged
         }
-        self.judges = [p for judge in self.discriminators.values() for p in judge.parameters()]
-        self.judge_optimizer = (
-            torch.optim.AdamW(
-                self.judges, lr=config.discriminator_learning_rate, betas=(0.0, 0.999), weight_decay=1e-3, fused=True
-            )
-            if self.judges
-            else None
-        )
+        self.judges = self._learner_of_judges() if self.discriminators else None
+
+    def _learner_of_judges(self) -> Learner:
+        named = {
+            f"{position}.{name}": value
+            for position, judge in self.discriminators.items()
+            for name, value in judge.named_parameters()
+        }
+        rate, betas = self.config.discriminator_learning_rate, (0.0, 0.999)
+        return Learner(TrainedWeights(named, torch.float32), rate, betas=betas, weight_decay=1e-3)
+
+    @property
+    def learners(self) -> list[Learner]:
+        """The student's, and that of the discriminators where there are any."""
+        return [self.student, self.judges] if self.judges else [self.student]
 
     def learning_rate(self, iteration: int) -> float:
         """The student's rate: a linear warm-up, then a cosine down to a tenth."""
@@ -134,10 +140,9 @@ class Trainer:
             update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
             A network that is not finite afterwards is told with the last slot.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(iteration)
-        for group in self.judge_optimizer.param_groups if self.judge_optimizer else ():
-            group["lr"] = self.config.discriminator_learning_rate * self.rate_scale
+        self.student.set_rate(self.learning_rate(iteration))
+        if self.judges:
+            self.judges.set_rate(self.config.discriminator_learning_rate * self.rate_scale)
         report = []
         z_start = batch.z_teacher[:, self.num_slots]  # the noise
         for n in reversed(range(self.num_slots)):
@@ -147,7 +152,7 @@ class Trainer:
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
             z_start = z_student if self.config.start_from == "student" else batch.z_teacher[:, n]
-        if not nn.utils.get_total_norm([*self.lora.masters, *self.judges]).isfinite():
+        if not nn.utils.get_total_norm([learner.weights.flat for learner in self.learners]).isfinite():
             report[-1].skipped = NETWORK
         return report
 
@@ -184,8 +189,8 @@ class Trainer:
             loss = loss + self.config.adversarial_weight * self._adversarial(fake, log)
         loss = loss * self._slot_weight(n)
         self.lora.take_gradients(loss, self._loss_scale)
-        if self.discriminators:
-            judged = self._judge([f.detach() for f in fake], goals, n, batch.cond, iteration, log)
+        if self.judges:
+            judged = self._judge(self.judges, [f.detach() for f in fake], goals, n, batch.cond, iteration, log)
         self._update(loss, judged, goals, log)  # last, so that a slot that runs out of memory has changed nothing
         return z_student.detach(), log
 
@@ -237,6 +242,7 @@ class Trainer:
 
     def _judge(
         self,
+        judges: Learner,
         fake: list[Tensor],
         goals: dict[str, Tensor],
         n: int,
@@ -255,10 +261,7 @@ class Trainer:
             log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
             log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
             total = total + part
-        for parameter, gradient in zip(
-            self.judges, torch.autograd.grad(total, self.judges, materialize_grads=True), strict=True
-        ):
-            parameter.grad = gradient
+        judges.weights.take_gradients(total)
         return total
 
     def _update(self, loss: Tensor, judged: Tensor | None, goals: dict[str, Tensor], log: SlotLog) -> None:
@@ -266,50 +269,15 @@ class Trainer:
 
         All memory that they need is taken, and all processes have met, before the first of them changes anything.
         """
-        judges = self.judges if judged is not None else []
         losses = torch.stack([part.detach().float() for part in (loss, judged) if part is not None])
-        gradients = [parameter.grad for parameter in (*self.lora.masters, *judges) if parameter.grad is not None]
         log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
-        self._take_state_memory()
-        self.ranks.average([losses, *gradients])
-        log.is_loss_finite, log.is_lost = self._step(losses[0], self.optimizer, self.lora.masters)
-        self.lora.publish()
-        if judges and self.judge_optimizer:
-            log.are_judges_lost = self._step(losses[1], self.judge_optimizer, judges, log.is_lost)[1]
-        for parameter in (*self.lora.masters, *judges):
-            parameter.grad = None
-
-    def _take_state_memory(self) -> None:
-        """Let the optimizers lay out their moments by a step that is skipped."""
-        for optimizer in (self.optimizer, self.judge_optimizer):
-            if optimizer and not optimizer.state:
-                optimizer.found_inf = torch.ones((), device=self.backbone.device)  # type: ignore[attr-defined]
-                optimizer.step()
-
-    def _step(
-        self,
-        loss: Tensor,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        is_lost: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Clip the gradients, and update unless something is not finite.
-
-        Args:
-            loss: That the gradients are of.
-            optimizer: Of the parameters.
-            parameters: With their gradients.
-            is_lost: 1 where no update may be made, whatever the gradients.
-
-        Returns:
-            Whether the loss is finite; 1 where loss or gradient is not, else 0.
-        """
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        is_loss_finite = loss.isfinite()
-        skip = (~(norm.isfinite() & is_loss_finite)).float()
-        optimizer.found_inf = skip if is_lost is None else torch.maximum(skip, is_lost)  # type: ignore[attr-defined]
-        optimizer.step()
-        return is_loss_finite, skip
+        for learner in self.learners:
+            learner.take_memory()
+        gradients = [learner.weights.flat.grad for learner in self.learners]
+        self.ranks.average([losses, *(gradient for gradient in gradients if gradient is not None)])
+        log.is_loss_finite, log.is_lost = self.student.update(losses[0], self.config.max_grad_norm)
+        if self.judges:
+            log.are_judges_lost = self.judges.update(losses[1], self.config.max_grad_norm, log.is_lost)[1]
 
     @property
     def _distance_weights(self) -> dict[str, float]:
@@ -326,14 +294,9 @@ class Trainer:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
-        parts = {
-            "student": self.lora.state(),
-            "student-optimizer": optimizer_state(self.optimizer, self.lora.names),
-        }
-        if self.judge_optimizer:
-            judges = self._named_judges()
-            parts["discriminators"] = {name: value.detach().cpu() for name, value in judges.items()}
-            parts["discriminators-optimizer"] = optimizer_state(self.judge_optimizer, list(judges))
+        parts = {"student": self.lora.state(), "student-optimizer": self.student.state()}
+        if self.judges:
+            parts |= {"discriminators": self.judges.weights.state(), "discriminators-optimizer": self.judges.state()}
         return parts
 
     def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -343,18 +306,10 @@ class Trainer:
             ValueError: It is another trainer's: a name or a shape differs.
         """
         self.lora.load_state(parts["student"])
-        load_optimizer_state(self.optimizer, self.lora.names, parts["student-optimizer"])
-        if self.judge_optimizer:
-            judges = self._named_judges()
-            copy_tensors(parts["discriminators"], judges)
-            load_optimizer_state(self.judge_optimizer, list(judges), parts["discriminators-optimizer"])
-
-    def _named_judges(self) -> dict[str, Tensor]:
-        return {
-            f"{position}.{name}": value
-            for position, judge in self.discriminators.items()
-            for name, value in judge.named_parameters()
-        }
+        self.student.load_state(parts["student-optimizer"])
+        if self.judges:
+            self.judges.weights.load_state(parts["discriminators"])
+            self.judges.load_state(parts["discriminators-optimizer"])
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:

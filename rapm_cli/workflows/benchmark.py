@@ -20,7 +20,7 @@ from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.rehearsal import Rehearsed
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import DDIM_SETTINGS
-from rapm_cli.core.student import LoraWeights, attach_lora
+from rapm_cli.core.student import attach_lora, lora_weights
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.foresee import USUAL_SHARE
@@ -306,7 +306,7 @@ def _drawing(base: Base, architecture: Architecture, settings: Settings, device:
 
     merged = timed(draw, device, REPEATS)
     attach_lora(backbone, rank=1, alpha=1.0)
-    LoraWeights(backbone)  # brings it to the network's dtype
+    lora_weights(backbone)  # brings it to the network's dtype
     beside = timed(draw, device, REPEATS)
     return DrawingSpeed(size, merged.seconds / size, beside.seconds / size, theirs.seconds / size)
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.hub import remote
-from rapm_cli.core.student import LoraWeights, attach_lora
+from rapm_cli.core.student import attach_lora, lora_weights
 from tests.bases.hub_pipeline import REPO, a_pipeline
 from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl
@@ -46,8 +46,8 @@ def random_lora(folder):
     loaded = load(folder)
     attach_lora(loaded.backbone, 2, 2.0)
     generator = torch.Generator().manual_seed(1)
-    weights = LoraWeights(loaded.backbone)
-    for master in weights.masters:
+    weights = lora_weights(loaded.backbone)
+    for master in weights.masters.values():
         master.data.copy_(0.1 * torch.randn(master.shape, generator=generator))
     return with_alphas(as_kohya(weights.state()))
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.student import LoraWeights, attach_lora
+from rapm_cli.core.student import attach_lora, lora_weights
 
 
 def random_lora(backbone, rank=2, alpha=2.0, seed=3):
     attach_lora(backbone, rank, alpha)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in LoraWeights(backbone).working:
+    for parameter in lora_weights(backbone).parameters:
         parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -69,7 +69,7 @@ def gradients(backbone, make_cond, latents):
         out = backbone.predict_noise(z, 600, cond)
     seen = backbone.features(out, torch.tensor([100, 200]), cond)
     loss = out.square().mean() + sum(feature.square().mean() for feature in seen)
-    return torch.autograd.grad(loss, LoraWeights(backbone).working)
+    return torch.autograd.grad(loss, lora_weights(backbone).parameters)
 
 
 def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
@@ -130,4 +130,4 @@ def test_sdxl_has_788_modules_and_as_many_parameters_as_counted(schedule):
     sdxl = Backbone(unet, schedule)
     attach_lora(sdxl, 1, 1.0)
     assert sum(".lora_A." in name for name, _ in sdxl.unet.named_parameters()) == 788
-    assert sum(parameter.numel() for parameter in LoraWeights(sdxl).masters) == 3_074_240
+    assert lora_weights(sdxl).flat.numel() == 3_074_240

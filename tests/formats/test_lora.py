@@ -11,7 +11,7 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.commit import verify
 from rapm_cli.core.errors import ConfigError, DiskError, InputError
 from rapm_cli.core.sample import sample_student
-from rapm_cli.core.student import TARGET_MODULES, LoraWeights, attach_lora
+from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_weights
 from rapm_cli.formats.fuse import FuseReport, lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
@@ -53,8 +53,8 @@ def made(request, tmp_path_factory):
     loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     attach_lora(loaded.backbone, rank, alpha)
     generator = torch.Generator().manual_seed(1)
-    weights = LoraWeights(loaded.backbone)
-    for parameter in weights.masters:
+    weights = lora_weights(loaded.backbone)
+    for parameter in weights.masters.values():
         parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
