@@ -149,6 +149,16 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     assert rapm("distill", "--resume")[0] == 0
 
 
+@pytest.mark.parametrize("place", ["start.settings_for", "distill.loaded_base", "distill.collect"])
+def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, place):
+    unfinished(again, "00000004")
+    monkeypatch.setattr(f"rapm_cli.workflows.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+    code, _, err = rapm("distill", "--resume")
+    command = f"rapm distill --resume {again.folder.name}"
+    assert code == 130
+    assert err.splitlines()[-1] == f"stopped: 2 of 4 iterations are saved; go on with: {command}"
+
+
 def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch):
     lora = Run(next((whole / "data" / "runs").iterdir())).lora
     monkeypatch.setattr(
