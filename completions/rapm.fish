@@ -78,7 +78,7 @@ complete -c rapm -n "__fish_seen_subcommand_from eval" -l base -r -F -a "demo sd
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l lora -r -F -a "(__rapm_runs)" -d 'LoRA file, run folder or run name; by default the newest run\'s'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l samples -x -d 'Prompts in each part, at least 8'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l part -x -a "both held-out seen" -d 'held-out, seen or both'
-complete -c rapm -n "__fish_seen_subcommand_from eval" -l metrics -x -a "attributes pictures fd-demo kd-demo" -d 'Names with commas between'
+complete -c rapm -n "__fish_seen_subcommand_from eval" -l metrics -x -a "attributes pictures fd-demo kd-demo" -d 'Of attributes, pictures, fd-demo, kd-demo; with commas between'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l seed -x -d 'Which prompts and noise'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l benchmark -d 'Measure speed and memory instead, with random weights'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l profile -d 'With --benchmark: also the most costly operations'
