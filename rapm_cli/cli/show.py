@@ -45,7 +45,8 @@ def run_folder(out: Output, begun: "Start") -> None:
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots
     out.fact("run", str(folder))
     out.fact("sheet", str(begun.run.sheet))
-    out.fact("next", f"rapm generate {_example(begun.base.name)} --steps {steps} --lora {shlex.quote(str(folder))}")
+    prompt = min(begun.settings.prompts, key=len)  # the run's own, so that it suits the base
+    out.fact("next", f"rapm generate {shlex.quote(prompt)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
 def commits(out: Output, run: dict[str, Any]) -> None:
@@ -109,7 +110,3 @@ def comparison(out: Output, part: "Part") -> None:
     if closed := part.closed:
         interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
         out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
-
-
-def _example(base: str) -> str:
-    return '"a large red cube left of a small blue sphere at dawn"' if base == "demo" else '"a photo of a woman"'

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 
@@ -195,6 +196,14 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
     assert "this run is finished" in err
     assert state_of(again) == before
     assert rapm("distill", "--resume")[0] == 3  # there is no unfinished one
+
+
+def test_the_hint_at_the_end_of_a_run_is_a_command_that_works(rapm, again, tmp_path):
+    _, out, _ = rapm("distill", "--resume", str(again.folder))
+    argv = shlex.split(out.partition("rapm generate ")[2])
+    code, out, err = rapm("generate", *argv, "--output", str(tmp_path / "pictures"))
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "warning" not in err
 
 
 def test_another_number_of_iterations_is_another_command(rapm, again):
