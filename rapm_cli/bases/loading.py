@@ -14,6 +14,7 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.errors import InputError
 
+END_OF_WORD = "</w>"  # of a token of the text encoders
 PROMPTS_AT_ONCE = 32  # that the text encoders read
 ROOMY, NARROW = 20 * 2**30, 10 * 2**30  # bytes of a device that all parts share, and of one that decodes in tiles
 
@@ -99,10 +100,15 @@ class LoadedBase:
             return decoded(self._vae, z, self._scaling)
 
     def unread(self, prompt: str) -> str:
-        """The end of a prompt that is too long for the text encoders to read; empty for most."""
+        """The words of a prompt that the text encoders do not read, or not to their ends; none for most prompts."""
         tokenizer = self._text.tokenizer
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        return str(tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1]))
+        start = tokenizer.model_max_length - 1
+        if len(tokens) <= start + 1:
+            return ""
+        while start > 1 and not tokenizer.convert_ids_to_tokens(tokens[start - 1]).endswith(END_OF_WORD):
+            start -= 1
+        return str(tokenizer.decode(tokens[start:-1]))
 
     @property
     def _encoders(self) -> list[nn.Module]:

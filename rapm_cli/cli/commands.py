@@ -63,7 +63,7 @@ def distill(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The student's.", rich_help_panel=TRAINING)] = None,
     discriminator_learning_rate: Annotated[
-        float | None, typer.Option(help="The discriminators'.", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="The discriminators'.", show_envvar=False, rich_help_panel=TRAINING)
     ] = None,
     warmup: Annotated[int | None, typer.Option(help="Iterations of rising rate.", rich_help_panel=TRAINING)] = None,
     weight_decay: Annotated[float, typer.Option(help="The student's, AdamW.", rich_help_panel=TRAINING)] = 0.0,
@@ -208,6 +208,7 @@ def generate(
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
     wanted = options.parse_prompts(prompt, prompts, out, needed=from_picture is None)
+    out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.workflows.choose import choose, recall
@@ -257,7 +258,9 @@ def evaluate(
     lora: options.Lora = None,
     samples: Annotated[int, typer.Option(help="Prompts in each part, at least 8.")] = 640,
     part: Annotated[str, typer.Option(help="held-out, seen or both.")] = "both",
-    metrics: Annotated[str, typer.Option(help="Names with commas between.")] = "attributes,pictures,fd-demo,kd-demo",
+    metrics: Annotated[
+        str, typer.Option(help="Of attributes, pictures, fd-demo, kd-demo; with commas between.", show_default="all")
+    ] = "attributes,pictures,fd-demo,kd-demo",
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.")] = 0,
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="Measure speed and memory instead, with random weights.")
@@ -321,6 +324,7 @@ def export(
 ) -> None:
     """Write the LoRA, or the base with the LoRA merged in, for other programs."""
     out = Output(as_json=as_json, quiet=quiet)
+    out.say("starting")
     from rapm_cli.workflows import export as workflow
     from rapm_cli.workflows.choose import choose
     from rapm_cli.workflows.inspect import size_in_words
@@ -384,7 +388,7 @@ def inspect(
     if run["lora"]:
         show.lora(out, run["lora"])
     elif run["lora_damage"]:
-        out.data(f"LoRA         {run['lora_damage']}")
+        out.fact("LoRA", run["lora_damage"])
     out.result(run)
     if run["damaged"]:
         raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import json
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,10 +34,16 @@ if TYPE_CHECKING:
     import torch
 
 WIDE = 1000  # letters of a line for programs
+NAME = 12  # letters of a fact's name
 SHORT = 10  # letters of a cell that is never broken
 BYTE = "byte"  # the unit that is shown in kB, MB and GB
 BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
+USUAL = 80  # letters of a line that has room for memory in few words
 ROOMY = 115  # letters of a line that has room for all about memory
+COMMAND = re.compile(
+    r"\b(?:rapm (?:distill|generate|eval|export|inspect)|hf download)\b.*?(?=;|$)"
+)  # to type, up to what is said beside
+UNBROKEN = "\x00"  # stands for a blank that no line is broken at
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -62,11 +70,19 @@ class Output:
 
     def data(self, line: str) -> None:
         """One line of the result."""
+        self._show(line)
+
+    def fact(self, name: str, text: str) -> None:
+        """One line of the result, with a name; all texts begin one below the other."""
+        self._show(text, head=f"{name:<{NAME}} ")
+
+    def _show(self, line: str, head: str = "") -> None:
         if self.as_json:
             return
         with _no_reader_needed():
             is_above_bar = self._is_live and self._out.is_terminal  # only the bar's own console can print there
-            (self._err if is_above_bar else self._out).print(_plain(line))
+            console = self._err if is_above_bar else self._out
+            console.print(_folded(_plain(line), console, head))
 
     def result(self, record: object) -> None:
         """The whole result for programs, shown under --json alone."""
@@ -77,18 +93,24 @@ class Output:
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
     ) -> None:
-        """A table of figures, but for some columns of text. Where it is too wide, long cells break at spaces."""
+        """A table of figures, but for some columns of text.
+
+        Where it is too wide, long cells break at spaces; where that is not enough, each row becomes a list of facts.
+        """
         if self.as_json:
             return
         with _no_reader_needed():
             self._draw_table(title, columns, rows, text_columns)
 
     def _draw_table(self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...]) -> None:
-        self._out.print(Text(title))
+        self._out.print(_folded(_plain(title), self._out))
         upright = list(zip(columns, *rows, strict=True))
         is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
         table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
         widths = [None] * len(upright) if is_roomy else _widths(upright, self._out.width - len(upright) + 1)
+        if widths is None:
+            self._draw_rows(columns, rows)
+            return
         for k, (column, width) in enumerate(zip(upright, widths, strict=True)):
             table.add_column(
                 Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
@@ -96,6 +118,15 @@ class Output:
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
         self._out.print(table, soft_wrap=False)
+
+    def _draw_rows(self, columns: list[str], rows: list[list[str]]) -> None:
+        """Each row as its first cell, and below it the other columns' names and cells."""
+        wide = max(map(len, columns))
+        for row in rows:
+            self._out.print(_folded(_plain(row[0]), self._out))
+            for name, cell in zip(columns[1:], row[1:], strict=True):
+                if cell:
+                    self._out.print(_folded(_plain(cell), self._out, f"  {name:<{wide}} "))
 
     def say(self, line: str) -> None:
         """One line of talk."""
@@ -116,7 +147,7 @@ class Output:
 
     def _tell(self, line: str, style: str = "") -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
-            self._err.print(_plain(line), style=style)
+            self._err.print(_folded(_plain(line), self._err), style=style)
 
     def ask(self, question: str) -> bool:
         """True where a person answers yes.
@@ -153,17 +184,38 @@ class Output:
             plain.finish()
 
 
-def _widths(upright: list[tuple[str, ...]], room: int) -> list[int | None]:
+def _folded(line: str, console: Console, head: str = "") -> str:
+    """A line as a terminal's lines, broken at blanks and set in below its head; whole for programs.
+
+    A command stays whole, so that it can be copied: the terminal breaks it where it must.
+    """
+    if not console.is_terminal:
+        return head + line
+    kept = COMMAND.sub(lambda match: match[0].replace(" ", UNBROKEN), line)
+    lines = textwrap.wrap(
+        kept,
+        console.width,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines or [head]).replace(UNBROKEN, " ")
+
+
+def _widths(upright: list[tuple[str, ...]], room: int) -> list[int] | None:
     """Widths of columns that are too wide together: each has that of its longest word, and what is left is shared.
 
-    Those that want least come first, so that most cells stay whole.
+    Those that want least come first, so that most cells stay whole. None where the longest words are too wide.
     """
     full = [max(map(len, column)) for column in upright]
     pieces = [column if wide <= SHORT else " ".join(column).split() for column, wide in zip(upright, full, strict=True)]
     widths = [max(map(len, words)) for words in pieces]
+    if sum(widths) > room:
+        return None
     for k in sorted(range(len(full)), key=lambda k: full[k] - widths[k]):
         widths[k] += max(0, min(full[k] - widths[k], room - sum(widths)))
-    return [*widths]
+    return widths
 
 
 @contextmanager
@@ -245,7 +297,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _MemoryColumn(ProgressColumn):
-    """Memory of the device, read only when the line is drawn; in few words where the terminal is narrow."""
+    """Memory of the device, read only when the line is drawn; in few words, or none, where the terminal is narrow."""
 
     max_refresh = 1.0
 
@@ -256,7 +308,8 @@ class _MemoryColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         from rapm_cli.bases.memory import read_memory
 
-        return Text(read_memory(self._device).words(is_short=self._console.width < ROOMY), style="cyan")
+        width = self._console.width
+        return Text(read_memory(self._device).words(is_short=width < ROOMY) if width >= USUAL else "", style="cyan")
 
 
 class _Live(Progress):

@@ -10,7 +10,18 @@ from rapm_cli.cli.console import Output
 if TYPE_CHECKING:
     from rapm_cli.workflows.cache import Entry, Survey
 
-TEXTS = ("model", "kind", "base", "settings", "last used", "kept for", "run", "state", "last written")  # else figures
+TEXTS = (
+    "name",
+    "model",
+    "kind",
+    "base",
+    "settings",
+    "last used",
+    "kept for",
+    "run",
+    "state",
+    "last written",
+)  # else figures
 
 
 def survey(out: Output) -> None:
@@ -22,7 +33,7 @@ def survey(out: Output) -> None:
     _table(out, found, cache.MODELS, ["model", "kind", "size", "last used"], _model)
     for entry in found.of(cache.OTHERS):
         out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
-    columns = ["base", "made", "settings", "size", "last used", "kept for"]
+    columns = ["name", "base", "made", "settings", "size", "last used", "kept for"]
     _table(out, found, cache.TRAJECTORIES, columns, _trajectories)
     for kind, noun in ((cache.READINGS, "readings of pictures"), (cache.CONVERTED, "converted weights")):
         out.data(_heading(noun, found.total(kind), found.folders[kind]))
@@ -52,9 +63,9 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
 
     found = cache.survey()
     removable, kept = plan(found, is_all=is_all)
-    rows = [[entry.kind, _size(entry), _when(entry), entry.path.name] for entry in removable]
+    rows = [[entry.kind, entry.path.name, _size(entry), _when(entry)] for entry in removable]
     if rows:
-        out.table(f"can be removed from {cache_dir()}", ["", "size", "last used", "name"], rows, text_columns=(0, 2, 3))
+        out.table(f"can be removed from {cache_dir()}", ["", "name", "size", "last used"], rows, text_columns=(0, 1, 3))
     for entry, reason in kept:
         out.data(f"kept: {entry.kind} {entry.path.name}, {_size(entry)}: {reason}")
     _left_alone(out, found)
@@ -105,7 +116,8 @@ def _trajectories(entry: "Entry") -> list[str]:
     needed = len(facts["needed_by"])
     use = "in use" if facts["in_use"] else f"{needed} run{'s' * (needed > 1)}" if needed else ""
     made = f"{facts['made']}/{facts['of'] or '?'}"
-    return [str(facts["base"] or "?"), made, ", ".join(words) if teacher else "", _size(entry), _when(entry), use]
+    settings = ", ".join(words) if teacher else ""
+    return [entry.path.name, str(facts["base"] or "?"), made, settings, _size(entry), _when(entry), use]
 
 
 def _run(entry: "Entry") -> list[str]:

@@ -13,7 +13,7 @@ from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
-PROMPTS = "Text, JSON lines, FILE.csv:COLUMN or COCO captions; - for stdin."
+PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
 
 
 def _go_offline(is_wanted: bool) -> bool:

@@ -43,17 +43,18 @@ def finished(out: Output, begun: "Start") -> None:
 def run_folder(out: Output, begun: "Start") -> None:
     """Where a run is, and what to type next."""
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots
-    out.data(f"run    {folder}")
-    out.data(f"sheet  {begun.run.sheet}")
-    out.data(f"next   rapm generate {_example(begun.base.name)} --steps {steps} --lora {shlex.quote(str(folder))}")
+    out.fact("run", str(folder))
+    out.fact("sheet", str(begun.run.sheet))
+    prompt = min(begun.settings.prompts, key=len)  # the run's own, so that it suits the base
+    out.fact("next", f"rapm generate {shlex.quote(prompt)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
 def commits(out: Output, run: dict[str, Any]) -> None:
     """What `inspect_run` found: every commit, and whether it verifies."""
     from rapm_cli.workflows.inspect import size_in_words
 
-    out.data(f"run          {run['run']}")
-    out.data(f"state        {run['state']}, {run['iterations']} iterations saved")
+    out.fact("run", run["run"])
+    out.fact("state", f"{run['state']}, {run['iterations']} iterations saved")
     rows = []
     for commit in run["commits"]:
         holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
@@ -62,7 +63,7 @@ def commits(out: Output, run: dict[str, Any]) -> None:
         rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
     out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
     if run["resume"]:
-        out.data(f"next         {run['resume']}")
+        out.fact("next", run["resume"])
 
 
 def lora(out: Output, facts: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ def lora(out: Output, facts: dict[str, Any]) -> None:
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
         rows += [[group, text]] if text else []
     for name, text in rows:
-        out.data(f"{name:<12} {text}")
+        out.fact(name, text)
 
 
 def comparison(out: Output, part: "Part") -> None:
@@ -109,7 +110,3 @@ def comparison(out: Output, part: "Part") -> None:
     if closed := part.closed:
         interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
         out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
-
-
-def _example(base: str) -> str:
-    return '"a large red cube left of a small blue sphere at dawn"' if base == "demo" else '"a photo of a woman"'

@@ -27,13 +27,13 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
         "trajectories": f"{settings.teacher.trajectories:,} trajectories",
         "training": f"{settings.training.iterations:,} iterations",
     }
-    out.data(f"plan          {made.plan.name} GB, {made.plan.words}")
+    out.fact("plan", f"{made.plan.name} GB, {made.plan.words}")
     for phase, seconds in made.seconds.items():
-        out.data(f"{phase:<13} {'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
-    out.data(f"peak memory   {made.peak_bytes / GIB:.2f} GiB")
+        out.fact(phase, f"{'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
+    out.fact("peak memory", f"{made.peak_bytes / GIB:.2f} GiB")
     for thing, size in made.disk_bytes.items():
-        out.data(f"disk          {size_in_words(size)} for {thing}")
-    out.data(f"machine       {made.machine}")
+        out.fact("disk", f"{size_in_words(size)} for {thing}")
+    out.fact("machine", made.machine)
     out.result(to_record(made) | {"settings": settings.recipe()})
 
 

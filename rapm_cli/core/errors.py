@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 
+UNHARMED = "nothing was left half done"  # of a stop that nobody knows more about
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("PytorchStreamWriter failed writing", "unexpected pos", *(f"os error {code}" for code in _FULL))
 
@@ -105,7 +106,7 @@ class Stopped(BaseException):  # as KeyboardInterrupt: no error, and no `except 
         remedy: How to go on.
     """
 
-    def __init__(self, number: int, message: str = "nothing was left half done", remedy: str = "") -> None:
+    def __init__(self, number: int, message: str = UNHARMED, remedy: str = "") -> None:
         super().__init__(message)
         self.number, self.message, self.remedy = number, message, remedy
 

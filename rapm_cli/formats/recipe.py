@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ RECIPE_KEY = "rapm_recipe"
 GROUPS = ("sampler", "teacher", "training")  # of a recipe
 ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength
-WRITE_ANEW = "give a file that rapm distill or export wrote; export writes any LoRA that rapm reads"
 
 
 def is_of_rapm(header: Header) -> bool:
@@ -45,7 +45,7 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     """
     names = list(header.tensors)
     if not _has_our_keys(header):
-        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", WRITE_ANEW)
+        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", _to_write_anew(path))
     try:
         adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])
@@ -54,7 +54,7 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         is_sound = False
     if not is_sound:
-        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", WRITE_ANEW)
+        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", _to_write_anew(path))
     if variant := next((name for name in VARIANTS if adapter.get(PREFIX + name)), None):
         raise InputError(f"{path} is a LoRA with {variant}, which rapm does not read", "give a plain LoRA")
     ups, downs = ({name.split(".lora_")[0] for name in names if f".lora_{half}." in name} for half in "BA")
@@ -65,6 +65,11 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
         if inner != rank:
             raise InputError(f"{path} says rank {rank}, and {name} has another", "give a plain LoRA of one rank")
     return rank, alpha, recipe
+
+
+def _to_write_anew(path: Path) -> str:
+    """The command that writes any LoRA that rapm reads in its own form."""
+    return f"if another program wrote it: rapm export {shlex.quote(str(path))} --base BASE --output NEW.safetensors"
 
 
 def _has_our_keys(header: Header) -> bool:

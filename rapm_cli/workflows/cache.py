@@ -179,12 +179,11 @@ def _run(run: Run) -> Entry:
     base = written.get("base_name") or (base_of(run.lora) if run.has_lora else None)
     training = written.get("training")
     state = "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished"
-    commits = run.training_commits()
     facts = {
         "name": run.folder.name,
         "base": base,
         "state": "at work" if holder(run.folder) else state,
-        "iterations": int(commits[0].name) if commits else 0,
+        "iterations": run.iterations_saved,
         "of": training.get("iterations") if isinstance(training, dict) else None,
     }
     total_bytes, used = _measure([run.folder])

@@ -87,7 +87,7 @@ def _make_all(
     to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
     conds = _conditionings(base, settings.prompts, mine, store.shard_size)
     bar = watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do)
-    with bar as shown, stop.patient("these trajectories"):
+    with bar as shown, stop.patient(f"these {len(missing[0])} trajectories"):
         for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
             _make(base, settings, store, rows, cond, watcher)
             done = sum(map(len, missing[k : k + ranks.world]))

@@ -10,7 +10,7 @@ from torch import Tensor
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import DiskError, DivergedError, RapmError, Stopped
+from rapm_cli.core.errors import DiskError, DivergedError, RapmError
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.schedule import sampler_recipe
@@ -82,14 +82,14 @@ def distill(
         Stopped: A signal came; what was done is kept.
     """
     try:
-        with locked(run.folder, watcher, "wait for it, or begin another run: --new, without --resume"):
+        remedy = "wait for it, or begin another run: --new, without --resume"
+        with run.telling(), locked(run.folder, watcher, remedy):
             if settings.deterministic:
                 be_deterministic()
             return _distill(run, settings, base, device, is_strict, ranks, reporting, watcher)
-    except (Stopped, DiskError) as error:
+    except DiskError as error:
         if run.is_begun:
-            again = f"go on with: {run.resume_command}"
-            error.remedy = again if isinstance(error, Stopped) else f"free space, and {again}"
+            error.remedy = f"free space, and go on with: {run.resume_command}"
         raise
     except DivergedError as error:
         run.give_up(error.message)
@@ -128,8 +128,9 @@ def _distill(
     trainer = trainer_of(loaded, settings, ranks)
     stand_by(plan, trainer, watcher)
     with closing(reports):
-        follow = reports.take
-        training = Training(run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher, follow=follow)
+        training = Training(
+            run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher, follow=reports.take
+        )
         run.reopen()
         training.finish()
     lora = _lora(trainer, settings)
@@ -142,10 +143,11 @@ def _distill(
     pupil = student(loaded, teacher, f"{identity} in 8 bits" if is_rounded else identity, lora)
     if exam:
         exam.sit(pupil)
+    watcher.say("drawing the contact sheet")
     sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
     with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), watcher, kept, remedy)
-    clock.lap("student")
     part = exam.part() if exam else None
+    clock.lap("student")
     made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
     record = {
         "iterations": settings.training.iterations,

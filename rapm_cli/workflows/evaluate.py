@@ -198,6 +198,7 @@ def evaluate_lora(
     precision = find_precision(precision, device)
     teacher = replace(_teacher_of(chosen, watcher), precision=precision)
     weights = base.locate(watcher)
+    watcher.say(f"loading {base.name}")
     loaded, identity = LoadedBase(weights, device, DTYPES[precision]), weights.identity
     if doubt := chosen.doubt(weights):
         watcher.warn(doubt)
@@ -255,19 +256,22 @@ class Examination:
         sweep(readings_dir())
         self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
         self.metrics, self.watcher, self.set_exam, self.is_strict = metrics, watcher, base.set_exam, is_strict
-        self.rows: list[Row] = []
+        self.name = "held-out scenes" if held_out else "scenes that training may see"
+        self._sat: list[tuple[Contestant, Readings, float]] = []
         self._exams: dict[int, Exam] = {}  # by their first question
 
     def part(self) -> Part:
-        """The rows so far."""
-        name = "held-out scenes" if self.held_out else "scenes that training may see"
-        return Part(name, self.samples, self.seed, self.rows)
+        """The scores of all contestants."""
+        self.watcher.say(f"scoring {self.name}, with intervals")
+        rows = [
+            Row(contestant, seconds, readings, {metric: score(readings, metric) for metric in self.metrics})
+            for contestant, readings, seconds in self._sat
+        ]
+        return Part(self.name, self.samples, self.seed, rows)
 
     def sit(self, contestant: Contestant) -> None:
-        """Let a contestant draw, and add its row."""
-        readings, seconds = self._readings(contestant)
-        scores = {metric: score(readings, metric) for metric in self.metrics}
-        self.rows.append(Row(contestant, seconds, readings, scores))
+        """Let a contestant draw."""
+        self._sat.append((contestant, *self._readings(contestant)))
 
     def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
@@ -275,7 +279,9 @@ class Examination:
         places = {start: self._place(contestant, exam, start) for start, exam in exams.items()}
         chunks = {start: chunk for start, place in places.items() if (chunk := self._recall(place))}
         if remembered := sum(len(exams[start].prompts) for start in chunks):
-            self.watcher.say(f"{contestant.title}: {remembered} of {self.samples} pictures were drawn and timed before")
+            self.watcher.say(
+                f"{contestant.title}: {remembered} of {self.samples} {self.name} were drawn and timed before"
+            )
         if remembered < self.samples:
             self._draw_rest(contestant, exams, places, chunks, remembered)
         parts = [
@@ -299,7 +305,7 @@ class Examination:
             for start in sorted(exams.keys() - chunks.keys()):
                 chunks[start] = self._draw(contestant, exams[start], start)
                 self._keep(places[start], chunks[start])
-                shown.advance(len(exams[start].prompts))
+                shown.advance(len(exams[start].prompts), note=self.name)
                 stop.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
 
     def _exam(self, start: int) -> Exam:

@@ -112,6 +112,7 @@ def generate(
             watcher.warn(doubt)
     _make_folder(output)
     precision = find_precision(precision, device)
+    watcher.say(f"loading {chosen.base.name}")
     loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, watcher)
     teacher_settings = chosen.teacher if compare else None

@@ -25,7 +25,7 @@ CALLED = "prompt, caption or text"
 
 
 def find_prompts(source: str) -> tuple[str, Found]:
-    """What the source is called, and the prompts in it, read as they are asked for.
+    """What the source is called, with the column of a table, and the prompts in it, read as they are asked for.
 
     Args:
         source: Path of a file, `FILE.csv:COLUMN`, or "-" for standard input. A `.jsonl`, `.ndjson`, `.csv`, `.tsv` or
@@ -40,7 +40,8 @@ def find_prompts(source: str) -> tuple[str, Found]:
     limit = MAX_JSON_BYTES if path.suffix.lower() == ".json" else MAX_BYTES
     text = _decode(_read(path, limit), str(path), limit)
     if path.suffix.lower() in TABLES:
-        return str(path), _table(str(path), text, column)
+        column, found = _table(str(path), text, column)
+        return f"column {column} of {path}", found
     return str(path), FORMS.get(path.suffix.lower(), _lines)(str(path), text)
 
 
@@ -147,26 +148,38 @@ def _captions(name: str, annotations: list[Any]) -> Found:
         yield place, _on_one_line(caption)
 
 
-def _table(name: str, text: str, column: str | None) -> Found:
+def _table(name: str, text: str, column: str | None) -> tuple[str, Found]:
+    """Which column the prompts are in, and they."""
     head = text.lstrip("\r\n").partition("\n")[0]
     is_tabbed = name.lower().endswith(".tsv") or ("\t" in head and "," not in head)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if is_tabbed else ",", strict=True)
-    line = 1
     try:
         header = [cell.strip() for cell in next(filter(any, rows), [])]
-        index = _index(name, header, column)
-        line = rows.line_num + 1
+    except csv.Error as error:
+        raise _no_row(name, 1, error) from error
+    index = _index(name, header, column)
+    return header[index], _cells(name, rows, len(header), index)
+
+
+def _cells(name: str, rows: Any, width: int, index: int) -> Found:
+    """The cells of one column, below the header."""
+    line = rows.line_num + 1
+    try:
         for row in rows:
             place = f"{name} line {line}"
             line = rows.line_num + 1
             if any(cell.strip() for cell in row):
-                if len(row) != len(header):
+                if len(row) != width:
                     raise InputError(
-                        f"{place} has {len(row)} cells, the header {len(header)}", "put cells with commas in quotes"
+                        f"{place} has {len(row)} cells, the header {width}", "put cells with commas in quotes"
                     )
                 yield place, _on_one_line(row[index])
     except csv.Error as error:
-        raise InputError(f"{name} line {line} is no row of a table: {error}", "mend its quotes") from error
+        raise _no_row(name, line, error) from error
+
+
+def _no_row(name: str, line: int, error: csv.Error) -> InputError:
+    return InputError(f"{name} line {line} is no row of a table: {error}", "mend its quotes")
 
 
 def _index(name: str, header: list[str], column: str | None) -> int:

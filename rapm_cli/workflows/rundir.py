@@ -14,7 +14,7 @@ from typing import Any
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import Manifest, read_commit, read_manifest, verify
-from rapm_cli.core.errors import DamagedError, DiskError, InputError
+from rapm_cli.core.errors import UNHARMED, DamagedError, DiskError, InputError, Stopped
 from rapm_cli.core.files import TEMPORARY, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
@@ -86,6 +86,12 @@ class Run:
         """Folders of the commits of training, named by the iterations done, the newest first; not looked into."""
         return [folder for folder in self._commits() if folder.name.isdecimal()]
 
+    @property
+    def iterations_saved(self) -> int:
+        """Iterations of the newest commit of training; not looked into."""
+        commits = self.training_commits()
+        return int(commits[0].name) if commits else 0
+
     def settings_commits(self) -> list[Path]:
         """Folders of the commits that hold settings alone, the newest first; not looked into."""
         named = [folder for folder in self._commits() if folder.name.startswith(BEGINNING)]
@@ -144,6 +150,19 @@ class Run:
         folder = self.folder.resolve()
         name = folder.name if folder.parent == runs_dir().resolve() else str(folder)
         return f"rapm distill --resume {shlex.quote(name)}"
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Inside, a stop says what is saved of a run that is begun, and the command that goes on."""
+        try:
+            yield
+        except Stopped as stopped:
+            if self.is_begun:
+                stopped.remedy = f"go on with: {self.resume_command}"
+                if stopped.message == UNHARMED:
+                    total = (self.written_settings().get("training") or {}).get("iterations", "?")
+                    stopped.message = f"{self.iterations_saved} of {total} iterations are saved"
+            raise
 
     def result(self) -> dict[str, Any]:
         """The comparison at the end of the run; empty if it was skipped.

@@ -188,10 +188,11 @@ def resume(
         raise InputError(
             f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
         )
-    stored = _stored_settings(run, watcher, is_strict=is_strict)
-    base = find_base(base_name or stored.source, watcher)
-    device = _device_of(device_name, stored)
-    settings = settings_for(base, given, prompts, device, watcher, stored, processes)
+    with run.telling():
+        stored = _stored_settings(run, watcher, is_strict=is_strict)
+        base = find_base(base_name or stored.source, watcher)
+        device = _device_of(device_name, stored)
+        settings = settings_for(base, given, prompts, device, watcher, stored, processes)
     check_same(run, stored, settings)
     _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)
@@ -208,7 +209,7 @@ def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
             f"{run.folder} was begun with {'; '.join(differences)}",
             "leave that out, or begin another run: --new or --output, without --resume",
         )
-    done = max((int(folder.name) for folder in run.training_commits()), default=0)
+    done = run.iterations_saved
     if wanted.training.iterations < done:
         raise ConfigError(
             f"--iterations {wanted.training.iterations} is below the {done} that {run.folder} has done",

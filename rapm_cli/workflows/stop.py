@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from rapm_cli.core.errors import Stopped
+from rapm_cli.core.errors import UNHARMED, Stopped
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # what a system does not have is left out
 POLL_SECONDS = 0.1
@@ -78,7 +78,7 @@ def words() -> str:
     return f"stopping after {_wishes.patience}; once more leaves at once"
 
 
-def check(saved: str = "nothing was left half done", remedy: str = "") -> None:
+def check(saved: str = UNHARMED, remedy: str = "") -> None:
     """Stop here if a signal asked for it.
 
     Args:

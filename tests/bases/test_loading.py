@@ -156,6 +156,7 @@ def test_what_the_encoders_do_not_read_is_told(originals, family):
     words = "red " * 74  # with start and end, one token less than the 77 that are read
     assert loaded.unread(words + "cube") == ""
     assert loaded.unread(words + "cube sphere") == "sphere"
+    assert loaded.unread("red " * 73 + "unfathomable cube") == "unfathomable cube"  # not read to its end
     read, cut, more = loaded.encode([words + "cube", words + "cube sphere", words + "sphere"]).tokens
     torch.testing.assert_close(read, cut)
     assert (read - more).abs().max() > 0.1

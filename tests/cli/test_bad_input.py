@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -229,3 +230,18 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
     assert stop(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))[0] == 5
     assert stop(OSError(28, "No space left on device", "x"))[0] == 5
     assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA"))[0] == 6
+
+
+@pytest.mark.parametrize(("command", "place"), [("distill", "start.begin"), ("generate", "generate.generate")])
+def test_what_helps_against_too_little_memory_is_an_option_of_the_command(rapm, monkeypatch, command, place):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(f"rapm_cli.workflows.{place}", fail)
+    code, _, err = rapm(*(command, *(["a red cube"] if command == "generate" else [])), "--base", "demo")
+    named = re.findall(r"--[a-z-]+", err.splitlines()[-1])
+    assert code == 6
+    assert len(named) >= 2
+    assert "--vram" in named or command != "distill"
+    _, out, _ = rapm(command, "--help")
+    assert all(name in out for name in named)

@@ -339,10 +339,10 @@ def test_generate_names_the_unfinished_run_whose_lora_it_lacks(rapm, unfinished,
     code, _, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
     said = f"run {unfinished.folder} has no LoRA yet; go on with: rapm distill --resume {unfinished.folder.name}"
-    assert err.splitlines()[0] == said
-    assert "ships with demo" in err.splitlines()[1]
+    assert said in err.splitlines()
+    assert "ships with demo" in err
     code, _, err = rapm("generate", "a photo of a woman")
     assert code == 4  # no base was named, and the authors' LoRA is not to be had
-    assert err.splitlines()[0] == said
+    assert said in err.splitlines()
     code, _, err = rapm("generate", "a photo of a woman", "--base", "sdxl")
     assert "has no LoRA yet" not in err

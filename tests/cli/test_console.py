@@ -160,6 +160,37 @@ def test_a_table_breaks_cells_at_spaces_alone(monkeypatch, capsys, width, lines)
         assert word in shown.split()
 
 
+def test_a_table_that_is_too_wide_for_its_words_becomes_lists(monkeypatch, capsys):
+    monkeypatch.setattr("rapm_cli.cli.console.WIDE", 15)
+    Output().table("title", ["", "size", "what it holds"], [["0001", "1 B", "log.jsonl"], ["0002", "2 B", ""]])
+    size, holds = "  size          ", "  what it holds "
+    lines = ["title", "0001", f"{size}1 B", f"{holds}log.jsonl", "0002", f"{size}2 B"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_terminal_breaks_no_word_and_no_command(monkeypatch):
+    written = on_a_terminal(monkeypatch, 40)
+    Output().stopped(
+        "2 of 4 iterations are saved, all others not", "go on with: rapm distill --resume 'a run'; or leave"
+    )
+    assert written.getvalue().splitlines() == [
+        "stopped: 2 of 4 iterations are saved,",
+        "all others not; go on with:",
+        "rapm distill --resume 'a run'; or leave",
+    ]
+
+
+def test_a_fact_is_set_in_on_a_terminal_and_one_line_for_programs(monkeypatch, capsys):
+    output = Output()
+    output.fact("disk", "some words that are many for so few letters")
+    assert capsys.readouterr().out == "disk         some words that are many for so few letters\n"
+    monkeypatch.setattr(output._out, "_force_terminal", True)
+    monkeypatch.setattr(output._out, "_width", 30)
+    output.fact("disk", "some words that are many for so few letters")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["disk         some words that", f"{'':13}are many for so", f"{'':13}few letters"]
+
+
 def test_a_short_cell_is_never_broken(monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.cli.console.WIDE", 30)
     Output().table("title", ["", "size", "holds"], [["00000010", "12.46 MB", "many files with names"]], (0, 2))

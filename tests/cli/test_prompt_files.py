@@ -5,7 +5,7 @@ def test_prompts_are_counted_and_their_repeats_told(rapm, tmp_path, monkeypatch)
     (tmp_path / "x.csv").write_text("prompt\na red cube\na blue ball\na red cube\n")
     monkeypatch.chdir(tmp_path)
     argv = ("generate", "--base", "demo", "--lora", "nowhere", "--prompts")
-    assert "1 of 3 prompts from x.csv repeat" in rapm(*argv, "x.csv")[2]
+    assert "1 of 3 prompts from column prompt of x.csv repeat" in rapm(*argv, "x.csv")[2]
     (tmp_path / "x.json").write_text('["a red cube", "a blue ball"]')
     assert "2 prompts from x.json\n" in rapm(*argv, "x.json")[2]
     code, _, err = rapm(*argv, "x.csv:colour")

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 
@@ -149,6 +150,16 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     assert rapm("distill", "--resume")[0] == 0
 
 
+@pytest.mark.parametrize("place", ["start.settings_for", "distill.loaded_base", "distill.collect"])
+def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, place):
+    unfinished(again, "00000004")
+    monkeypatch.setattr(f"rapm_cli.workflows.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+    code, _, err = rapm("distill", "--resume")
+    command = f"rapm distill --resume {again.folder.name}"
+    assert code == 130
+    assert err.splitlines()[-1] == f"stopped: 2 of 4 iterations are saved; go on with: {command}"
+
+
 def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch):
     lora = Run(next((whole / "data" / "runs").iterdir())).lora
     monkeypatch.setattr(
@@ -185,6 +196,14 @@ def test_the_same_command_goes_on_and_a_finished_run_is_left_alone(rapm, again):
     assert "this run is finished" in err
     assert state_of(again) == before
     assert rapm("distill", "--resume")[0] == 3  # there is no unfinished one
+
+
+def test_the_hint_at_the_end_of_a_run_is_a_command_that_works(rapm, again, tmp_path):
+    _, out, _ = rapm("distill", "--resume", str(again.folder))
+    argv = shlex.split(out.partition("rapm generate ")[2])
+    code, out, err = rapm("generate", *argv, "--output", str(tmp_path / "pictures"))
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "warning" not in err
 
 
 def test_another_number_of_iterations_is_another_command(rapm, again):

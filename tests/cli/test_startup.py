@@ -31,6 +31,24 @@ def test_help_loads_no_model_library(command):
     assert "Usage" in text
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_nothing_off_on_a_narrow_terminal(command):
+    env = os.environ | {"TERMINAL_WIDTH": "80"}
+    argv = [sys.executable, "-m", "rapm_cli", command, "--help"]
+    assert "…" not in subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def test_the_end_of_the_process_looks_through_no_objects():
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000, len(gc.get_objects())))\n"
+    )
+    code += "from rapm_cli.cli.app import run; sys.argv[1:] = ['--version']; run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    is_frozen, left = done.stdout.splitlines()[-1].split()
+    assert is_frozen == "True"
+    assert int(left) < 1000
+
+
 def test_inspecting_a_lora_loads_no_model_library(shipped_lora):
     heavy, text = modules_after(["inspect", str(shipped_lora)])
     assert heavy == set()

@@ -44,7 +44,7 @@ def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm
     monkeypatch.setattr(foresee, "time_iteration", lambda *args: pytest.fail("it tries"))
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
     assert code == 0
-    assert "training      rough: " in out
+    assert "training     rough: " in out
     _, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
     _, twice, _ = rapm(*SHORT, *SMALL, "--iterations", "20", "--dry-run", "--json")
     once, twice = json.loads(out), json.loads(twice)
