@@ -284,7 +284,11 @@ class Trainer:
         for optimizer in (self.optimizer, self.judge_optimizer):
             if optimizer and not optimizer.state:
                 optimizer.found_inf = torch.ones((), device=self.backbone.device)  # type: ignore[attr-defined]
-                optimizer.step()
+                try:
+                    optimizer.step()
+                except torch.OutOfMemoryError:
+                    optimizer.state.clear()  # a parameter with a part of its moments counts as one with all
+                    raise
 
     def _step(
         self,
