@@ -145,6 +145,18 @@ def test_on_a_roomy_card_they_stay(originals, moves):
     assert [device for _, device in calls] == [CARD] * 3
 
 
+def test_before_training_they_leave_a_roomy_card_too(originals, moves):
+    loaded, calls = moves(originals["sdxl"], ROOMY)
+    loaded.rest()
+    assert calls == [(name, CPU) for name in ("text_encoder", "text_encoder_2", "vae")]
+
+
+def test_what_was_never_read_is_not_read_to_leave(originals):
+    loaded = load(originals["sd15"])
+    loaded.rest()
+    assert not {"_text", "_vae", "backbone"} & vars(loaded).keys()
+
+
 @pytest.mark.parametrize(("memory", "is_tiled"), [(NARROW - 1, True), (NARROW, False)])
 def test_a_narrow_card_decodes_in_tiles(originals, moves, memory, is_tiled):
     assert moves(originals["sdxl"], memory)[0]._vae.use_tiling == is_tiled
