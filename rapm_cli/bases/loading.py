@@ -16,6 +16,7 @@ from rapm_cli.core.errors import InputError
 
 PROMPTS_AT_ONCE = 32  # that the text encoders read
 ROOMY, NARROW = 20 * 2**30, 10 * 2**30  # bytes of a device that all parts share, and of one that decodes in tiles
+TILE_PX = 512  # side of a tile; the autoencoder's own are as large as its pictures, and save nothing
 
 
 class LoadedBase:
@@ -73,6 +74,8 @@ class LoadedBase:
         vae: Any = load_vae(self._weights, self._dtype)
         if _memory_bytes(self.device) < NARROW:
             vae.enable_tiling()
+            scale = vae.tile_sample_min_size // vae.tile_latent_min_size
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // scale
         return vae
 
     @torch.no_grad()

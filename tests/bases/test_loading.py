@@ -162,6 +162,16 @@ def test_a_narrow_card_decodes_in_tiles(originals, moves, memory, is_tiled):
     assert moves(originals["sdxl"], memory)[0]._vae.use_tiling == is_tiled
 
 
+@pytest.mark.parametrize(("tile_px", "is_whole"), [(32, False), (64, True), (512, True)])
+def test_a_tile_is_smaller_than_a_large_picture(originals, moves, monkeypatch, tile_px, is_whole):
+    monkeypatch.setattr(loading_module, "TILE_PX", tile_px)
+    loaded, tiles = moves(originals["sdxl"], NARROW - 1)[0], []
+    loaded._vae.decoder.register_forward_hook(lambda module, given, made: tiles.append(made.shape[-1]))
+    assert loaded.decode(torch.zeros(1, *loaded.latent_shape)).shape == (1, 3, 64, 64)
+    assert tiles[0] == min(tile_px, 64)
+    assert (len(tiles) == 1) == is_whole
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_encoders_do_not_read_is_told(originals, family):
     loaded = load(originals[family])
