@@ -14,14 +14,14 @@ MIB = 2**20
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, then Apple's GPU, then the CPU.
+    """The device of that name; "auto" is CUDA, then Apple's GPU, then the CPU. Of CUDA always with its number.
 
     Raises:
         ConfigError: There is no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", 0)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -29,8 +29,10 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name!r} is no device", f"give {DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"--device {name} is not supported", f"give {DEVICES}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # some of torch's functions refuse one without a number
+        if device.index >= torch.cuda.device_count():
+            raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: there is no Apple GPU here", "use --device auto or cpu")
     return device
@@ -63,7 +65,7 @@ def find_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         raise ConfigError(f"--precision {name} is unknown", f"give auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return "fp32"
 
 

@@ -17,6 +17,7 @@ from rapm_cli.core.errors import InputError
 END_OF_WORD = "</w>"  # of a token of the text encoders
 PROMPTS_AT_ONCE = 32  # that the text encoders read
 ROOMY, NARROW = 20 * 2**30, 10 * 2**30  # bytes of a device that all parts share, and of one that decodes in tiles
+TILE_PX = 512  # side of a tile; the autoencoder's own are as large as its pictures, and save nothing
 
 
 class LoadedBase:
@@ -74,6 +75,8 @@ class LoadedBase:
         vae: Any = load_vae(self._weights, self._dtype)
         if _memory_bytes(self.device) < NARROW:
             vae.enable_tiling()
+            scale = vae.tile_sample_min_size // vae.tile_latent_min_size
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // scale
         return vae
 
     @torch.no_grad()
@@ -98,6 +101,12 @@ class LoadedBase:
         """(B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU."""
         with self._on_device(self._vae):
             return decoded(self._vae, z, self._scaling)
+
+    def rest(self) -> None:
+        """Take text encoders and autoencoder off the device, each until it is used again: training wants the room."""
+        encoders, vae = self._encoders if "_text" in vars(self) else [], [self._vae] if "_vae" in vars(self) else []
+        for module in (*encoders, *vae):
+            module.to(_CPU)
 
     def unread(self, prompt: str) -> str:
         """The words of a prompt that the text encoders do not read, or not to their ends; none for most prompts."""

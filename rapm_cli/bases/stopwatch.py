@@ -44,8 +44,10 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 3) ->
 
 def wait(device: torch.device) -> None:
     """Until the device has done all that it was given."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

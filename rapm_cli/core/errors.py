@@ -5,6 +5,7 @@ from pathlib import Path
 
 UNHARMED = "nothing was left half done"  # of a stop that nobody knows more about
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY_WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # cuBLAS's and cuDNN's
 _FULL_WORDS = ("PytorchStreamWriter failed writing", "unexpected pos", *(f"os error {code}" for code in _FULL))
 
 
@@ -124,7 +125,7 @@ class VerificationError(RapmError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True where memory ran out, of a device or of the machine, also in the words of torch."""
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _NO_MEMORY_WORDS)
     return is_torchs or isinstance(error, MemoryError)
 
 

@@ -36,7 +36,11 @@ class Learner:
     def take_memory(self) -> None:
         """Let the optimizer lay out its moments, by a step that is skipped."""
         if not self._adam.state:
-            self._step(torch.ones((), device=self.weights.flat.device))
+            try:
+                self._step(torch.ones((), device=self.weights.flat.device))
+            except torch.OutOfMemoryError:
+                self._adam.state.clear()  # a part of the moments would count as all
+                raise
 
     def update(self, loss: Tensor, max_norm: float, is_lost: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the gradient to a norm and make an update of it, unless something is not finite; then drop it.

@@ -111,8 +111,9 @@ def _distill(
     ranks.share(settings.to_bytes())
     clock.lap("loading")
     warn_of_unread(loaded, list(settings.prompts), watcher)
-    size = base.defaults.rollout_batch
-    trajectories = collect(loaded, settings, size, is_strict=is_strict, ranks=ranks, watcher=watcher)
+    trajectories = collect(
+        loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, ranks=ranks, watcher=watcher
+    )
     clock.lap("trajectories")
     exam, others = None, teacher_and_base(loaded, teacher, identity)
     if settings.samples and base.set_exam:
@@ -123,6 +124,7 @@ def _distill(
             exam.sit(contestant)
     clock.lap("teacher and base")
     reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
+    loaded.rest()
     plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)

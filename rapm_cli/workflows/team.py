@@ -63,7 +63,10 @@ def joined(device_name: str) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        else:
+            distributed.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"WORLD_SIZE is {world} and the other processes cannot be reached", "use torchrun") from error
     ranks = Ranks(distributed.get_rank(), world, device)
@@ -106,6 +109,7 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     base = find_base(settings.source, watcher)
     loaded = loaded_base(base, settings, device, watcher)
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
+    loaded.rest()
     plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)

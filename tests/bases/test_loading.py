@@ -145,9 +145,31 @@ def test_on_a_roomy_card_they_stay(originals, moves):
     assert [device for _, device in calls] == [CARD] * 3
 
 
+def test_before_training_they_leave_a_roomy_card_too(originals, moves):
+    loaded, calls = moves(originals["sdxl"], ROOMY)
+    loaded.rest()
+    assert calls == [(name, CPU) for name in ("text_encoder", "text_encoder_2", "vae")]
+
+
+def test_what_was_never_read_is_not_read_to_leave(originals):
+    loaded = load(originals["sd15"])
+    loaded.rest()
+    assert not {"_text", "_vae", "backbone"} & vars(loaded).keys()
+
+
 @pytest.mark.parametrize(("memory", "is_tiled"), [(NARROW - 1, True), (NARROW, False)])
 def test_a_narrow_card_decodes_in_tiles(originals, moves, memory, is_tiled):
     assert moves(originals["sdxl"], memory)[0]._vae.use_tiling == is_tiled
+
+
+@pytest.mark.parametrize(("tile_px", "is_whole"), [(32, False), (64, True), (512, True)])
+def test_a_tile_is_smaller_than_a_large_picture(originals, moves, monkeypatch, tile_px, is_whole):
+    monkeypatch.setattr(loading_module, "TILE_PX", tile_px)
+    loaded, tiles = moves(originals["sdxl"], NARROW - 1)[0], []
+    loaded._vae.decoder.register_forward_hook(lambda module, given, made: tiles.append(made.shape[-1]))
+    assert loaded.decode(torch.zeros(1, *loaded.latent_shape)).shape == (1, 3, 64, 64)
+    assert tiles[0] == min(tile_px, 64)
+    assert (len(tiles) == 1) == is_whole
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -92,6 +92,23 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
         torch.testing.assert_close(value, undisturbed.lora.state()[name], rtol=1e-4, atol=1e-6)
 
 
+def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch):
+    """torch would take a parameter that has a count of steps for one that has its moments."""
+    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
+    real, made = torch.zeros_like, []
+
+    def short_of_memory(*args, **kwargs):
+        made.append(args)
+        if len(made) == 4:  # a parameter's second one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros_like", short_of_memory)
+    for name, value in trained(schedule, trajectories, PLANS["24"], Ear()).lora.state().items():
+        torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
+    assert len(made) > 4
+
+
 def test_relief_never_recomputes_less(schedule):
     config = TrainConfig(rank=2, iterations=2, batch_size=2, checkpointing=True)
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
