@@ -1,6 +1,5 @@
 """The Typer app, and the one place where an error becomes a line and an exit code."""
 
-import errno
 import io
 import os
 import sys
@@ -12,10 +11,9 @@ import typer
 from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output, lost_result
-from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full, is_out_of_memory
+from rapm_cli.core.errors import RapmError, Stopped, as_told, is_disk_full
 from rapm_cli.workflows.stop import heeding
 
-EXIT_BUG = 1
 LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
@@ -75,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
-        Output().stopped(stopped.message, stopped.remedy)
+        if stopped.message:
+            Output().stopped(stopped.message, stopped.remedy)
         return stopped.exit_code
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)
@@ -134,12 +133,5 @@ def _tell(message: str, remedy: str, code: int) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
-    is_disks = is_disk_full(error) or (isinstance(error, OSError) and (error.filename or error.errno == errno.EROFS))
-    if is_disks:
-        disk = DiskError.of(error, getattr(error, "filename", None) or "a file", "read or written")
-        return _tell(disk.message, disk.remedy, disk.exit_code)
-    if is_out_of_memory(error):
-        remedy = "use a smaller --batch-size, and in distill --checkpointing or --discriminator latent"
-        return _tell("out of memory", remedy, OutOfMemoryError.exit_code)
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return _tell(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where", EXIT_BUG)
+    told = as_told(error)
+    return _tell(told.message, told.remedy, told.exit_code)

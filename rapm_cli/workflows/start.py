@@ -92,7 +92,7 @@ def settings_without_weights(
         samples=values["samples"],
         save_every=values["save_every"],
         device=device.type,
-        machine=describe_machine(device),
+        machine=describe_machine(device, processes),
         deterministic=values["deterministic"],
     )
 

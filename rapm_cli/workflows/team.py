@@ -4,7 +4,6 @@ The cache has to lie where all processes see it. The first process does all that
 share of the trajectories, take their rows of every batch, and neither talk nor write anything else.
 """
 
-import contextlib
 import datetime
 import os
 from collections.abc import Iterator
@@ -12,33 +11,26 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
-from rapm_cli.core.errors import ConfigError, RapmError, Stopped, is_out_of_memory
+from rapm_cli.core.board import Board
+from rapm_cli.core.errors import ConfigError, Stopped
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.replicas import take_state
 from rapm_cli.core.train import Trainer, train
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.collect import help_collect
+from rapm_cli.workflows.launched import world_size
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.together import ending_together
 from rapm_cli.workflows.training import loaded_base, trainer_of
 
 PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
-
-
-def world_size() -> int:
-    """How many processes were started together.
-
-    Raises:
-        ConfigError: The environment does not say it as torchrun does.
-    """
-    try:
-        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError as error:
-        raise ConfigError(f"WORLD_SIZE {os.environ['WORLD_SIZE']!r} is no number", "start with torchrun") from error
+GATHERING = datetime.timedelta(minutes=10)  # until all processes have been started
 
 
 def device_of(name: str) -> str:
@@ -49,58 +41,52 @@ def device_of(name: str) -> str:
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[Ranks]:
+def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
     """This process among those that were started with it; alone where there are none.
 
     Raises:
         ConfigError: The others cannot be reached.
+        PeerEnded: Another process cannot go on.
     """
-    world = world_size()
-    if world == 1:
+    if world_size() == 1:
         yield Ranks()
         return
     device = find_device(device_of(device_name))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    board = _gathered("nccl" if device.type == "cuda" else "gloo")
+    with ending_together(board, watcher):
+        yield Ranks(board, device)
+    distributed.destroy_process_group()
+
+
+def _gathered(backend: str) -> Board:
+    """The board of all processes, which can be reached from here on."""
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, rank, world = next(rendezvous("env://", timeout=GATHERING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        return Board(store, rank, world)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"WORLD_SIZE is {world} and the other processes cannot be reached", "use torchrun") from error
-    ranks = Ranks(distributed.get_rank(), world, device)
-    try:
-        yield ranks
-    finally:
-        if ranks.is_first and not ranks.has_shared:
-            with contextlib.suppress(RuntimeError):  # of those that are gone; what ends this process goes before
-                ranks.share(b"")  # there is nothing to do
-        distributed.destroy_process_group()
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()} and the other processes cannot be reached", "use torchrun"
+        ) from error
 
 
 def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
-        Stopped: The first process was stopped by a signal.
-        RapmError: The first process is gone.
-        torch.OutOfMemoryError: This one has too little memory.
+        Stopped: All stop.
+        RapmError: This process cannot go on.
+        torch.OutOfMemoryError: It has too little memory.
     """
-    try:
-        with stop.patient("what the first process decides"):
-            _follow(ranks, device_name, vram, watcher)
-    except RuntimeError as error:
-        if isinstance(error, NotImplementedError) or is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0][:120]
-        raise RapmError(
-            f"process {ranks.rank} has lost the first one: {reason}", "look at what that one says"
-        ) from error
+    with stop.drawn(), stop.patient("what the first process decides"):
+        _follow(ranks, device_name, vram, watcher)
 
 
 def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
-    told, device = ranks.share(), find_device(device_of(device_name))
-    if not told:
-        return
-    settings = Settings.from_bytes(told)
+    settings, device = Settings.from_bytes(ranks.share()), find_device(device_of(device_name))
     if settings.deterministic:
         be_deterministic()
     base = find_base(settings.source, watcher)
@@ -122,7 +108,7 @@ def _obey(trainer: Trainer, done: int) -> int:
     """Hear what the first process decides after `done` iterations; after how many to go on."""
     verdict, value = trainer.ranks.decide()
     if verdict is Verdict.STOP:
-        raise Stopped(value, "the first process says what is saved")
+        raise Stopped(value)
     if verdict is Verdict.RESTORE:
         take_state(trainer)
         return value
