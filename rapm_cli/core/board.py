@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 POLL_SECONDS = 0.05
-ENDING, WISH, KNOWS = "rapm/ending", "rapm/wish", "rapm/knows"
+ENDING, WISH, LEFT = "rapm/ending", "rapm/wish", "rapm/left"
 
 
 class Board:
@@ -33,7 +33,6 @@ class Board:
         """Say that this process has ended, with an exit code; the first that says so is heard."""
         with self._while_there():
             self._store.compare_set(ENDING, "", json.dumps([self.rank, code, why]))
-        self.know()
 
     def ending(self) -> PeerEnded | None:
         """How another process has ended, where one was the first to say so."""
@@ -52,14 +51,14 @@ class Board:
                 return int(self._store.get(WISH))
         return number
 
-    def know(self) -> None:
-        """Say that this process will ask the board no more: it has ended, or knows that another has."""
+    def leave(self) -> None:
+        """Say that this process needs no other any more."""
         with self._while_there():
-            self._store.set(f"{KNOWS}/{self.rank}", "")
+            self._store.set(f"{LEFT}/{self.rank}", "")
 
-    def all_know(self, ranks: Iterable[int], seconds: float) -> bool:
-        """Wait until these processes know, at most so long; True where they do."""
-        keys, end = [f"{KNOWS}/{rank}" for rank in ranks], time.monotonic() + seconds
+    def all_left(self, ranks: Iterable[int], seconds: float) -> bool:
+        """Wait until these processes have left, at most so long; True where they have."""
+        keys, end = [f"{LEFT}/{rank}" for rank in ranks], time.monotonic() + seconds
         with self._while_there():
             while not self._store.check(keys):
                 if time.monotonic() > end:

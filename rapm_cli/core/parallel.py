@@ -63,13 +63,19 @@ class Ranks:
             tensor.copy_(part.view_as(tensor))
 
     def decide(self, verdict: Verdict = Verdict.GO, value: int = 0) -> tuple[Verdict, int]:
-        """The first process's verdict with its number; what the others give is not asked for."""
+        """The first process's verdict with its number; what the others give is not asked for.
+
+        Raises:
+            PeerEnded: All but the first stop, which tells it.
+        """
         if self.world == 1:
             return verdict, value
         told = torch.tensor([int(verdict), value], device=self._device)
         with self._together():
             distributed.broadcast(told, 0)
             first, second = told.tolist()
+        if first == Verdict.STOP and not self.is_first:
+            raise PeerEnded("", 128 + second)
         return Verdict(first), second
 
     def share(self, data: bytes = b"") -> bytes:
@@ -95,6 +101,9 @@ class Ranks:
 
         Args:
             number: Of the signal that this process was sent, asked for as long as it waits.
+
+        Raises:
+            PeerEnded: All but the first stop, which tells it.
         """
         if self.world == 1:
             return number()
@@ -105,8 +114,8 @@ class Ranks:
                 self.wish(number())
             meeting.wait()
         wish = self.wish(number())
-        verdict, told = self.decide(*((Verdict.GO, 0) if wish is None else (Verdict.STOP, wish)))
-        return told if verdict is Verdict.STOP else None
+        self.decide(*((Verdict.GO, 0) if wish is None else (Verdict.STOP, wish)))
+        return wish if self.is_first else None
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -116,7 +125,7 @@ class Ranks:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0][:120]
+            reason = str(error).splitlines()[0].split(". ")[0]
             lost = PeerEnded(f"another process is gone without a word: {reason}", 1)
             raise (self._board and self._board.ending()) or lost from error
 

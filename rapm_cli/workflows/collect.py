@@ -80,7 +80,8 @@ def _make_all(
 ) -> StoredTrajectories:
     """All trajectories, after making the missing shards, of several processes each every so many.
 
-    Once a signal came to any of them, each ends its batch and all stop.
+    Raises:
+        Stopped: A signal came to any of them; each has ended its batch.
     """
     with stop.patient("these trajectories"):
         if missing:

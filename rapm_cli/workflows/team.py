@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
 from rapm_cli.core.board import Board
-from rapm_cli.core.errors import ConfigError, Stopped
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.replicas import take_state
 from rapm_cli.core.train import Trainer, train
@@ -77,7 +77,7 @@ def follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
-        Stopped: All stop.
+        PeerEnded: All stop.
         RapmError: This process cannot go on.
         torch.OutOfMemoryError: It has too little memory.
     """
@@ -107,8 +107,6 @@ def _follow(ranks: Ranks, device_name: str, vram: str, watcher: Watcher) -> None
 def _obey(trainer: Trainer, done: int) -> int:
     """Hear what the first process decides after `done` iterations; after how many to go on."""
     verdict, value = trainer.ranks.decide()
-    if verdict is Verdict.STOP:
-        raise Stopped(value)
     if verdict is Verdict.RESTORE:
         take_state(trainer)
         return value

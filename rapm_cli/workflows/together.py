@@ -34,45 +34,49 @@ def ending_together(board: Board, watcher: Watcher) -> Iterator[None]:
     """
     is_over = threading.Event()
     threading.Thread(target=_listen, args=(board, is_over, watcher), daemon=True).start()
-    others = range(1, board.world)
     try:
         yield
         if board.rank == 0:
             board.end(0, "there is nothing to do")
-            board.all_know(others, GRACE_SECONDS)
     except BaseException as error:
         is_over.set()
-        board.end(*_word(error))
-        ended = error if isinstance(error, PeerEnded) else board.ending() or error
-        if group := distributed.group.WORLD:
-            group.abort()  # nobody waits any longer for what this process will not say
-        if board.rank == 0:
-            board.all_know(others, GRACE_SECONDS)
-        else:
-            ended = _after_the_first(board, ended)
+        ended = _end(board, error)
         if ended is error:
             raise
         raise ended from error
     finally:
         is_over.set()
-        board.know()
+        if board.rank == 0:
+            board.all_left(range(1, board.world), GRACE_SECONDS)
+        board.leave()
 
 
-def _after_the_first(board: Board, ended: BaseException) -> BaseException:
-    """What a follower ends with, once the first one has heard of it and told it."""
-    is_told, (code, _) = board.all_know([0], GRACE_SECONDS), _word(ended)
+def _end(board: Board, error: BaseException) -> BaseException:
+    """Let the others end too; what this process ends with."""
+    is_agreed = isinstance(error, PeerEnded) and not error.message
+    if not is_agreed:
+        board.end(*_word(error))
+        if group := distributed.group.WORLD:
+            group.abort()  # so that nobody waits any longer for what this process will not say:
+            distributed.destroy_process_group()  # NCCL does as the first says, gloo as the second
+    ended = error if isinstance(error, Stopped | RapmError) else board.ending() or error
+    if board.rank == 0:
+        return ended
+    board.leave()
+    code, _ = _word(ended)
     is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # which RAPM_DEBUG shows here
-    if code:
-        with contextlib.suppress(Stopped):  # a launcher's signal: the first one is gone
+    with contextlib.suppress(Stopped):  # by a launcher, which finds the first one gone
+        if board.all_left([0], INSIST_SECONDS) and code:
             time.sleep(GRACE_SECONDS)
-    return PeerEnded("", code) if is_told and not is_bug else ended
+    return PeerEnded("", code) if board.all_left([0], 0) and not is_bug else ended
 
 
 def _listen(board: Board, is_over: threading.Event, watcher: Watcher) -> None:
     """End this process soon after another that has said that it ends."""
     while not is_over.wait(POLL_SECONDS):
         if ended := board.ending():
-            board.know()
+            if board.rank:
+                board.leave()
             stop.interrupt(ended)
             if not is_over.wait(INSIST_SECONDS):
                 if board.rank == 0:
