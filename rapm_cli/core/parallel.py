@@ -125,7 +125,7 @@ class Ranks:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0].split(". ")[0]
+            reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
             lost = PeerEnded(f"another process is gone without a word: {reason}", 1)
             raise (self._board and self._board.ending()) or lost from error
 

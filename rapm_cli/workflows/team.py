@@ -5,6 +5,7 @@ share of the trajectories, take their rows of every batch, and neither talk nor 
 """
 
 import datetime
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
 
 def _gathered(backend: str) -> Board:
     """The board of all processes, which can be reached from here on."""
+    # Whoever imports this later has its functions' defaults hold the group, whose connections then cannot be closed.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         store, rank, world = next(rendezvous("env://", timeout=GATHERING))
         store.set_timeout(PATIENCE)

@@ -56,9 +56,7 @@ def _end(board: Board, error: BaseException) -> BaseException:
     is_agreed = isinstance(error, PeerEnded) and not error.message
     if not is_agreed:
         board.end(*_word(error))
-        if group := distributed.group.WORLD:
-            group.abort()  # so that nobody waits any longer for what this process will not say:
-            distributed.destroy_process_group()  # NCCL does as the first says, gloo as the second
+        _break_off()
     ended = error if isinstance(error, Stopped | RapmError) else board.ending() or error
     if board.rank == 0:
         return ended
@@ -69,6 +67,13 @@ def _end(board: Board, error: BaseException) -> BaseException:
         if board.all_left([0], INSIST_SECONDS) and code:
             time.sleep(GRACE_SECONDS)
     return PeerEnded("", code) if board.all_left([0], 0) and not is_bug else ended
+
+
+def _break_off() -> None:
+    """Let nobody wait any longer for what this process will not say: NCCL hears the first, gloo the second."""
+    if distributed.group.WORLD is not None:
+        distributed.group.WORLD.abort()
+    distributed.destroy_process_group()
 
 
 def _listen(board: Board, is_over: threading.Event, watcher: Watcher) -> None:
