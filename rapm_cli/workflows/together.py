@@ -73,7 +73,7 @@ def _break_off() -> None:
     """Let nobody wait any longer for what this process will not say: NCCL hears the first, gloo the second."""
     if distributed.group.WORLD is not None:
         distributed.group.WORLD.abort()
-    distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 def _listen(board: Board, is_over: threading.Event, watcher: Watcher) -> None:
