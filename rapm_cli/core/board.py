@@ -25,9 +25,11 @@ class Board:
     """
 
     def __init__(self, store: "Store", rank: int, world: int) -> None:
-        self._store = store.clone()  # type: ignore[attr-defined]  # a connection of its own: nothing here waits for another thread's answer
+        self._held = store  # in the first process it may be what serves the others
+        # A connection of its own, so that nothing here waits for another thread's answer.
+        self._store = store.clone()  # type: ignore[attr-defined]
         self.rank, self.world = rank, world
-        self._is_there = True
+        self._is_there, self._has_left = True, False
 
     def end(self, code: int, why: str) -> None:
         """Say that this process has ended, with an exit code; the first that says so is heard."""
@@ -53,8 +55,10 @@ class Board:
 
     def leave(self) -> None:
         """Say that this process needs no other any more."""
-        with self._while_there():
-            self._store.set(f"{LEFT}/{self.rank}", "")
+        if not self._has_left:  # or the store may be gone already
+            self._has_left = True
+            with self._while_there():
+                self._store.set(f"{LEFT}/{self.rank}", "")
 
     def all_left(self, ranks: Iterable[int], seconds: float) -> bool:
         """Wait until these processes have left, at most so long; True where they have."""

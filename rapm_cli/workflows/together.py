@@ -18,6 +18,7 @@ from rapm_cli.workflows import stop
 
 POLL_SECONDS = 0.5  # between looks at the board
 GRACE_SECONDS = 3.0  # in which the others hear, and the first one tells and ends
+LAST_SECONDS = 0.3  # in which the others see that the first one leaves: with it the board may go
 INSIST_SECONDS = 15.0  # until a process goes whose collective cannot be broken off
 
 
@@ -49,6 +50,8 @@ def ending_together(board: Board, watcher: Watcher) -> Iterator[None]:
         if board.rank == 0:
             board.all_left(range(1, board.world), GRACE_SECONDS)
         board.leave()
+        if board.rank == 0:
+            time.sleep(LAST_SECONDS)
 
 
 def _end(board: Board, error: BaseException) -> BaseException:
@@ -63,10 +66,12 @@ def _end(board: Board, error: BaseException) -> BaseException:
     board.leave()
     code, _ = _word(ended)
     is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # which RAPM_DEBUG shows here
-    with contextlib.suppress(Stopped):  # by a launcher, which finds the first one gone
-        if board.all_left([0], INSIST_SECONDS) and code:
-            time.sleep(GRACE_SECONDS)
-    return PeerEnded("", code) if board.all_left([0], 0) and not is_bug else ended
+    try:
+        is_told = board.all_left([0], INSIST_SECONDS)
+        time.sleep(GRACE_SECONDS if code and is_told else 0)
+    except Stopped:  # by a launcher, which finds the first one gone
+        is_told = board.all_left([0], 0)
+    return PeerEnded("", code) if is_told and not is_bug else ended
 
 
 def _break_off() -> None:

@@ -179,14 +179,14 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     store = HashStore()
     work, other = Board(store, 0, 2), Board(store, 1, 2)
     threading.Timer(0.1, other.end, (5, "the disk is full")).start()
-    with (
-        pytest.raises(PeerEnded, match="process 1 has ended: the disk is full") as caught,
-        stop.heeding(),
-        together.ending_together(work, Output()),
-        stop.patient("this"),
-    ):
-        while True:
-            time.sleep(0.01)
+
+    def toil():
+        with stop.heeding(), together.ending_together(work, Output()), stop.patient("this"):
+            while True:
+                time.sleep(0.01)
+
+    with pytest.raises(PeerEnded, match="process 1 has ended: the disk is full") as caught:
+        toil()
     assert caught.value.exit_code == 5
 
 
