@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
+from rapm_cli.bases import find_base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.console import Output
 from rapm_cli.core.board import Board
-from rapm_cli.core.errors import PeerEnded
+from rapm_cli.core.errors import ConfigError, PeerEnded
 from rapm_cli.workflows import stop, together
+from rapm_cli.workflows.start import settings_without_weights
 
 WORK = [
     "--base",
@@ -107,13 +109,11 @@ def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
     assert len(log_of(home)) == done + 2
 
 
-def test_processes_that_cannot_share_a_batch_are_refused(tmp_path):
-    home = tmp_path / "home"
-    finish(start(home, *WORK, "--iterations", "1", "--batch-size", "1"))
-    process = start(home, "--resume", run_of(home).name, "--iterations", "2", processes=2)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "2 processes cannot share batches of 1" in err
+def test_processes_that_cannot_share_a_batch_are_refused():
+    base, cpu, out = find_base("demo", Output()), torch.device("cpu"), Output()
+    stored = settings_without_weights(base, {"batch_size": 1}, None, cpu, out)
+    with pytest.raises(ConfigError, match="2 processes cannot share batches of 1"):
+        settings_without_weights(base, {}, None, cpu, out, stored, processes=2)
 
 
 def two_with(home, *faults):
