@@ -81,11 +81,12 @@ def be_deterministic() -> None:
     torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
-def describe_machine(device: torch.device) -> str:
-    """The device in words, for tables of figures."""
+def describe_machine(device: torch.device, processes: int = 1) -> str:
+    """The device in words, for tables of figures, and how many processes compute together where there are several."""
+    name = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, torch {torch.__version__}" + (f", {processes} processes" if processes > 1 else "")
 
 
 def peak_memory_mib(device: torch.device) -> float:

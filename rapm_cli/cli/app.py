@@ -1,6 +1,5 @@
 """The Typer app, and the one place where an error becomes a line and an exit code."""
 
-import errno
 import gc
 import io
 import os
@@ -13,10 +12,9 @@ import typer
 from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output, lost_result
-from rapm_cli.core.errors import DiskError, OutOfMemoryError, RapmError, Stopped, is_disk_full, is_out_of_memory
+from rapm_cli.core.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
 from rapm_cli.workflows.stop import heeding
 
-EXIT_BUG = 1
 LESS_MEMORY = {  # what helps a command that has run out of it
     "distill": "use --vram 12 or 8, a smaller --batch-size, or --discriminator latent",
     "generate": "use a smaller --batch-size, or --precision bf16",
@@ -82,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
-        Output().stopped(stopped.message, stopped.remedy)
+        if stopped.message:
+            Output().stopped(stopped.message, stopped.remedy)
         return stopped.exit_code
     except RapmError as error:
         return _tell(error.message, error.remedy, error.exit_code)
@@ -144,12 +143,6 @@ def _tell(message: str, remedy: str, code: int) -> int:
 def _unexpected(error: Exception, command: str) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
-    is_disks = is_disk_full(error) or (isinstance(error, OSError) and (error.filename or error.errno == errno.EROFS))
-    if is_disks:
-        disk = DiskError.of(error, getattr(error, "filename", None) or "a file", "read or written")
-        return _tell(disk.message, disk.remedy, disk.exit_code)
-    if is_out_of_memory(error):
-        remedy = LESS_MEMORY.get(command, "close other programs")
-        return _tell("out of memory", remedy, OutOfMemoryError.exit_code)
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return _tell(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where", EXIT_BUG)
+    told = as_told(error)
+    remedy = LESS_MEMORY.get(command, told.remedy) if isinstance(told, OutOfMemoryError) else told.remedy
+    return _tell(told.message, remedy, told.exit_code)

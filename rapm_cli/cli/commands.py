@@ -11,6 +11,7 @@ import typer
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.workflows import launched
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
 
@@ -128,7 +129,8 @@ def distill(
 
     Where no default is shown, each base has its own. Without --base it is sdxl.
     """
-    out = Output(as_json=as_json, quiet=quiet)
+    is_follower = launched.is_follower()
+    out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
     from rapm_cli.bases import find_base
     from rapm_cli.workflows import start, team
@@ -149,11 +151,12 @@ def distill(
             raise ConfigError("--dry-run foresees a whole run", "leave out --resume")
         from rapm_cli.cli import speed
 
-        speed.foresee(out, find_base(_or(base, "sdxl"), out), given, prompts, device)
+        if not is_follower:
+            speed.foresee(out, find_base(_or(base, "sdxl"), out), given, prompts, device)
         return
-    with team.joined(device) as ranks:
+    with team.joined(device, out) as ranks:
         if not ranks.is_first:
-            team.follow(ranks, device, Output(quiet=True))
+            team.follow(ranks, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
         place = team.device_of(device)

@@ -117,10 +117,41 @@ class Stopped(BaseException):  # as KeyboardInterrupt: no error, and no `except 
         return 128 + self.number
 
 
+class PeerEnded(Stopped):
+    """Another process of the job has ended, so that this one cannot go on.
+
+    Args:
+        message: Which, and why; empty where that one tells it itself.
+        code: The exit code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(0, message)
+        self._code = code
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process that has ended."""
+        return self._code
+
+
 class VerificationError(RapmError):
     """A written file, read back, is not what was written."""
 
     exit_code = 9
+
+
+def as_told(error: Exception) -> RapmError:
+    """An error as users are told it; one that nothing expects is a bug of ours."""
+    if isinstance(error, RapmError):
+        return error
+    filename = getattr(error, "filename", None)
+    if is_disk_full(error) or (isinstance(error, OSError) and (filename or error.errno == errno.EROFS)):
+        return DiskError.of(error, filename or "a file", "read or written")
+    if is_out_of_memory(error):
+        return OutOfMemoryError("out of memory", "close other programs on the device")
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return RapmError(f"this is a bug of rapm: {reason}", "RAPM_DEBUG=1 shows where")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -112,6 +112,10 @@ class TrajectoryStore:
             read_manifest(self._path(rows))
         return StoredTrajectories([self._path(rows) / FILE for rows in self.shards], self.shard_size, self.count)
 
+    def kept(self) -> int:
+        """How many trajectories are there."""
+        return sum(len(rows) for rows in self.shards if self._path(rows).exists())
+
     def total_bytes(self) -> int:
         """Size of the shards that are there."""
         return sum(read_manifest(self._path(rows)).total_bytes for rows in self.shards if self._path(rows).exists())

@@ -12,7 +12,7 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
-from rapm_cli.core.errors import OutOfMemoryError
+from rapm_cli.core.errors import OutOfMemoryError, Stopped
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
@@ -57,10 +57,7 @@ def collect(
             watcher.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
         require_room(store.folder, to_do * _bytes_of_one(base, settings), f"storing {to_do} trajectories")
         ranks.share(json.dumps([rows.start for rows in missing]).encode())
-        if missing:
-            _make_all(base, settings, store, missing, ranks, watcher)
-        ranks.wait()
-        return store.stored()
+        return _make_all(base, settings, store, missing, ranks, watcher)
 
 
 def help_collect(
@@ -69,10 +66,8 @@ def help_collect(
     """Make this process's share of what the first one, in `collect`, has found missing; then all trajectories."""
     store = store_of(settings, shard_size)
     starts = set(json.loads(ranks.share()))
-    if missing := [rows for rows in store.shards if rows.start in starts]:
-        _make_all(base, settings, store, missing, ranks, watcher)
-    ranks.wait()
-    return store.stored()
+    missing = [rows for rows in store.shards if rows.start in starts]
+    return _make_all(base, settings, store, missing, ranks, watcher)
 
 
 def _make_all(
@@ -82,18 +77,39 @@ def _make_all(
     missing: list[range],
     ranks: Ranks,
     watcher: Watcher,
+) -> StoredTrajectories:
+    """All trajectories, after making the missing shards, of several processes each every so many.
+
+    Raises:
+        Stopped: A signal came to any of them; each has ended its batch.
+    """
+    words = f"these {len(missing[0])} trajectories" if missing else "these trajectories"
+    with stop.patient(words):
+        if missing:
+            _make_mine(base, settings, store, missing, ranks, watcher)
+        number = ranks.meet(stop.number)
+    if number is not None:
+        raise Stopped(number, f"{store.kept()} of {store.count} trajectories are kept")
+    return store.stored()
+
+
+def _make_mine(
+    base: LoadedBase,
+    settings: Settings,
+    store: TrajectoryStore,
+    missing: list[range],
+    ranks: Ranks,
+    watcher: Watcher,
 ) -> None:
-    """Make the missing shards, of several processes each every so many; the bar supposes that they are equally fast."""
+    """Make this process's share; the bar supposes that all are equally fast."""
     to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
     conds = _conditionings(base, settings.prompts, mine, store.shard_size)
-    bar = watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do)
-    with bar as shown, stop.patient(f"these {len(missing[0])} trajectories"):
+    with watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as shown:
         for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
             _make(base, settings, store, rows, cond, watcher)
-            done = sum(map(len, missing[k : k + ranks.world]))
-            shown.advance(done)
-            to_do -= done
-            stop.check(f"{store.count - to_do} of {store.count} trajectories are kept")
+            shown.advance(sum(map(len, missing[k : k + ranks.world])))
+            if ranks.wish(stop.number()) is not None:
+                break
 
 
 def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
@@ -130,7 +146,7 @@ def _make(
     size = len(rows) * _bytes_of_one(base, settings)
     if not made.is_finite:
         watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
-    kept = f"{rows.start} trajectories are kept"
+    kept = "those before are kept"
     with_retries(lambda: store.write(rows, made), store.folder, size, watcher, kept, "free space, and try again")
 
 

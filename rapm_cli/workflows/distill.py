@@ -44,7 +44,7 @@ class Distilled:
         part: Comparison on held-out prompts; None where the base has no exam, or none was wanted.
         seconds: Seconds of each phase in this process, of training in all; "saving" is the part of it spent on commits.
         peak_mib: Most memory used.
-        machine: The device in words.
+        machine: The device in words, with the number of processes.
     """
 
     run: Run
@@ -150,7 +150,7 @@ def _distill(
     with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), watcher, kept, remedy)
     part = exam.part() if exam else None
     clock.lap("student")
-    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device))
+    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, ranks.world))
     record = {
         "iterations": settings.training.iterations,
         "samples": settings.samples,

@@ -93,7 +93,7 @@ def settings_without_weights(
         samples=values["samples"],
         save_every=values["save_every"],
         device=device.type,
-        machine=_machine(device, training),
+        machine=_machine(device, training, processes),
         deterministic=values["deterministic"],
     )
 
@@ -250,11 +250,11 @@ def _warn_of_bits(stored: Settings, settings: Settings, watcher: Watcher) -> Non
         watcher.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
 
 
-def _machine(device: torch.device, training: TrainConfig) -> str:
+def _machine(device: torch.device, training: TrainConfig, processes: int) -> str:
     """The device in words, and what else the bits of training depend on."""
     is_rounded = training.vram in PLANS and PLANS[training.vram].is_quantised
     ways = {"compiled": training.compile, "channels last": training.channels_last, "8-bit base": is_rounded}
-    return ", ".join([describe_machine(device), *(words for words, is_on in ways.items() if is_on)])
+    return ", ".join([describe_machine(device, processes), *(words for words, is_on in ways.items() if is_on)])
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 State of the process, as signals are. Where no job is `patient`, the first signal leaves at once too.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -23,6 +24,7 @@ class _Wishes:
     save: bool = False
     patience: str = ""  # what the job at work will finish first; empty for none
     is_drawn: bool = False  # somebody shows `words`
+    error: Stopped | None = None  # what another thread wants raised
 
 
 _wishes = _Wishes()
@@ -92,6 +94,17 @@ def check(saved: str = UNHARMED, remedy: str = "") -> None:
         raise Stopped(_wishes.stop, saved, remedy)
 
 
+def number() -> int | None:
+    """Of the signal that has asked to stop; None for none."""
+    return _wishes.stop
+
+
+def interrupt(error: Stopped) -> None:
+    """Raise an error in the main thread as soon as Python runs there, whatever it is patient for."""
+    _wishes.error = error
+    _thread.interrupt_main(signal.SIGTERM)
+
+
 def is_wanted() -> bool:
     """True once a signal has asked to stop."""
     return _wishes.stop is not None
@@ -111,6 +124,8 @@ def pause(seconds: float) -> None:
 
 
 def _on_stop(number: int, frame: FrameType | None) -> None:
+    if _wishes.error:
+        raise _wishes.error
     if _wishes.stop is not None or not _wishes.patience:
         raise Stopped(number)
     _wishes.stop = number

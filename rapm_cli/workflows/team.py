@@ -4,106 +4,95 @@ The cache has to lie where all processes see it. The first process does all that
 share of the trajectories, take their rows of every batch, and neither talk nor write anything else.
 """
 
-import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
-from rapm_cli.core.errors import ConfigError, RapmError, Stopped, is_out_of_memory
+from rapm_cli.core.board import Board
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.replicas import take_state
 from rapm_cli.core.train import Trainer, train
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.collect import help_collect
+from rapm_cli.workflows.launched import world_size
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.together import ending_together
 from rapm_cli.workflows.training import loaded_base, trainer_of
 
 PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
-
-
-def world_size() -> int:
-    """How many processes were started together.
-
-    Raises:
-        ConfigError: The environment does not say it as torchrun does.
-    """
-    try:
-        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError as error:
-        raise ConfigError(f"WORLD_SIZE {os.environ['WORLD_SIZE']!r} is no number", "start with torchrun") from error
+GATHERING = datetime.timedelta(minutes=10)  # until all processes have been started
 
 
 def device_of(name: str) -> str:
-    """The device that `--device` means in this process: of several, each takes the GPU of its number."""
-    if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+    """The device that `--device` means in this process: each takes the GPU of its number, or the only one."""
+    if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.device_count() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return name
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[Ranks]:
+def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
     """This process among those that were started with it; alone where there are none.
 
     Raises:
         ConfigError: The others cannot be reached.
+        PeerEnded: Another process cannot go on.
     """
-    world = world_size()
-    if world == 1:
+    if world_size() == 1:
         yield Ranks()
         return
     device = find_device(device_of(device_name))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    board = _gathered(device)
+    with ending_together(board, watcher):
+        yield Ranks(board, device)
+    distributed.destroy_process_group()
+
+
+def _gathered(device: torch.device) -> Board:
+    """The board of all processes, which can be reached from here on."""
+    gpu = device if device.type == "cuda" else None
+    # Whoever imports this later has its functions' defaults hold the group, whose connections then cannot be closed.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
-        if device.type == "cuda":
-            distributed.init_process_group("nccl", timeout=PATIENCE, device_id=device)
-        else:
-            distributed.init_process_group("gloo", timeout=PATIENCE)
+        store, rank, world = next(rendezvous("env://", timeout=GATHERING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(
+            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=gpu
+        )
+        return Board(store, rank, world)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"WORLD_SIZE is {world} and the other processes cannot be reached", "use torchrun") from error
-    ranks = Ranks(distributed.get_rank(), world, device)
-    try:
-        yield ranks
-    finally:
-        if ranks.is_first and not ranks.has_shared:
-            with contextlib.suppress(RuntimeError):  # of those that are gone; what ends this process goes before
-                ranks.share(b"")  # there is nothing to do
-        distributed.destroy_process_group()
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()} and the other processes cannot be reached", "use torchrun"
+        ) from error
 
 
 def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
-        Stopped: The first process was stopped by a signal.
-        RapmError: The first process is gone.
-        torch.OutOfMemoryError: This one has too little memory.
+        PeerEnded: All stop.
+        RapmError: This process cannot go on.
+        torch.OutOfMemoryError: It has too little memory.
     """
-    try:
-        with stop.patient("what the first process decides"):
-            _follow(ranks, device_name, watcher)
-    except RuntimeError as error:
-        if isinstance(error, NotImplementedError) or is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0][:120]
-        raise RapmError(
-            f"process {ranks.rank} has lost the first one: {reason}", "look at what that one says"
-        ) from error
+    with stop.drawn(), stop.patient("what the first process decides"):
+        _follow(ranks, device_name, watcher)
 
 
 def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
-    told, device = ranks.share(), find_device(device_of(device_name))
-    if not told:
-        return
-    settings = Settings.from_bytes(told)
+    settings, device = Settings.from_bytes(ranks.share()), find_device(device_of(device_name))
     if settings.deterministic:
         be_deterministic()
     base = find_base(settings.source, watcher)
@@ -125,8 +114,6 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
 def _obey(trainer: Trainer, done: int) -> int:
     """Hear what the first process decides after `done` iterations; after how many to go on."""
     verdict, value = trainer.ranks.decide()
-    if verdict is Verdict.STOP:
-        raise Stopped(value, "the first process says what is saved")
     if verdict is Verdict.RESTORE:
         take_state(trainer)
         return value
