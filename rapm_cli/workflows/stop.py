@@ -47,6 +47,7 @@ def heeding() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _wishes.__init__()  # type: ignore[misc]
 
 
 @contextlib.contextmanager

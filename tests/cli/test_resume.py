@@ -431,20 +431,20 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
 
 
 def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatch):
-    from rapm_cli.core.train import Trainer
+    from rapm_cli.core.learner import Learner
     from rapm_cli.formats.lora import load_lora
 
     unfinished(again, "00000004")
-    real, steps = Trainer._step, []
+    real, updates = Learner.update, []
 
-    def step(self, loss, optimizer, parameters, is_lost=None):
-        is_made = real(self, loss, optimizer, parameters, is_lost)
-        steps.append(is_made)
-        if len(steps) == 8:  # the last of the iteration: four slots, each with the student and its judges
-            parameters[0].data.fill_(float("inf"))
+    def update(self, *arguments):
+        is_made = real(self, *arguments)
+        updates.append(is_made)
+        if len(updates) == 8:  # the last of the iteration: four slots, each with the student and its judges
+            self.weights.flat.data[0] = float("inf")
         return is_made
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Learner, "update", update)
     code, _, err = rapm("distill", "--resume")
     assert code == 0, err
     assert "the network is not finite at iteration 2" in err
