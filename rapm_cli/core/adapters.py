@@ -22,10 +22,10 @@ class Switch:
 
 
 class _LowRank(torch.autograd.Function):
-    """out + scale (x A^T) B^T, and its gradients, in as few operations as they take.
+    """out + scale (x A^T) B^T, and its gradients.
 
-    Autograd's own way through five small layers takes three times as many, and with 788 adapters a GPU would wait for
-    the CPU to name them.
+    A slot of SDXL is 44,500 operations with it, 53,700 in autograd's own way. What it spares are views: they cost
+    nothing on a device but time of the CPU, which a fast device waits for.
     """
 
     @staticmethod

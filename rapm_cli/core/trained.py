@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 
 
+ALIGNED = 16  # numbers
+
+
 class TrainedWeights:
     """float32 masters of some parameters as parts of one tensor, and what the network computes with.
 
@@ -16,10 +19,11 @@ class TrainedWeights:
     """
 
     def __init__(self, named: dict[str, nn.Parameter], dtype: torch.dtype) -> None:
-        self._named = named
-        self.flat = torch.cat([value.detach().reshape(-1) for value in named.values()]).requires_grad_()
+        # Odd sizes last, so that all others begin at addresses that fast kernels take.
+        self._named = dict(sorted(named.items(), key=lambda item: item[1].numel() % ALIGNED > 0))
+        self.flat = torch.cat([value.detach().reshape(-1) for value in self._named.values()]).requires_grad_()
         self._working = self.flat.detach().to(dtype)  # the masters themselves where that is float32
-        for value, part in zip(named.values(), self.parts(self._working).values(), strict=True):
+        for value, part in zip(self._named.values(), self.parts(self._working).values(), strict=True):
             value.data = part
 
     @property
