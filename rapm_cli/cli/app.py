@@ -12,6 +12,7 @@ import typer
 from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output, lost_result
+from rapm_cli.cli.distill import distill
 from rapm_cli.core.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
 from rapm_cli.workflows.stop import heeding
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _function in (
-    ("distill", commands.distill),
+    ("distill", distill),
     ("generate", commands.generate),
     ("eval", commands.evaluate),
     ("export", commands.export),

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from rapm_cli.cli.console import Output
 
 if TYPE_CHECKING:
+    from rapm_cli.workflows.comparison import Part
     from rapm_cli.workflows.distill import Distilled
-    from rapm_cli.workflows.evaluate import Part
     from rapm_cli.workflows.start import Start
 
 
 def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
     """What a distillation has come to."""
-    from rapm_cli.workflows.evaluate import to_record
+    from rapm_cli.workflows.comparison import to_record
 
     if done.part:
         comparison(out, done.part)

@@ -19,8 +19,10 @@ from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.checkpoints import Checkpoints
 from rapm_cli.workflows.collect import collect
+from rapm_cli.workflows.comparison import Part, to_record
+from rapm_cli.workflows.contestants import Contestant, student, teacher_and_base
 from rapm_cli.workflows.disk import with_retries
-from rapm_cli.workflows.evaluate import Contestant, Examination, Part, student, teacher_and_base, to_record
+from rapm_cli.workflows.examination import Examination
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes

@@ -13,7 +13,7 @@ from rapm_cli.core.sample import sample_student
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.checkpoints import name_of
-from rapm_cli.workflows.evaluate import Contestant, Draw
+from rapm_cli.workflows.contestants import Contestant, Draw
 from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
 from rapm_cli.workflows.rundir import Run

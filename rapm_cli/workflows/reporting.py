@@ -6,7 +6,7 @@ from typing import Any
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.watch import Watcher
-from rapm_cli.workflows.evaluate import Contestant
+from rapm_cli.workflows.contestants import Contestant
 from rapm_cli.workflows.previews import Previews
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings

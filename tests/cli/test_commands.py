@@ -12,7 +12,7 @@ from PIL import Image
 from rapm_cli.bases import BASES, LoadedBase, Weights
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DamagedError, RapmError
-from rapm_cli.workflows.evaluate import Examination
+from rapm_cli.workflows.examination import Examination
 
 SHORT = [
     "--trajectories",
@@ -363,7 +363,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
     assert len(list((home / "cache" / "readings").glob("*/MANIFEST.json"))) == 3
     with monkeypatch.context() as patch:
         for name in ("walk_teacher", "sample_student"):
-            patch.setattr(f"rapm_cli.workflows.evaluate.{name}", lambda *args: pytest.fail("drawn again"))
+            patch.setattr(f"rapm_cli.workflows.contestants.{name}", lambda *args: pytest.fail("drawn again"))
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rapm_cli.metrics.registry import Readings
-from rapm_cli.workflows.evaluate import Contestant, Part, Row, Score, score
+from rapm_cli.workflows.comparison import Part, Row, Score, score
+from rapm_cli.workflows.contestants import Contestant
 
 
 def row(role, shift, count=1000):

@@ -1,0 +1,86 @@
+"""Who draws in a comparison: the guided teacher, the bare base, the student."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rapm_cli.bases import LoadedBase
+from rapm_cli.bases.device import describe_machine
+from rapm_cli.bases.places import CACHE_FORMAT
+from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.sample import sample_student
+from rapm_cli.core.schedule import fine_grid, slot_edges
+from rapm_cli.core.trajectories import walk_teacher
+from rapm_cli.formats.lora import LoraFile
+
+Draw = Callable[[Tensor, Conditioning], Tensor]  # noise and conditioning to clean latents
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to draw.
+
+    Args:
+        role: "teacher", "base" or "student".
+        steps: Steps that it takes.
+        evaluations: Network evaluations for each picture; guidance doubles them.
+        draw: Noise and conditioning to clean latents.
+        identity: What makes its pictures, for the cache.
+    """
+
+    role: str
+    steps: int
+    evaluations: int
+    draw: Draw
+    identity: str
+
+    @property
+    def title(self) -> str:
+        """As in tables."""
+        return f"{self.role}, {self.steps} steps"
+
+
+def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[Contestant]:
+    """The two that a student stands between: the guided teacher on the fine grid, the bare base at N steps."""
+    fine = fine_grid(config.num_slots, config.fine_steps, base.backbone.schedule.length)
+    coarse = slot_edges(config.num_slots, base.backbone.schedule.length)[::-1]
+
+    def walk(times: list[int], guidance_scale: float) -> Draw:
+        def draw(z: Tensor, cond: Conditioning) -> Tensor:
+            *_, clean = walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale)
+            return clean
+
+        return draw
+
+    evaluations = (len(fine) - 1) * (1 if config.guidance_scale == 1 else 2)
+    made_by = _made_by(base, identity, config)
+    guided, bare = f"{made_by} {fine} guidance {config.guidance_scale}", f"{made_by} {coarse} guidance 1"
+    return [
+        Contestant("teacher", len(fine) - 1, evaluations, walk(fine, config.guidance_scale), guided),
+        Contestant("base", config.num_slots, config.num_slots, walk(coarse, 1.0), bare),
+    ]
+
+
+def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> Contestant:
+    """The LoRA that the backbone carries.
+
+    Args:
+        base: Loaded, with the LoRA attached.
+        config: Of its teacher.
+        identity: Of the base's weights.
+        lora: The same LoRA, whose digest its pictures are remembered by.
+    """
+    steps = config.num_slots
+    return Contestant(
+        "student",
+        steps,
+        steps,
+        lambda z, cond: sample_student(base.backbone, z, cond, steps)[0],
+        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}",
+    )
+
+
+def _made_by(base: LoadedBase, identity: str, config: TeacherConfig) -> str:
+    return f"{identity} {config.precision} {describe_machine(base.backbone.device)} format {CACHE_FORMAT}"
