@@ -11,6 +11,7 @@ end
 complete -c rapm -f
 complete -c rapm -n __fish_use_subcommand -a distill -d 'Distil a base model into a LoRA that draws in a few steps'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l base -r -F -a "demo sdxl sd15" -d 'Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l method -x -a "rapm pcm lcm dmd2 kd" -d 'rapm, or a peer in the same trainer: pcm, lcm, dmd2, kd'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l steps -x -d 'N, the student\'s steps'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l fine-steps -x -d 'M, teacher steps in each of the student\'s'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l delta -x -d 'Fine teacher steps before the student takes over'
@@ -21,6 +22,7 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l adversarial-weight 
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l slot-weights -x -d 'Weight of each step\'s loss, noisiest first, as 1,1,1,1'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l start-from -x -a "student teacher" -d 'Where a step starts: student (its own position) or teacher'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminators -x -a "both relative absolute none" -d 'both, relative, absolute or none'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l fake-updates -x -d 'dmd2: updates of the fake score for each of the student\'s'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminator -x -a "unet latent" -d 'unet (frozen features), or latent (light)'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l rank -x -d 'LoRA rank'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l alpha -x -d 'LoRA alpha; by default the rank'

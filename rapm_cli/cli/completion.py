@@ -18,6 +18,7 @@ VALUES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "rng": ("cpu", "device"),
     "dtype": ("base", "fp16", "bf16", "fp32"),
+    "method": ("rapm", "pcm", "lcm", "dmd2", "kd"),
     "discriminators": ("both", "relative", "absolute", "none"),
     "discriminator": ("unet", "latent"),
     "start-from": ("student", "teacher"),

@@ -19,6 +19,9 @@ def distill(
         str | None, typer.Argument(help="With --resume: folder or name of a run; the newest unfinished one's.")
     ] = None,
     base: options.Base = None,
+    method: Annotated[
+        str, typer.Option(help="rapm, or a peer in the same trainer: pcm, lcm, dmd2, kd.", rich_help_panel=METHOD)
+    ] = "rapm",
     steps: Annotated[int, typer.Option(help="N, the student's steps.", rich_help_panel=METHOD)] = 4,
     fine_steps: Annotated[
         int | None, typer.Option(help="M, teacher steps in each of the student's.", rich_help_panel=METHOD)
@@ -47,6 +50,10 @@ def distill(
     discriminators: Annotated[
         str, typer.Option(help="both, relative, absolute or none.", rich_help_panel=METHOD)
     ] = "both",
+    fake_updates: Annotated[
+        int,
+        typer.Option(help="dmd2: updates of the fake score for each of the student's.", rich_help_panel=METHOD),
+    ] = 5,
     discriminator: Annotated[
         str, typer.Option(help="unet (frozen features), or latent (light).", rich_help_panel=METHOD)
     ] = "unet",

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, addmm, nn
 
-ADAPTER = "default"
+TEACHER, STUDENT, FAKE = "teacher", "student", "fake"  # roles of a network; FAKE is the score of what a student draws
+ADAPTERS = {STUDENT: "default", FAKE: "fake"}  # peft's names of those that the roles put on; the teacher has none
 
 
 @dataclass
 class Switch:
-    """Whether the adapters of a network are on, which makes it the student."""
+    """The role that a network is in, which says which adapter is on."""
 
-    is_student: bool = False
+    role: str = TEACHER
 
 
 class _LowRank(torch.autograd.Function):
@@ -53,20 +54,28 @@ def install(layer: Any, switch: Switch) -> None:
     """Give a peft layer on a linear or convolutional one our forward pass, under a switch.
 
     Args:
-        layer: With its adapter's weights in the dtype of the layer's inputs.
+        layer: With all its adapters' weights in the dtype of the layer's inputs.
         switch: Of the network.
     """
-    base, down, up = layer.base_layer, layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    scale: float = layer.scaling[ADAPTER]
+    base = layer.base_layer
+    adapters = {
+        role: (layer.lora_A[name], layer.lora_B[name], float(layer.scaling[name]))
+        for role, name in ADAPTERS.items()
+        if name in layer.lora_A
+    }
 
     def linear(x: Tensor) -> Tensor:
         out: Tensor = base(x)
-        if switch.is_student:
+        if switch.role in adapters:
+            down, up, scale = adapters[switch.role]
             out = _LowRank.apply(out, x, down.weight, up.weight, scale)  # type: ignore[no-untyped-call]
         return out
 
     def convolution(x: Tensor) -> Tensor:
         out: Tensor = base(x)
-        return out.add(up(down(x)), alpha=scale) if switch.is_student else out
+        if switch.role in adapters:
+            down, up, scale = adapters[switch.role]
+            out = out.add(up(down(x)), alpha=scale)
+        return out
 
     layer.forward = linear if isinstance(base, nn.Linear) else convolution

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rapm_cli.core.adapters import Switch
+from rapm_cli.core.adapters import TEACHER, Switch
 from rapm_cli.core.compiler import compile_blocks
 from rapm_cli.core.schedule import NoiseSchedule, split_prediction
 from rapm_cli.core.transfer import upload
@@ -65,6 +65,19 @@ class Conditioning:
         return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
+@dataclass
+class Passes:
+    """What a network was asked so far, in pictures; recomputation in backward does not count.
+
+    Args:
+        whole: Evaluations, forward.
+        half: Passes of its first half, for features.
+    """
+
+    whole: int = 0
+    half: int = 0
+
+
 class Backbone:
     """A diffusers UNet with its schedule; LoRA layers on it make the student, and switched off the teacher.
 
@@ -77,6 +90,7 @@ class Backbone:
         self.unet: Any = unet.requires_grad_(False).eval()
         self.schedule = schedule
         self.switch = Switch()
+        self.passes = Passes()
 
     @property
     def device(self) -> torch.device:
@@ -89,13 +103,13 @@ class Backbone:
         return self.unet.conv_in.weight.dtype  # type: ignore[no-any-return]
 
     @contextmanager
-    def role(self, *, student: bool) -> Iterator[None]:
-        """Inside, the network is the student (LoRA on) or the teacher (LoRA off)."""
-        before, self.switch.is_student = self.switch.is_student, student
+    def role(self, role: str) -> Iterator[None]:
+        """Inside, the network is the student (its LoRA on), the teacher (none on), or whoever else has a LoRA on it."""
+        before, self.switch.role = self.switch.role, role
         try:
             yield
         finally:
-            self.switch.is_student = before
+            self.switch.role = before
 
     def enable_checkpointing(self, parts: Sequence[str] = BLOCKS) -> None:
         """Recompute activations in backward instead of keeping them, each in the role it was first computed in.
@@ -105,10 +119,10 @@ class Backbone:
         """
 
         def in_role(module: Callable[..., Any], *inputs: Any) -> Any:
-            role = self.switch.is_student
+            role = self.switch.role
 
             def again(*values: Any) -> Any:
-                with self.role(student=role):
+                with self.role(role):
                     return module(*values)
 
             return checkpoint(again, *inputs, use_reentrant=False)
@@ -133,41 +147,44 @@ class Backbone:
         if compiled:
             compile_blocks(self.unet)
 
-    def predict_noise(self, z: Tensor, t: int, cond: Conditioning) -> Tensor:
+    def predict_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
         """Predicted noise at `(z, t)` in the present role.
 
         Args:
             z: (B, C, H, W) latent, float32.
-            t: Timestep, in [0, T).
+            t: Timestep, in [0, T), or (B,) of them on the CPU.
             cond: Conditioning of the B pictures.
 
         Returns:
             (B, C, H, W) float32, whatever the network's own dtype.
         """
+        self.passes.whole += len(z)
         out = self.unet(
             z.to(self.dtype),
-            torch.full((len(z),), t, device=z.device),
+            upload(t, z.device) if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device),
             cond.tokens.to(self.dtype),
             added_cond_kwargs=self._added(cond),
             return_dict=False,
         )[0]
         return split_prediction(out.float(), z, t, self.schedule)
 
-    def features(self, z: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """What the frozen network sees in latents: outputs of every down block and of the mid block.
+    def features(self, z: Tensor, t: Tensor, cond: Conditioning, role: str = TEACHER) -> list[Tensor]:
+        """What the network sees in latents: outputs of every down block and of the mid block.
 
-        Runs the first half of the network alone, LoRA off; gradients reach `z`, never a weight.
+        Runs the first half of the network alone; as the teacher it is frozen, and gradients reach `z` alone.
 
         Args:
             z: (B, C, H, W) latents, float32.
             t: (B,) timesteps, on the device of `z`.
             cond: Conditioning of the B pictures.
+            role: Of the network; the LoRA of another role than the teacher's gets gradients, too.
 
         Returns:
             (B, C_k, H_k, W_k) float32 tensors, finest first.
         """
+        self.passes.half += len(z)
         unet, taps = self.unet, []
-        with self.role(student=False):
+        with self.role(role):
             hidden, tokens = z.to(self.dtype), cond.tokens.to(self.dtype)
             embedding = unet.time_embedding(unet.get_time_embed(sample=hidden, timestep=t))
             added = unet.get_aug_embed(emb=embedding, encoder_hidden_states=tokens, added_cond_kwargs=self._added(cond))

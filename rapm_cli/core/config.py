@@ -66,6 +66,7 @@ class TrainConfig:
     """What phase 2 does with the trajectories.
 
     Args:
+        method: Name from `METHODS`.
         rank: LoRA rank.
         alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
         iterations: Walks over all slots; each slot is one optimizer step.
@@ -81,6 +82,7 @@ class TrainConfig:
         slot_weights: Weight of each slot's loss, noisiest slot first; empty means 1 for all.
         start_from: Whether a slot starts where the student ended the last one, or at the teacher's position.
         discriminators: Which positions have a discriminator.
+        fake_updates: Updates of DMD2's fake score for each of the student's.
         discriminator: Kind of discriminator.
         checkpointing: Recompute activations in backward.
         vram: The plan by which it fits the device: memory of the card in GB, or "auto".
@@ -89,6 +91,7 @@ class TrainConfig:
         seed: Seed of the LoRA, the discriminators, the order and the noise.
     """
 
+    method: str = "rapm"
     rank: int = 1
     alpha: float = None  # type: ignore[assignment]  # becomes the rank
     iterations: int = 20_000
@@ -104,6 +107,7 @@ class TrainConfig:
     slot_weights: tuple[float, ...] = ()
     start_from: str = "student"
     discriminators: str = "both"
+    fake_updates: int = 5
     discriminator: str = "unet"
     checkpointing: bool = False
     vram: str = "auto"
@@ -141,6 +145,7 @@ class TrainConfig:
             self.discriminators,
             f"one of {', '.join(DISCRIMINATOR_SETS)}",
         )
+        _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
         _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
         if not (self.relative_weight or self.absolute_weight or self.positions_judged):
             raise ConfigError("every loss is switched off", "give one of the weights a value above 0")

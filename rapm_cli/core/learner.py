@@ -11,7 +11,7 @@ class Learner:
 
     Args:
         weights: That it trains.
-        learning_rate: At first.
+        learning_rate: Of the updates, until `set_rate`.
         betas: Of the moments.
         weight_decay: Decoupled.
     """
@@ -24,7 +24,9 @@ class Learner:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float,
     ) -> None:
-        self.weights = weights
+        self.weights, self.learning_rate = weights, learning_rate
+        self.loss_scale = 1.0
+        self.loss: Tensor | None = None  # that the gradient which waits for an update is of
         self._adam = torch.optim.AdamW(
             [weights.flat], lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -42,11 +44,15 @@ class Learner:
                 self._adam.state.clear()  # a part of the moments would count as all
                 raise
 
+    def take_gradients(self, loss: Tensor) -> None:
+        """Take the gradient of a loss for the next update."""
+        take_gradients(loss, self)
+
     def update(self, loss: Tensor, max_norm: float, is_lost: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the gradient to a norm and make an update of it, unless something is not finite; then drop it.
 
         Args:
-            loss: That the gradient is of.
+            loss: That the gradient is of, in all processes.
             max_norm: Of the gradient.
             is_lost: 1 where no update may be made, whatever the gradient.
 
@@ -58,8 +64,12 @@ class Learner:
         skip = (~(norm.isfinite() & is_loss_finite)).float()
         self._step(skip if is_lost is None else torch.maximum(skip, is_lost))
         self.weights.publish()
-        self.weights.flat.grad = None
+        self.drop_gradients()
         return is_loss_finite, skip
+
+    def drop_gradients(self) -> None:
+        """Make no update of the gradient that was taken."""
+        self.weights.flat.grad = self.loss = None
 
     def _step(self, skip: Tensor) -> None:
         self._adam.found_inf = skip  # type: ignore[attr-defined]  # what the fused kernel looks at
@@ -90,3 +100,16 @@ class Learner:
             copy_tensors(named, self.weights.parts(entry[kind]))
         groups = self._adam.state_dict()["param_groups"]
         self._adam.load_state_dict({"state": {0: entry} if entry else {}, "param_groups": groups})
+
+
+def take_gradients(loss: Tensor, *learners: Learner) -> None:
+    """Take the gradient of one loss for several learners' next updates, in one pass back through a scaled loss."""
+    scale = learners[0].loss_scale
+    parameters = [learner.weights.parameters for learner in learners]
+    scaled = loss * scale if scale != 1 else loss
+    gradients = torch.autograd.grad(scaled, [p for part in parameters for p in part], materialize_grads=True)
+    start = 0
+    for learner, part in zip(learners, parameters, strict=True):
+        learner.weights.set_gradients(gradients[start : start + len(part)], scale)
+        learner.loss = loss.detach().float()
+        start += len(part)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 HUBER_C = 0.001  # PCM's
 
@@ -23,3 +24,8 @@ def hinge_discriminator_mean(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Mean relu(1 - D(real)) + mean relu(1 + D(fake)), averaged over taps; 2 when it cannot tell."""
     parts = [torch.relu(1 - r).mean() + torch.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
     return torch.stack(parts).mean()
+
+
+def softplus_mean(logits: Tensor) -> Tensor:
+    """Mean log(1 + exp(D)): of D(fake) and -D(real) a discriminator's loss, of -D(fake) the student's."""
+    return functional.softplus(logits).mean()

@@ -1,13 +1,13 @@
 """Phases 1 and 2 on the meta device: what a card will have to hold and to compute."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.meter import Meter, flash_attention
+from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import Trajectories, guided_noise
 
@@ -32,13 +32,18 @@ class Rehearsed:
 class _Rehearsing(Trainer):
     """A trainer whose tensors have no data, so that there is nothing to update."""
 
-    def _update(self, *_: Any) -> None:
-        for learner in self.learners:
-            learner.weights.flat.grad = None
+    def _update(self, log: SlotLog) -> None:
+        for learner in self.learners.values():
+            learner.drop_gradients()
 
 
 def rehearse_training(
-    backbone: Backbone, config: TrainConfig, cond: Conditioning, latent_shape: tuple[int, int, int], num_slots: int
+    backbone: Backbone,
+    config: TrainConfig,
+    cond: Conditioning,
+    latent_shape: tuple[int, int, int],
+    num_slots: int,
+    guidance_scale: float,
 ) -> Rehearsed:
     """One iteration of phase 2.
 
@@ -48,20 +53,23 @@ def rehearse_training(
         cond: One row of conditioning, on the meta device.
         latent_shape: (C, h, w).
         num_slots: N.
+        guidance_scale: The teacher's; 1 halves the work of methods that ask it.
     """
-    trainer = _Rehearsing(backbone, config, num_slots=num_slots, fine_steps=2, delta=1)
+    trainer = _Rehearsing(
+        backbone, config, num_slots=num_slots, fine_steps=2, delta=1, guidance_scale=guidance_scale, uncond=cond
+    )
     size = config.batch_size
     position = torch.empty(size, num_slots + 1, *latent_shape, device=META)
     batch = Trajectories(position, position[:, :num_slots].clone(), cond.expand(size))
-    trained = [learner.weights.flat for learner in trainer.learners]
+    trained = [learner.weights.flat for learner in trainer.learners.values()]
     held = [*backbone.unet.parameters(), *backbone.unet.buffers(), *trained, *batch.tensors().values()]
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
-    meter = Meter()
+    meter, slots = Meter(), trainer.method.slots
     meter.hold([*held, *moments])
     with flash_attention(meter), meter:
-        trainer._slot(batch, 0, batch.z_teacher[:, 1], 0)
+        trainer._slot(batch, slots[0], batch.z_teacher[:, 1], 0)
     return Rehearsed(
-        meter.peak_bytes, num_slots * meter.flops, sum(p.numel() for p in trained)
+        meter.peak_bytes, len(slots) * meter.flops, sum(p.numel() for p in trained)
     )  # no graph outlives its slot, and all are alike
 
 

@@ -1,15 +1,67 @@
 """N-step sampling with the student."""
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Backbone, Conditioning
-from rapm_cli.core.schedule import slot_edges
+from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.schedule import CLEAN, DDIM_SETTINGS, clean_estimate, noise_forward, slot_edges
 from rapm_cli.core.targets import student_step
+from rapm_cli.core.transfer import upload
+
+LCM_TIMES = 50  # that LCM's own are chosen from
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a student walks from noise to a clean latent.
+
+    Args:
+        scheduler: diffusers' name of it, without the word Scheduler.
+        settings: Of that scheduler.
+        times: (N, T) to the N times of its evaluations, noisiest first.
+        is_renoised: Whether every step goes to a clean latent and back to the next time with new noise; otherwise it
+            goes straight there, as DDIM does.
+    """
+
+    scheduler: str
+    settings: dict[str, Any]
+    times: Callable[[int, int], list[int]]
+    is_renoised: bool = False
+
+    def recipe(self, num_slots: int, length: int = 1000) -> dict[str, Any]:
+        """How a student is sampled, for people and programs that read a file's header."""
+        about = {"steps": num_slots, "timesteps": self.times(num_slots, length), "guidance_scale": 1.0}
+        return {"scheduler": self.scheduler, **self.settings, **about}
+
+
+def _edges(num_slots: int, length: int) -> list[int]:
+    return slot_edges(num_slots, length)[:0:-1]
+
+
+def _lcm_times(num_slots: int, length: int) -> list[int]:
+    """As diffusers' LCMScheduler chooses them."""
+    slot_edges(num_slots, length)
+    step = length // LCM_TIMES
+    return [(LCM_TIMES - LCM_TIMES * k // num_slots) * step - 1 for k in range(num_slots)]
+
+
+DDIM = Sampler("DDIM", DDIM_SETTINGS, _edges)
+LCM = Sampler("LCM", {"original_inference_steps": LCM_TIMES}, _lcm_times, is_renoised=True)
+RENOISED = Sampler("LCM", {"original_inference_steps": 1000}, _edges, is_renoised=True)  # DMD2's
 
 
 @torch.no_grad()
-def sample_student(backbone: Backbone, z: Tensor, cond: Conditioning, num_slots: int) -> list[Tensor]:
+def sample_student(
+    backbone: Backbone, z: Tensor, cond: Conditioning, num_slots: int, sampler: Sampler = DDIM
+) -> list[Tensor]:
     """The student's own walk from noise to a clean latent.
 
     Args:
@@ -17,15 +69,37 @@ def sample_student(backbone: Backbone, z: Tensor, cond: Conditioning, num_slots:
         z: (B, C, H, W) noise.
         cond: The prompts' conditioning.
         num_slots: N, which is the number of evaluations.
+        sampler: How it walks; new noise is a function of each row of `z`, so that a row always draws the same picture.
 
     Returns:
         N + 1 latents (B, C, H, W) by edge, `[0]` the clean one and `[N]` the noise.
     """
-    edges = slot_edges(num_slots, backbone.schedule.length)
-    positions = [z]
-    for n in reversed(range(num_slots)):
-        positions.append(student_step(backbone, positions[-1], edges[n + 1], edges[n], cond))
+    times = [*sampler.times(num_slots, backbone.schedule.length), CLEAN]
+    positions, seeds = [z], _digests(z) if sampler.is_renoised else []
+    for t, s in pairwise(times):
+        if not sampler.is_renoised:
+            positions.append(student_step(backbone, positions[-1], t, s, cond))
+            continue
+        clean = student_clean(backbone, positions[-1], t, cond)
+        positions.append(clean if s == CLEAN else _renoised(clean, seeds, s, backbone))
     return positions[::-1]
+
+
+def student_clean(backbone: Backbone, z: Tensor, t: int, cond: Conditioning) -> Tensor:
+    """The clean latent that the student sees in `z` at `t`; arguments as of `student_step`."""
+    with backbone.role(STUDENT):
+        noise = backbone.predict_noise(z, t, cond)
+    return clean_estimate(z, noise, t, backbone.schedule)
+
+
+def _renoised(clean: Tensor, seeds: list[str], s: int, backbone: Backbone) -> Tensor:
+    rows = [torch.randn(clean.shape[1:], generator=generator_for("new noise", seed, s)) for seed in seeds]
+    return noise_forward(clean, upload(torch.stack(rows), clean.device), CLEAN, s, backbone.schedule)
+
+
+def _digests(z: Tensor) -> list[str]:
+    """What identifies each row of the noise."""
+    return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in z.float().cpu()]
 
 
 def position_errors(z_student: list[Tensor], z_teacher: Tensor) -> list[float]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,17 +66,6 @@ def slot_edges(num_slots: int, length: int = 1000) -> list[int]:
     return [length * n // num_slots - 1 for n in range(num_slots + 1)]
 
 
-def sampler_recipe(num_slots: int) -> dict[str, Any]:
-    """How a student is sampled, for people and programs that read the file's header."""
-    return {
-        "scheduler": "DDIM",
-        **DDIM_SETTINGS,
-        "steps": num_slots,
-        "timesteps": slot_edges(num_slots)[:0:-1],
-        "guidance_scale": 1.0,
-    }
-
-
 def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
     """The teacher's times, noisiest first: `num_slots * fine_steps` trailing steps and CLEAN.
 
@@ -96,13 +84,13 @@ def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
     return [round(Fraction(length * (total - k), total)) - 1 for k in range(total + 1)]
 
 
-def split_prediction(prediction: Tensor, z: Tensor, t: int, schedule: NoiseSchedule) -> Tensor:
+def split_prediction(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
     """Predicted noise at `(z, t)`, whatever the network predicts.
 
     Args:
         prediction: (B, C, H, W) what the network returned, float32.
         z: (B, C, H, W) latent at `t`, float32.
-        t: Timestep, in [0, T).
+        t: Timestep, in [0, T), or (B,) of them.
         schedule: Noise schedule of the base model.
 
     Source: v-prediction, arXiv:2202.00512, appendix D: eps = sqrt(a) v + sqrt(1 - a) z.
@@ -113,14 +101,23 @@ def split_prediction(prediction: Tensor, z: Tensor, t: int, schedule: NoiseSched
     return a.sqrt() * prediction + (1 - a).sqrt() * z
 
 
-def ddim_step(z: Tensor, noise: Tensor, t: int, s: int, schedule: NoiseSchedule) -> Tensor:
+def clean_estimate(z: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The clean latent that a noise estimate at `(z, t)` amounts to: x0 = (z - sqrt(1 - a_t) noise) / sqrt(a_t).
+
+    Arguments as in `ddim_step`.
+    """
+    a = schedule.alpha_bar(t, z)
+    return (z - (1 - a).sqrt() * noise) / a.sqrt()
+
+
+def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedule: NoiseSchedule) -> Tensor:
     """Move a latent from timestep `t` to a cleaner timestep `s` without adding noise.
 
     Args:
         z: (B, C, H, W) latent at `t`, float32 or float64.
         noise: (B, C, H, W) predicted noise at `(z, t)`, dtype of `z`.
-        t: Timestep `z` is at, in [0, T).
-        s: Timestep to reach, in [CLEAN, t].
+        t: Timestep `z` is at, in [0, T), or (B,) of them on the CPU.
+        s: Timestep to reach, in [CLEAN, t], or (B,) of them.
         schedule: Noise schedule of the base model.
 
     Returns:
@@ -131,21 +128,20 @@ def ddim_step(z: Tensor, noise: Tensor, t: int, s: int, schedule: NoiseSchedule)
 
     Source: DDIM, arXiv:2010.02502, eq. 12 with sigma_t = 0.
     """
-    if s > t:
+    if torch.as_tensor(s > t).any():
         raise ValueError(f"cannot step from {t} to the noisier {s}")
-    a_t, a_s = schedule.alpha_bar(t, z), schedule.alpha_bar(s, z)
-    x0 = (z - (1 - a_t).sqrt() * noise) / a_t.sqrt()
-    return a_s.sqrt() * x0 + (1 - a_s).sqrt() * noise
+    a = schedule.alpha_bar(s, z)
+    return a.sqrt() * clean_estimate(z, noise, t, schedule) + (1 - a).sqrt() * noise
 
 
-def noise_forward(z: Tensor, noise: Tensor, s: int, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+def noise_forward(z: Tensor, noise: Tensor, s: int, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
     """Carry a latent from edge `s` to noisier timesteps `t` with fresh noise.
 
     Args:
         z: (B, C, H, W) latent at `s`, float32.
         noise: (B, C, H, W) standard normal.
         s: Timestep `z` is at, in [CLEAN, T).
-        t: (B,) timesteps to reach, each at least `s`.
+        t: Timestep to reach, or (B,) of them on the CPU, each at least `s`.
         schedule: Noise schedule of the base model.
 
     Returns:

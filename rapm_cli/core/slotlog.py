@@ -1,5 +1,6 @@
 """What one slot reports, gathered on the device and read in one piece."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +19,12 @@ class SlotLosses:
         n: The edge that the slot ends at.
         skipped: What was not finite: the target, loss, gradient or discriminator, from which no update was made, or the
             network, all that is trained; empty where all is well.
+        distance: To each of the targets, by name.
     """
 
     n: int
     skipped: str = ""
-    relative: float = 0.0
-    absolute: float = 0.0
+    distance: dict[str, float] = field(default_factory=dict)
     adversarial: dict[str, float] = field(default_factory=dict)
     discriminator: dict[str, float] = field(default_factory=dict)
     real_logits: dict[str, list[float]] = field(default_factory=dict)  # by position, one for each tap
@@ -44,6 +45,10 @@ class SlotLog:
     is_lost: Tensor | None = None  # 1 where the student was not updated
     are_judges_lost: Tensor | None = None
 
+    def check_goals(self, goals: Iterable[Tensor]) -> None:
+        """Note whether targets are finite."""
+        self.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals]).all()
+
     def read(self, n: int, ranks: Ranks) -> SlotLosses:
         """Wait for the device once, and say what it reports; means over all processes."""
         groups = [self.distance, self.adversarial, self.discriminator, self.real_logits, self.fake_logits]
@@ -60,8 +65,7 @@ class SlotLog:
         )
         losses = SlotLosses(
             n,
-            relative=distance.get("relative", [0.0])[0],
-            absolute=distance["absolute"][0],
+            distance={name: value[0] for name, value in distance.items()},
             adversarial={name: value[0] for name, value in adversarial.items()},
         )
         if is_lost:

@@ -1,11 +1,9 @@
 """The student: LoRA on the backbone's attention, feed-forward, convolution and time layers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from rapm_cli.core.adapters import ADAPTER, install
+from rapm_cli.core.adapters import ADAPTERS, STUDENT, install
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.trained import TrainedWeights, copy_tensors
@@ -17,18 +15,26 @@ TARGET_MODULES = (
 )  # fmt: skip
 
 
-def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0, modules: list[str] | None = None) -> None:
+def attach_lora(
+    backbone: Backbone,
+    rank: int,
+    alpha: float,
+    seed: int = 0,
+    modules: list[str] | None = None,
+    role: str = STUDENT,
+) -> None:
     """Put a fresh LoRA on the backbone, in float32; its first output equals the teacher's, because B is zero.
 
     In a 16-bit network it has to be brought to the network's dtype before it is used: `lora_weights` or
     `load_lora_state` does.
 
     Args:
-        backbone: Network without a LoRA.
+        backbone: Network without a LoRA of that role.
         rank: Rank of every update.
         alpha: The update is (alpha / rank) B A.
         seed: Seed of A.
         modules: Whole names of the layers to adapt; None for all of `TARGET_MODULES`.
+        role: In which it is on.
 
     Raises:
         ValueError: The backbone lacks one of the modules.
@@ -39,10 +45,13 @@ def attach_lora(backbone: Backbone, rank: int, alpha: float, seed: int = 0, modu
     _check_modules(backbone, modules or [])
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules or list(TARGET_MODULES), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for(seed, "lora").initial_seed())
-        backbone.unet.add_adapter(config)
-    for parameter in _named(backbone).values():
+        purpose = ("lora",) if role == STUDENT else ("lora", role)
+        torch.manual_seed(generator_for(seed, *purpose).initial_seed())
+        backbone.unet.add_adapter(config, ADAPTERS[role])
+    for parameter in lora_parameters(backbone, role).values():
         parameter.data = parameter.data.float()
+    for name, parameter in backbone.unet.named_parameters():
+        parameter.requires_grad_(".lora_" in name)  # peft freezes all adapters but the last
     for module in backbone.unet.modules():
         if isinstance(module, LoraLayer):
             install(module, backbone.switch)
@@ -57,7 +66,7 @@ def _check_modules(backbone: Backbone, modules: list[str]) -> None:
 
 def lora_weights(backbone: Backbone) -> TrainedWeights:
     """The weights of a LoRA that was attached in float32; from here on the network computes with its own dtype."""
-    return TrainedWeights(_named(backbone), backbone.dtype)
+    return TrainedWeights(lora_parameters(backbone), backbone.dtype)
 
 
 def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
@@ -66,12 +75,13 @@ def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: A key or a shape differs.
     """
-    copy_tensors(state, _named(backbone))
-    for value in _named(backbone).values():
+    copy_tensors(state, lora_parameters(backbone))
+    for value in lora_parameters(backbone).values():
         value.data = value.data.to(backbone.dtype)
 
 
-def _named(backbone: Backbone) -> dict[str, Any]:
+def lora_parameters(backbone: Backbone, role: str = STUDENT) -> dict[str, nn.Parameter]:
     """Parameters by peft key, such as `mid_block.resnets.0.conv1.lora_A.weight`."""
+    end = f".{ADAPTERS[role]}."
     named = backbone.unet.named_parameters()
-    return {name.replace(f".{ADAPTER}.", "."): value for name, value in named if ".lora_" in name}
+    return {name.replace(end, "."): value for name, value in named if ".lora_" in name and end in name}

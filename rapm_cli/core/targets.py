@@ -8,21 +8,22 @@ z_start -------------------- student ------------------------------->  z_student
 import torch
 from torch import Tensor
 
+from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.schedule import ddim_step
 
 
-def student_step(backbone: Backbone, z: Tensor, t: int, s: int, cond: Conditioning) -> Tensor:
+def student_step(backbone: Backbone, z: Tensor, t: int | Tensor, s: int | Tensor, cond: Conditioning) -> Tensor:
     """The student's own DDIM step from `t` to `s`, with gradient where gradients are on.
 
     Args:
         backbone: Network with a LoRA.
         z: (B, C, H, W) latent at `t`, float32.
-        t: Timestep `z` is at.
-        s: Timestep to reach.
+        t: Timestep `z` is at, or (B,) of them on the CPU.
+        s: Timestep to reach, or (B,) of them.
         cond: The prompts' conditioning alone: guidance is distilled into the student.
     """
-    with backbone.role(student=True):
+    with backbone.role(STUDENT):
         noise = backbone.predict_noise(z, t, cond)
     return ddim_step(z, noise, t, s, backbone.schedule)
 

@@ -1,5 +1,6 @@
-"""Phase 2: read `train_step` from top to bottom, it is the algorithm."""
+"""Phase 2: iterations of a method, and the updates that its gradients make."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,24 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.config import TrainConfig
-from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
+from rapm_cli.core.course import Course
+from rapm_cli.core.discriminators import DISCRIMINATORS
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.learner import Learner
-from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
+from rapm_cli.core.methods import METHODS
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.prefetch import prefetched
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.recovery import NETWORK
-from rapm_cli.core.schedule import fine_grid, noise_forward, slot_edges
 from rapm_cli.core.slotlog import DISCRIMINATOR, SlotLog, SlotLosses
 from rapm_cli.core.store import StoredTrajectories
 from rapm_cli.core.student import attach_lora, lora_weights
-from rapm_cli.core.targets import absolute_target, relative_target, student_step
-from rapm_cli.core.trained import TrainedWeights
 from rapm_cli.core.trajectories import Trajectories
-from rapm_cli.core.transfer import upload
 
 FP16_LOSS_SCALE = 4096.0  # a mean over 65,536 values has gradients that fp16 rounds to nothing
 
@@ -38,12 +36,14 @@ class Progress:
         learning_rate: The student's.
         trajectories: Which were trained on.
         slots: The noisiest first; where one was skipped, the walk may have ended with it.
+        passes: Of the network, in all processes.
     """
 
     iteration: int
     learning_rate: float
     trajectories: list[int]
     slots: list[SlotLosses]
+    passes: Passes
 
     @property
     def skipped(self) -> str:
@@ -52,12 +52,19 @@ class Progress:
 
 
 def check_fit(config: TrainConfig, num_slots: int) -> None:
-    """Refuse settings that `num_slots` slots cannot use, before any work is done.
+    """Refuse settings that the method or `num_slots` slots cannot use, before any work is done.
 
     Raises:
-        ConfigError: There is no such discriminator, or the slot weights are too many or too few.
+        ConfigError: There is no such method or discriminator, the method does not heed a setting, or the slot weights
+            are too many or too few.
     """
     DISCRIMINATORS[config.discriminator]
+    heeded = METHODS[config.method].options
+    for name in sorted(set().union(*(METHODS[other].options for other in METHODS.names())) - heeded):
+        if getattr(config, name) != TrainConfig.__dataclass_fields__[name].default:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is not heeded by --method {config.method}", "leave one of the two out"
+            )
     if config.slot_weights and len(config.slot_weights) != num_slots:
         raise ConfigError(
             f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",
@@ -66,7 +73,7 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
 
 
 class Trainer:
-    """The student, its discriminators and their optimizers.
+    """The student, what is trained beside it, and the method that trains them.
 
     Args:
         backbone: Base network; a LoRA is attached here.
@@ -74,6 +81,8 @@ class Trainer:
         num_slots: N.
         fine_steps: M.
         delta: Fine steps from an edge to the point ahead.
+        guidance_scale: The teacher's, for methods that ask it.
+        uncond: One row of the empty prompt's conditioning, for the same.
         ranks: The processes that train together; this one alone by default.
     """
 
@@ -85,40 +94,26 @@ class Trainer:
         num_slots: int,
         fine_steps: int,
         delta: int,
+        guidance_scale: float = 1.0,
+        uncond: Conditioning | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         check_fit(config, num_slots)
-        self.backbone, self.config, self.num_slots, self.ranks = backbone, config, num_slots, ranks
+        self.backbone, self.config, self.ranks = backbone, config, ranks
         self.relieve: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
-        self.edges = slot_edges(num_slots, backbone.schedule.length)
-        grid = fine_grid(num_slots, fine_steps, backbone.schedule.length)[::-1]  # cleanest first
-        self.ahead = [grid[(n + 1) * fine_steps - delta] for n in range(num_slots)]
         attach_lora(backbone, config.rank, config.alpha, config.seed)
         if config.checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
         self.student = Learner(self.lora, config.learning_rate, weight_decay=config.weight_decay)
-        self.kind = DISCRIMINATORS[config.discriminator]
-        self.discriminators = {
-            position: Discriminator(self.kind, backbone, config.seed, position).to(backbone.device)
-            for position in config.positions_judged
-        }
-        self.judges = self._learner_of_judges() if self.discriminators else None
-
-    def _learner_of_judges(self) -> Learner:
-        named = {
-            f"{position}.{name}": value
-            for position, judge in self.discriminators.items()
-            for name, value in judge.named_parameters()
-        }
-        rate, betas = self.config.discriminator_learning_rate, (0.0, 0.999)
-        return Learner(TrainedWeights(named, torch.float32), rate, betas=betas, weight_decay=1e-3)
+        course = Course(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, ranks)
+        self.method = METHODS[config.method](course, self.student)
 
     @property
-    def learners(self) -> list[Learner]:
-        """The student's, and that of the discriminators where there are any."""
-        return [self.student, self.judges] if self.judges else [self.student]
+    def learners(self) -> dict[str, Learner]:
+        """The student's, and those of what is trained beside it, by name."""
+        return {"student": self.student, **self.method.others}
 
     def learning_rate(self, iteration: int) -> float:
         """The student's rate: a linear warm-up, then a cosine down to a tenth."""
@@ -129,7 +124,7 @@ class Trainer:
         return rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
     def train_step(self, batch: Trajectories, iteration: int) -> list[SlotLosses]:
-        """One iteration: the student walks all slots of a batch of trajectories, updated after each.
+        """One iteration of the method on a batch of trajectories: RAPM's student walks all slots, updated after each.
 
         Args:
             batch: This process's trajectories, on the backbone's device.
@@ -140,19 +135,19 @@ class Trainer:
             update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
             A network that is not finite afterwards is told with the last slot.
         """
+        for learner in self.learners.values():
+            learner.loss_scale = self._loss_scale
+            learner.set_rate(learner.learning_rate * self.rate_scale)
         self.student.set_rate(self.learning_rate(iteration))
-        if self.judges:
-            self.judges.set_rate(self.config.discriminator_learning_rate * self.rate_scale)
         report = []
-        z_start = batch.z_teacher[:, self.num_slots]  # the noise
-        for n in reversed(range(self.num_slots)):
-            z_student, log = self._slot_that_fits(batch, n, z_start, iteration)
+        z = batch.z_teacher[:, -1]  # the noise
+        for n in self.method.slots:
+            z, log = self._slot_that_fits(batch, n, z, iteration)
             losses = log.read(n, self.ranks)
             report.append(losses)
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
-            z_start = z_student if self.config.start_from == "student" else batch.z_teacher[:, n]
-        if not nn.utils.get_total_norm([learner.weights.flat for learner in self.learners]).isfinite():
+        if not nn.utils.get_total_norm([learner.weights.flat for learner in self.learners.values()]).isfinite():
             report[-1].skipped = NETWORK
         return report
 
@@ -167,136 +162,43 @@ class Trainer:
                 raise failure
 
     def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
-        """One slot: the student's step, both targets, one update of the student, one of the discriminators.
-
-        Nothing in here waits for the device: what is not finite makes the optimizers skip there.
-
-        Args:
-            batch: Trajectories.
-            n: The edge that the slot ends at.
-            z_start: (B, C, H, W) latent at edge n + 1.
-            iteration: Counts from 0.
+        """One slot: the method takes gradients, then everything is updated; nothing waits for the device.
 
         Returns:
-            (B, C, H, W) the student's latent at edge n, detached; what the slot reports, on the device.
+            (B, C, H, W) where the next slot starts; what this one reports, on the device.
         """
         log = SlotLog()
-        goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
-        z_student = student_step(self.backbone, z_start, self.edges[n + 1], self.edges[n], batch.cond)
-        loss, judged = self._distances(z_student, goals, log), None
-        if self.discriminators:
-            fake = self._see({"fake": z_student}, n, batch.cond, iteration)["fake"]
-            loss = loss + self.config.adversarial_weight * self._adversarial(fake, log)
-        loss = loss * self._slot_weight(n)
-        self.lora.take_gradients(loss, self._loss_scale)
-        if self.judges:
-            judged = self._judge(self.judges, [f.detach() for f in fake], goals, n, batch.cond, iteration, log)
-        self._update(loss, judged, goals, log)  # last, so that a slot that runs out of memory has changed nothing
-        return z_student.detach(), log
+        z = self.method.slot(batch, n, z_start, iteration, log)
+        self._update(log)  # last, so that a slot that runs out of memory has changed nothing
+        return z, log
 
-    def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
-        goals = {"absolute": absolute_target(batch.z_teacher, n)}
-        if self.config.needs_relative_target:
-            goals["relative"] = relative_target(
-                self.backbone, batch.z_ahead[:, n], self.ahead[n], self.edges[n], batch.cond
-            )
-        return goals
-
-    def _distances(self, z_student: Tensor, goals: dict[str, Tensor], log: SlotLog) -> Tensor:
-        total = torch.zeros((), device=z_student.device)
-        for position, goal in goals.items():
-            distance = pseudo_huber_mean(z_student, goal)
-            log.distance[position] = distance.detach()
-            total = total + self._distance_weights[position] * distance
-        return total
-
-    def _see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
-        """Frozen features of latents at edge n, noised to a random time of the slot above it, in one pass.
-
-        Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it. Both are
-        drawn for the whole batch, of which this process has its rows.
-        """
-        seed, count = self.config.seed, len(latents)
-        z = torch.cat(list(latents.values()))
-        size = (len(cond) * self.ranks.world, *z.shape[1:])
-        rows = self.ranks.rows(size[0])
-        time = generator_for(seed, "discriminator time", iteration, n)
-        t = torch.randint(max(self.edges[n], 0), self.edges[n + 1], size[:1], generator=time)[rows].repeat(count)
-        noise = torch.cat(
-            [
-                torch.randn(size, generator=generator_for(seed, "discriminator noise", iteration, n, kind))[rows]
-                for kind in latents
-            ]
-        )
-        noised = noise_forward(z, upload(noise, z.device), self.edges[n], t, self.backbone.schedule)
-        features = self.kind.features(self.backbone, noised, upload(t, z.device), Conditioning.cat([cond] * count))
-        return {kind: [f.chunk(count)[k] for f in features] for k, kind in enumerate(latents)}
-
-    def _adversarial(self, fake: list[Tensor], log: SlotLog) -> Tensor:
-        total = torch.zeros((), device=fake[0].device)
-        for position, judge in self.discriminators.items():
-            part = hinge_student_mean(judge(fake))
-            log.adversarial[position] = part.detach()
-            total = total + part
-        return total
-
-    def _judge(
-        self,
-        judges: Learner,
-        fake: list[Tensor],
-        goals: dict[str, Tensor],
-        n: int,
-        cond: Conditioning,
-        iteration: int,
-        log: SlotLog,
-    ) -> Tensor:
-        """The discriminators' loss, and its gradients."""
-        with torch.no_grad():
-            real = self._see({position: goals[position] for position in self.discriminators}, n, cond, iteration)
-        total = torch.zeros((), device=fake[0].device)
-        for position, judge in self.discriminators.items():
-            real_logits, fake_logits = judge(real[position]), judge(fake)
-            part = hinge_discriminator_mean(real_logits, fake_logits)
-            log.discriminator[position] = part.detach()
-            log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
-            log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
-            total = total + part
-        judges.weights.take_gradients(total)
-        return total
-
-    def _update(self, loss: Tensor, judged: Tensor | None, goals: dict[str, Tensor], log: SlotLog) -> None:
-        """One optimizer step of the student and one of the discriminators, or none where something is not finite.
+    def _update(self, log: SlotLog) -> None:
+        """One optimizer step of every learner that has a gradient, or none where something is not finite.
 
         All memory that they need is taken, and all processes have met, before the first of them changes anything.
         """
-        losses = torch.stack([part.detach().float() for part in (loss, judged) if part is not None])
-        log.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals.values()]).all()
-        for learner in self.learners:
+        ready = [(learner, learner.loss) for learner in self.learners.values() if learner.loss is not None]
+        losses = torch.stack([loss for _, loss in ready])
+        for learner, _ in ready:
             learner.take_memory()
-        gradients = [learner.weights.flat.grad for learner in self.learners]
+        gradients = [learner.weights.flat.grad for learner, _ in ready]
         self.ranks.average([losses, *(gradient for gradient in gradients if gradient is not None)])
-        log.is_loss_finite, log.is_lost = self.student.update(losses[0], self.config.max_grad_norm)
-        if self.judges:
-            log.are_judges_lost = self.judges.update(losses[1], self.config.max_grad_norm, log.is_lost)[1]
-
-    @property
-    def _distance_weights(self) -> dict[str, float]:
-        return {"absolute": self.config.absolute_weight, "relative": self.config.relative_weight}
+        (first, _), *others = ready
+        most = self.config.max_grad_norm
+        log.is_loss_finite, log.is_lost = first.update(losses[0], most)
+        lost = [other.update(loss, most, log.is_lost)[1] for (other, _), loss in zip(others, losses[1:], strict=True)]
+        log.are_judges_lost = torch.stack(lost).max() if lost else None
 
     @property
     def _loss_scale(self) -> float:
         """What a loss is multiplied by on its way back through a network in fp16, where small gradients vanish."""
         return FP16_LOSS_SCALE * self.rate_scale if self.backbone.dtype == torch.float16 else 1.0
 
-    def _slot_weight(self, n: int) -> float:
-        weights = self.config.slot_weights
-        return weights[self.num_slots - 1 - n] if weights else 1.0
-
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
-        parts = {"student": self.lora.state(), "student-optimizer": self.student.state()}
-        if self.judges:
-            parts |= {"discriminators": self.judges.weights.state(), "discriminators-optimizer": self.judges.state()}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, learner in self.learners.items():
+            parts |= {name: learner.weights.state(), f"{name}-optimizer": learner.state()}
         return parts
 
     def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -305,11 +207,9 @@ class Trainer:
         Raises:
             ValueError: It is another trainer's: a name or a shape differs.
         """
-        self.lora.load_state(parts["student"])
-        self.student.load_state(parts["student-optimizer"])
-        if self.judges:
-            self.judges.weights.load_state(parts["discriminators"])
-            self.judges.load_state(parts["discriminators-optimizer"])
+        for name, learner in self.learners.items():
+            learner.weights.load_state(parts[name])
+            learner.load_state(parts[f"{name}-optimizer"])
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
@@ -330,5 +230,7 @@ def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, fir
         return chosen, trajectories[chosen[ranks.rows(len(chosen))]]
 
     for iteration, (chosen, batch) in prefetched(fetch, range(first, config.iterations)):
+        before, after = dataclasses.replace(trainer.backbone.passes), trainer.backbone.passes
         slots = trainer.train_step(batch.to(trainer.backbone.device), iteration)
-        yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots)
+        passes = Passes(ranks.world * (after.whole - before.whole), ranks.world * (after.half - before.half))
+        yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots, passes)

@@ -1,5 +1,7 @@
 """Weights that are trained, in one piece, so that what updates them runs once and not once for each of them."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -40,10 +42,8 @@ class TrainedWeights:
         parts = flat.split([value.numel() for value in self._named.values()])
         return {name: part.view(value.shape) for (name, value), part in zip(self._named.items(), parts, strict=True)}
 
-    def take_gradients(self, loss: Tensor, scale: float = 1.0) -> None:
-        """Set the masters' gradient to the loss's, through a backward pass of `scale` times the loss."""
-        scaled = loss * scale if scale != 1 else loss
-        gradients = torch.autograd.grad(scaled, self.parameters, materialize_grads=True)
+    def set_gradients(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Set the masters' gradient from those of the parameters, which are `scale` times too large."""
         gradient = torch.cat([part.reshape(-1) for part in gradients]).float()
         self.flat.grad = gradient.div_(scale) if scale != 1 else gradient
 
@@ -68,7 +68,7 @@ class TrainedWeights:
 
 
 @torch.no_grad()
-def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Copy values in place by name.
 
     Raises:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rapm_cli.core.adapters import TEACHER
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.schedule import ddim_step, fine_grid
@@ -65,23 +66,24 @@ def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int,
 
 
 def guided_noise(
-    backbone: Backbone, z: Tensor, t: int, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+    backbone: Backbone, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
     """The teacher's noise estimate with classifier-free guidance, both halves in one batch.
 
     Args:
         backbone: Network; evaluated as the teacher.
         z: (B, C, H, W) latent at `t`.
-        t: Timestep.
+        t: Timestep, or (B,) of them on the CPU.
         cond: The prompts' conditioning, B rows.
         uncond: The empty prompt's, B rows or one.
         guidance_scale: diffusers' form: uncond + scale * (cond - uncond); 1 means none, and no second half is run.
     """
-    with backbone.role(student=False):
+    with backbone.role(TEACHER):
         if guidance_scale == 1:
             return backbone.predict_noise(z, t, cond)
         both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
-        without, with_ = backbone.predict_noise(torch.cat([z, z]), t, both).chunk(2)
+        times = t.repeat(2) if isinstance(t, Tensor) else t
+        without, with_ = backbone.predict_noise(torch.cat([z, z]), times, both).chunk(2)
     return without + guidance_scale * (with_ - without)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.errors import InputError
-from rapm_cli.core.schedule import DDIM_SETTINGS
+from rapm_cli.core.sample import Sampler
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.tensors import write_tensors
 
@@ -80,15 +80,16 @@ def fuse_folder(folder: Path, lora: LoraFile, dtype: torch.dtype | None = None) 
     for path in files:
         path.unlink()
     write_tensors(folder / "unet" / WEIGHTS, weights, {"format": "pt"})
-    _set_sampler(folder)
+    _set_sampler(folder, lora.sampler)
     return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
 
 
-def _set_sampler(folder: Path) -> None:
-    """Make DDIM with trailing spacing the folder's scheduler: a few-step student needs it."""
+def _set_sampler(folder: Path, sampler: Sampler) -> None:
+    """Make the student's scheduler the folder's, which for most is DDIM with trailing spacing."""
     index_path, path = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
     index, scheduler = json.loads(index_path.read_text()), json.loads(path.read_text())
-    index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    scheduler |= {"_class_name": "DDIMScheduler", **DDIM_SETTINGS}
+    name = f"{sampler.scheduler}Scheduler"
+    index["scheduler"] = ["diffusers", name]
+    scheduler |= {"_class_name": name, **sampler.settings}
     index_path.write_text(json.dumps(index, indent=2) + "\n")
     path.write_text(json.dumps(scheduler, indent=2) + "\n")

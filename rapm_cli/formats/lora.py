@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.errors import InputError
+from rapm_cli.core.methods import METHODS
+from rapm_cli.core.sample import Sampler
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.forms import by_module, refuse_broken, refused
 from rapm_cli.formats.header import read_header
@@ -35,6 +37,15 @@ class LoraFile:
     rank: int
     alpha: float
     recipe: dict[str, Any]
+
+    @property
+    def sampler(self) -> Sampler:
+        """How it is sampled; with DDIM where its file does not say by which method it was made.
+
+        Raises:
+            ConfigError: It was made by a method that this version does not know.
+        """
+        return METHODS[self.recipe.get("training", {}).get("method", "rapm")].sampler
 
     @property
     def modules(self) -> list[str]:

@@ -81,7 +81,10 @@ def _is_recipe(recipe: Any) -> bool:
     """True where every part that rapm reads has its type; an empty recipe is one too."""
     groups = [recipe.get(group, {}) for group in GROUPS]
     steps = recipe.get("sampler", {}).get("steps", 4)
-    texts = [recipe.get(name, "") for name in ("base", "base_identity")]
+    texts = [
+        *(recipe.get(name, "") for name in ("base", "base_identity")),
+        recipe.get("training", {}).get("method", ""),
+    ]
     is_typed = all(isinstance(group, dict) for group in groups) and all(isinstance(text, str) for text in texts)
     teacher = recipe.get("teacher", {})
     counts = [steps, *(teacher.get(name, 1) for name in ("num_slots", "fine_steps"))]

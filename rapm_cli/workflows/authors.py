@@ -8,7 +8,7 @@ from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, verify
 from rapm_cli.core.errors import DamagedError, WeightsError
 from rapm_cli.core.files import sweep
-from rapm_cli.core.schedule import sampler_recipe
+from rapm_cli.core.sample import DDIM
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.workflows.lock import locked
@@ -44,7 +44,7 @@ def authors_lora(watcher: Watcher) -> tuple[Path, str]:
             reason += f"; {error.message}: converting it again" if target.exists() else ""
             recipe = {"base": BASE, "origin": {"repository": REPO, "file": FILE, "sha256": digest}}
             with committing(target, fingerprint=digest) as folder:
-                convert_pickle(source, folder / LORA, recipe | {"sampler": sampler_recipe(4)})
+                convert_pickle(source, folder / LORA, recipe | {"sampler": DDIM.recipe(4)})
     return target / LORA, reason
 
 

@@ -205,9 +205,8 @@ def _rehearsed_step(base: Base, architecture: Architecture, settings: Settings) 
 
 
 def _rehearsed_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
-    dtype, num_slots = DTYPES[settings.teacher.precision], settings.teacher.num_slots
     for plan in PLANS.values():
-        yield rehearse_plan(architecture, settings.training, dtype, plan, num_slots=num_slots)
+        yield rehearse_plan(architecture, settings.teacher, settings.training, plan)
 
 
 def _refuse_long(base: Base, flops: int, rate: float) -> None:

@@ -72,13 +72,13 @@ def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFi
         identity: Of the base's weights.
         lora: The same LoRA, whose digest its pictures are remembered by.
     """
-    steps = config.num_slots
+    steps, renoised = config.num_slots, f" {lora.sampler.recipe(config.num_slots)}" if lora.sampler.is_renoised else ""
     return Contestant(
         "student",
         steps,
         steps,
-        lambda z, cond: sample_student(base.backbone, z, cond, steps)[0],
-        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}",
+        lambda z, cond: sample_student(base.backbone, z, cond, steps, lora.sampler)[0],
+        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}{renoised}",
     )
 
 

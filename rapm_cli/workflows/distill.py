@@ -12,8 +12,8 @@ from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memor
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError, DivergedError, RapmError
 from rapm_cli.core.files import replace_file
+from rapm_cli.core.methods import METHODS
 from rapm_cli.core.parallel import ALONE, Ranks
-from rapm_cli.core.schedule import sampler_recipe
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, save_lora
@@ -183,7 +183,8 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
 
 
 def _lora(trainer: Trainer, settings: Settings) -> LoraFile:
-    recipe = settings.recipe() | {"sampler": sampler_recipe(settings.teacher.num_slots)}
+    sampler = METHODS[settings.training.method].sampler
+    recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)
 
 

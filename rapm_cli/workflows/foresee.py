@@ -92,7 +92,7 @@ def rehearsed(architecture: Architecture, settings: Settings, size: int, plan: P
     """One guided step of `size` prompts, and one iteration of phase 2, on the meta device."""
     teacher, dtype = settings.teacher, DTYPES[settings.teacher.precision]
     step = rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
-    return step, rehearse_plan(architecture, settings.training, dtype, plan, num_slots=teacher.num_slots)
+    return step, rehearse_plan(architecture, teacher, settings.training, plan)
 
 
 def to_record(foreseen: Foreseen) -> dict[str, object]:

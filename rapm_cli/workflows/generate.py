@@ -135,7 +135,7 @@ def generate(
             noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
-            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps)[0])
+            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, chosen.lora.sampler)[0])
             seconds = (time.perf_counter() - begun) / len(part)
             teacher, teacher_seconds = (
                 _teacher_pictures(teacher_settings, loaded, noise, cond) if teacher_settings else (None, None)

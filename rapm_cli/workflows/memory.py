@@ -6,7 +6,6 @@ import gc
 import torch
 
 from rapm_cli.bases.architectures import Architecture
-from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.estimate import rehearse_plan
 from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed
 from rapm_cli.core.backbone import BLOCKS, Backbone
@@ -73,8 +72,7 @@ def _free_bytes(device: torch.device, backbone: Backbone | None) -> int:
 def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:
     """Bytes that phase 2 holds at most, in each of the processes that share a batch."""
     share = dataclasses.replace(settings.training, batch_size=settings.training.batch_size // processes)
-    num_slots, dtype = settings.teacher.num_slots, DTYPES[settings.teacher.precision]
-    return rehearse_plan(architecture, share, dtype, plan, num_slots=num_slots).peak_bytes
+    return rehearse_plan(architecture, settings.teacher, share, plan).peak_bytes
 
 
 def adopt(plan: Plan | None, backbone: Backbone) -> None:

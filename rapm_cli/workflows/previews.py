@@ -9,6 +9,7 @@ from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.errors import DiskError
 from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.methods import METHODS
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
@@ -64,6 +65,7 @@ class Previews:
     ) -> None:
         self._every, self._folder, self._loaded, self._watcher = every, run.previews, loaded, watcher
         self._num_slots, self._title = settings.teacher.num_slots, teacher.title
+        self._sampler = METHODS[settings.training.method].sampler
         seed, prompts = settings.teacher.seed, list(settings.prompts)
         self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
         self._teacher = self._draw(teacher.draw)
@@ -87,7 +89,7 @@ class Previews:
 
     def _sheet(self, done: int) -> "Image":
         backbone = self._loaded.backbone
-        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots)[0])
+        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler)[0])
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
         return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})

@@ -304,7 +304,7 @@ def flatten(progress_line: dict[str, Any]) -> dict[str, float]:
         return {}
     flat = {"learning_rate": progress_line["learning_rate"], "skipped": float("skipped" in progress_line)}
     for slot in progress_line["slots"]:
-        values = {name: slot[name] for name in ("relative", "absolute")}
+        values = dict(slot["distance"])
         for kind in ("adversarial", "discriminator"):
             values |= {f"{kind}_{position}": value for position, value in slot[kind].items()}
         for kind in ("real", "fake"):

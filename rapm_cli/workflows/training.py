@@ -23,6 +23,7 @@ from rapm_cli.core.errors import (
     VerificationError,
 )
 from rapm_cli.core.files import replace_file
+from rapm_cli.core.methods import METHODS
 from rapm_cli.core.parallel import Ranks, Verdict
 from rapm_cli.core.recovery import NETWORK, Health
 from rapm_cli.core.replicas import tell_state
@@ -63,13 +64,15 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
 
 def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
     """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
-    teacher = settings.teacher
+    teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher
     return Trainer(
         loaded.backbone,
         settings.training,
         num_slots=teacher.num_slots,
         fine_steps=teacher.fine_steps,
         delta=teacher.delta,
+        guidance_scale=teacher.guidance_scale,
+        uncond=loaded.unconditional if is_asked else None,  # else the text encoders stay away
         ranks=ranks,
     )
 
@@ -295,17 +298,20 @@ class Training:
 def log_line(progress: Progress) -> dict[str, Any]:
     """An iteration as JSON values; what is not finite becomes null."""
     slots = [_finite(dataclasses.asdict(slot)) for slot in progress.slots]
-    about = {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "slots": slots}
+    passes = dataclasses.asdict(progress.passes)
+    about = {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "passes": passes, "slots": slots}
     return about | ({"skipped": progress.skipped, "trajectories": progress.trajectories} if progress.skipped else {})
 
 
 def note(slots: list[SlotLosses]) -> str:
-    """Distance to both targets in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
-    relative = " ".join(f"{slot.relative:.3f}" for slot in slots)
-    absolute = " ".join(f"{slot.absolute:.3f}" for slot in slots)
+    """Distance to each target in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
+    distances: dict[str, list[str]] = {}
+    for slot in slots:
+        for name, value in sorted(slot.distance.items(), reverse=True):
+            distances.setdefault(f"{name[:3]}.", []).append(f"{value:.3f}")
     judged = [value for slot in slots for value in slot.discriminator.values()]
-    end = f"  disc. {math.fsum(judged) / len(judged):.2f}" if judged else ""
-    return f"rel. {relative}  abs. {absolute}{end}"
+    end = [f"disc. {math.fsum(judged) / len(judged):.2f}"] if judged else []
+    return "  ".join([*(" ".join([name, *values]) for name, values in distances.items()), *end])
 
 
 def _finite(value: Any) -> Any:

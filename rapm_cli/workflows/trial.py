@@ -86,6 +86,8 @@ def iteration(
         num_slots=teacher.num_slots,
         fine_steps=teacher.fine_steps,
         delta=teacher.delta,
+        guidance_scale=teacher.guidance_scale,
+        uncond=architecture.conditioning(backbone.device, backbone.dtype),
     )
     batch = _trajectories(architecture, settings, backbone)
     return lambda: len(trainer.train_step(batch, 0))

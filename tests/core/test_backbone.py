@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from rapm_cli.core.adapters import STUDENT, TEACHER
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.student import attach_lora, lora_weights
 
@@ -19,11 +20,11 @@ def test_features_are_what_the_whole_network_sees_on_the_way_down(backbone, make
     blocks = [*backbone.unet.down_blocks, backbone.unet.mid_block]
     for block in blocks:
         block.register_forward_hook(lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
-    with backbone.role(student=False), torch.no_grad():
+    with backbone.role(TEACHER), torch.no_grad():
         backbone.unet(z, t, cond.tokens, added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.time_ids})
     expected = list(seen)
     seen.clear()
-    with backbone.role(student=True), torch.no_grad():  # the role outside does not matter
+    with backbone.role(STUDENT), torch.no_grad():  # the role outside does not matter
         features = backbone.features(z, t, cond)
     assert [f.shape[1] for f in features] == backbone.tap_channels
     for mine, theirs in zip(features, expected, strict=True):
@@ -35,9 +36,9 @@ def test_roles_nest_and_come_back(backbone, make_cond, latents):
     cond, z = make_cond(1), latents(1)
     with torch.no_grad():
         teacher = backbone.predict_noise(z, 500, cond)
-        with backbone.role(student=True):
+        with backbone.role(STUDENT):
             student = backbone.predict_noise(z, 500, cond)
-            with backbone.role(student=False):
+            with backbone.role(TEACHER):
                 torch.testing.assert_close(backbone.predict_noise(z, 500, cond), teacher, rtol=0, atol=0)
             torch.testing.assert_close(backbone.predict_noise(z, 500, cond), student, rtol=0, atol=0)
         torch.testing.assert_close(backbone.predict_noise(z, 500, cond), teacher, rtol=0, atol=0)
@@ -49,14 +50,14 @@ def test_a_fresh_lora_is_the_teacher(backbone, make_cond, latents):
     cond, z = make_cond(2), latents(2)
     with torch.no_grad():
         teacher = backbone.predict_noise(z, 999, cond)
-        with backbone.role(student=True):
+        with backbone.role(STUDENT):
             torch.testing.assert_close(backbone.predict_noise(z, 999, cond), teacher, rtol=0, atol=0)
 
 
 def test_a_batch_of_two_is_two_of_one(backbone, make_cond, latents):
     random_lora(backbone)
     cond, z = make_cond(2), latents(2)
-    with backbone.role(student=True), torch.no_grad():
+    with backbone.role(STUDENT), torch.no_grad():
         together = backbone.predict_noise(z, 749, cond)
         apart = torch.cat([backbone.predict_noise(z[k : k + 1], 749, cond[k : k + 1]) for k in range(2)])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
@@ -65,7 +66,7 @@ def test_a_batch_of_two_is_two_of_one(backbone, make_cond, latents):
 def gradients(backbone, make_cond, latents):
     """A loss that runs the network in both roles before it goes back through either."""
     cond, z = make_cond(2), latents(2)
-    with backbone.role(student=True):
+    with backbone.role(STUDENT):
         out = backbone.predict_noise(z, 600, cond)
     seen = backbone.features(out, torch.tensor([100, 200]), cond)
     loss = out.square().mean() + sum(feature.square().mean() for feature in seen)

@@ -11,6 +11,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDif
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+from rapm_cli.core.adapters import STUDENT, TEACHER
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.errors import InputError
 from rapm_cli.core.schedule import NoiseSchedule
@@ -72,7 +73,7 @@ def look(name, unet, *, is_ours):
     """The network's output, and what its LoRA adds to each layer."""
     backbone = Backbone(unet, NoiseSchedule.scaled_linear()) if not is_ours else unet
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    with backbone.role(student=is_ours):
+    with backbone.role(STUDENT if is_ours else TEACHER):
         out = backbone.predict_noise(z, 500, cond(name))
     deltas = {
         module: layer.get_delta_weight(layer.active_adapters[0]).float()

@@ -1,0 +1,59 @@
+"""LCM, latent consistency: all points of the teacher's path lead the student to the same clean latent.
+
+Source: arXiv:2310.04378 and diffusers' script for LoRA.
+"""
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.adapters import STUDENT
+from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.losses import pseudo_huber_mean
+from rapm_cli.core.methods.method import METHODS, Method
+from rapm_cli.core.sample import LCM
+from rapm_cli.core.schedule import CLEAN, clean_estimate, ddim_step, noise_forward
+from rapm_cli.core.slotlog import SlotLog
+from rapm_cli.core.trajectories import Trajectories
+
+FINE_STEPS = 50  # of the teacher's path, which the sampler's times are taken from
+SIGMA_DATA, TIME_SCALE = 0.5, 10.0
+
+
+@METHODS.add("lcm")
+class LatentConsistency(Method):
+    """N updates an iteration, each for every picture at a random one of 50 times.
+
+    Its noised pictures are the teacher's own, because there are no real ones.
+    """
+
+    # Differs: the teacher's guidance is one number, the one that RAPM's teacher has, instead of a range.
+    sampler = LCM
+    asks_teacher = True
+
+    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
+        """The student's clean latent from a noised picture, and from one teacher step on."""
+        course, cond, clean = self.course, batch.cond, batch.z_teacher[:, 0]
+        schedule = course.backbone.schedule
+        length = schedule.length // FINE_STEPS
+        place = course.integers(1, FINE_STEPS + 1, len(cond), "fine step", iteration, n)
+        t, s = place * length - 1, (place - 1) * length - 1
+        noise = course.noise(clean, "noised picture", iteration, n)
+        z = noise_forward(clean, noise, CLEAN, t, schedule)
+        with torch.no_grad():
+            z_next = ddim_step(z, course.teacher_noise(z, t, cond), t, s, schedule)
+            goal = self._consistent(z_next, s.clamp(min=0), cond)
+        log.check_goals([goal])
+        loss = pseudo_huber_mean(self._consistent(z, t, cond), goal)
+        log.distance["consistency"] = loss.detach()
+        self.student.take_gradients(loss)
+        return z_start
+
+    def _consistent(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The consistency function c_skip(t) z + c_out(t) x0(z, t), which at 0 is z itself."""
+        backbone, scaled = self.course.backbone, TIME_SCALE * t.float()
+        with backbone.role(STUDENT):
+            noise = backbone.predict_noise(z, t, cond)
+        c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        c_out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
+        skip, out = (c.to(z.device).view(-1, 1, 1, 1) for c in (c_skip, c_out))
+        return skip * z + out * clean_estimate(z, noise, t, backbone.schedule)

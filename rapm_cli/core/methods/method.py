@@ -1,0 +1,59 @@
+"""What a method of distillation is to the trainer, and the registry of those that there are."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from rapm_cli.core.course import Course
+from rapm_cli.core.learner import Learner
+from rapm_cli.core.registry import Registry
+from rapm_cli.core.sample import DDIM, Sampler
+from rapm_cli.core.slotlog import SlotLog
+from rapm_cli.core.trajectories import Trajectories
+
+
+class Method(ABC):
+    """One way to train a student on a teacher's trajectories, an update at a time.
+
+    Args:
+        course: What it trains on.
+        student: The LoRA's learner.
+    """
+
+    sampler: ClassVar[Sampler] = DDIM
+    asks_teacher: ClassVar[bool] = False  # for more than its stored trajectories
+    options: ClassVar[frozenset[str]] = frozenset()  # settings of some methods alone that this one heeds
+
+    def __init__(self, course: Course, student: Learner) -> None:
+        self.course, self.student = course, student
+
+    @property
+    def others(self) -> dict[str, Learner]:
+        """What is trained beside the student, by name; no update of it is made where the student's fails."""
+        return {}
+
+    @property
+    def slots(self) -> list[int]:
+        """The edges that the updates of an iteration end at, in their order."""
+        return list(reversed(range(self.course.num_slots)))
+
+    @abstractmethod
+    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
+        """Take the gradients of one update in the learners, and change nothing else.
+
+        Nothing in here waits for the device.
+
+        Args:
+            batch: This process's trajectories, on the backbone's device.
+            n: The edge that the update ends at.
+            z_start: (B, C, H, W) what the update before returned; at first the noise.
+            iteration: Counts from 0; with the seed it fixes every random number used here.
+            log: Is told of losses and targets.
+
+        Returns:
+            (B, C, H, W) where the next update starts, detached.
+        """
+
+
+METHODS: Registry[type[Method]] = Registry("method")

@@ -1,0 +1,69 @@
+"""RAPM: the student walks all slots, and is drawn to two positions at the end of each.
+
+Source: arXiv:2503.20744.
+"""
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.course import Course
+from rapm_cli.core.judges import Judges
+from rapm_cli.core.learner import Learner
+from rapm_cli.core.losses import pseudo_huber_mean
+from rapm_cli.core.methods.method import METHODS, Method
+from rapm_cli.core.slotlog import SlotLog
+from rapm_cli.core.targets import absolute_target, relative_target, student_step
+from rapm_cli.core.trajectories import Trajectories
+
+
+@METHODS.add("rapm")
+class RelativeAndAbsolutePositions(Method):
+    """One update in each slot, the noisiest first, each from where the student ended the last one."""
+
+    options = frozenset(
+        {"relative_weight", "absolute_weight", "adversarial_weight", "slot_weights", "start_from", "discriminators"}
+    )
+
+    def __init__(self, course: Course, student: Learner) -> None:
+        super().__init__(course, student)
+        config = course.config
+        self.weights = {"absolute": config.absolute_weight, "relative": config.relative_weight}
+        self.judges = Judges(course, config.positions_judged) if config.positions_judged else None
+
+    @property
+    def others(self) -> dict[str, Learner]:
+        """The discriminators."""
+        return {"discriminators": self.judges.learner} if self.judges else {}
+
+    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
+        """The student's step, both targets, both discriminators."""
+        course, cond = self.course, batch.cond
+        goals = self._goals(batch, n)  # first, so that no graph waits in memory for them
+        log.check_goals(goals.values())
+        z_student = student_step(course.backbone, z_start, course.edges[n + 1], course.edges[n], cond)
+        loss = torch.zeros((), device=z_student.device)
+        for position, goal in goals.items():
+            distance = pseudo_huber_mean(z_student, goal)
+            log.distance[position] = distance.detach()
+            loss = loss + self.weights[position] * distance
+        fake = []
+        if self.judges:
+            fake = self.judges.see({"fake": z_student}, n, cond, iteration)["fake"]
+            loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
+        self.student.take_gradients(loss * self._slot_weight(n))
+        if self.judges:
+            with torch.no_grad():
+                real = self.judges.see({position: goals[position] for position in self.judges.of}, n, cond, iteration)
+            self.judges.learn(fake, real, log)
+        return z_student.detach() if course.config.start_from == "student" else batch.z_teacher[:, n]
+
+    def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
+        course, goals = self.course, {"absolute": absolute_target(batch.z_teacher, n)}
+        if course.config.needs_relative_target:
+            z_ahead, t_ahead = batch.z_ahead[:, n], course.ahead[n]
+            goals["relative"] = relative_target(course.backbone, z_ahead, t_ahead, course.edges[n], batch.cond)
+        return goals
+
+    def _slot_weight(self, n: int) -> float:
+        weights = self.course.config.slot_weights
+        return weights[self.course.num_slots - 1 - n] if weights else 1.0
