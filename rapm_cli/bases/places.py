@@ -40,6 +40,16 @@ def runs_dir() -> Path:
     return data_dir() / "runs"
 
 
+def studies_dir() -> Path:
+    """Folder of all studies' results; their runs are in a folder of their own there."""
+    return data_dir() / "studies"
+
+
+def study_runs_dir() -> Path:
+    """Folder of the runs that all studies share; no other command takes one of them for the newest."""
+    return studies_dir() / "runs"
+
+
 def pictures_dir() -> Path:
     """Folder of generated pictures, unless the user names another."""
     return data_dir() / "pictures"

@@ -86,6 +86,7 @@ def generate(
 
 
 def evaluate(
+    context: typer.Context,
     base: options.Base = None,
     lora: options.Lora = None,
     samples: Annotated[int, typer.Option(help="Prompts in each part, at least 8.")] = 640,
@@ -100,6 +101,10 @@ def evaluate(
     profile: Annotated[
         bool, typer.Option("--profile", help="With --benchmark: also where time goes, and what other ways save.")
     ] = False,
+    study: Annotated[
+        str | None, typer.Option(help="Work through a table of distillations: a TOML file, or one that ships.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="With --study: folder for table and contact sheet.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     offline: options.Offline = False,
@@ -107,9 +112,20 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure teacher, undistilled base and student on the same prompts and noise; or, with --benchmark, the device."""
+    """Measure teacher, undistilled base and student on the same prompts and noise.
+
+    With --benchmark measure the device instead, with --study the distillations of a file.
+    """
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
+    if study is not None:
+        from rapm_cli.cli import study as studies
+
+        studies.check_alone(options.typed(context))
+        studies.study(out, study, output, device)
+        return
+    if output:
+        raise ConfigError("--output goes with --study", "see rapm eval --help")
     if benchmark or profile:
         if not benchmark or lora:
             raise ConfigError("--profile goes with --benchmark, and --benchmark without --lora", "see rapm eval --help")

@@ -28,7 +28,7 @@ VALUES = {
 }
 RUN_OPTIONS = ("lora",)  # take a run's name or a file
 RUN_COMMANDS = ("export", "inspect")  # their argument is a run's name or a file
-FILE_OPTIONS = ("base", "config", "from", "output", "prompts", "lora")
+FILE_OPTIONS = ("base", "config", "from", "output", "prompts", "lora", "study")
 _HOME = "${XDG_DATA_HOME:-$HOME/.local/share}/rapm"
 RUNS = f'"${{RAPM_HOME:-{_HOME}}}${{RAPM_HOME:+/data}}/runs"'
 

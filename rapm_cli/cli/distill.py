@@ -148,8 +148,6 @@ def distill(
     if run and not resume:
         raise ConfigError(f"there is an argument too many: {run}", f"to go on with that run give --resume {run}")
     given = options.given(context)
-    if "slot_weights" in given:
-        given["slot_weights"] = options.parse_numbers(slot_weights, "--slot-weights")
     if dry_run:
         if resume:
             raise ConfigError("--dry-run foresees a whole run", "leave out --resume")

@@ -61,7 +61,25 @@ def given(context: typer.Context) -> dict[str, Any]:
     """What the user named, by flag, environment or file, under the names of the settings."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     named = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
-    return {FIELDS.get(name, name): context.params[name] for name in named}
+    return as_settings({name: context.params[name] for name in named})
+
+
+def typed(context: typer.Context) -> list[str]:
+    """Names of what the user named for this very command: by flag or file, not by the environment."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source and source.name in ("COMMANDLINE", "DEFAULT_MAP")]
+
+
+def as_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of the options of `distill`, by their parameters' names, as the settings of those names.
+
+    Raises:
+        ConfigError: The weights of the slots are no numbers.
+    """
+    named = {FIELDS.get(name, name): value for name, value in values.items()}
+    if "slot_weights" in named:
+        named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
+    return named
 
 
 def parse_seeds(text: str, count: int) -> list[int]:

@@ -45,22 +45,28 @@ class Contestant:
 def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[Contestant]:
     """The two that a student stands between: the guided teacher on the fine grid, the bare base at N steps."""
     fine = fine_grid(config.num_slots, config.fine_steps, base.backbone.schedule.length)
-    coarse = slot_edges(config.num_slots, base.backbone.schedule.length)[::-1]
-
-    def walk(times: list[int], guidance_scale: float) -> Draw:
-        def draw(z: Tensor, cond: Conditioning) -> Tensor:
-            *_, clean = walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale)
-            return clean
-
-        return draw
-
-    evaluations = (len(fine) - 1) * (1 if config.guidance_scale == 1 else 2)
-    made_by = _made_by(base, identity, config)
-    guided, bare = f"{made_by} {fine} guidance {config.guidance_scale}", f"{made_by} {coarse} guidance 1"
     return [
-        Contestant("teacher", len(fine) - 1, evaluations, walk(fine, config.guidance_scale), guided),
-        Contestant("base", config.num_slots, config.num_slots, walk(coarse, 1.0), bare),
+        _undistilled("teacher", base, config, identity, fine, config.guidance_scale),
+        few_steps(base, config, identity, config.num_slots, 1),
     ]
+
+
+def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, guidance_scale: float) -> Contestant:
+    """The network that nothing was distilled into, at so many steps; guidance doubles its evaluations."""
+    coarse = slot_edges(steps, base.backbone.schedule.length)[::-1]
+    return _undistilled("base", base, config, identity, coarse, guidance_scale)
+
+
+def _undistilled(
+    role: str, base: LoadedBase, config: TeacherConfig, identity: str, times: list[int], guidance_scale: float
+) -> Contestant:
+    def draw(z: Tensor, cond: Conditioning) -> Tensor:
+        *_, clean = walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale)
+        return clean
+
+    steps, made_by = len(times) - 1, _made_by(base, identity, config)
+    evaluations = steps * (1 if guidance_scale == 1 else 2)
+    return Contestant(role, steps, evaluations, draw, f"{made_by} {times} guidance {guidance_scale}")
 
 
 def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> Contestant:

@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
@@ -20,20 +19,18 @@ from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.workflows.checkpoints import Checkpoints
 from rapm_cli.workflows.collect import collect
 from rapm_cli.workflows.comparison import Part, to_record
-from rapm_cli.workflows.contestants import Contestant, student, teacher_and_base
+from rapm_cli.workflows.contestants import student, teacher_and_base
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.examination import Examination
 from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
-from rapm_cli.workflows.pictures import contact_sheet, png_bytes
-from rapm_cli.workflows.previews import fixed_scenes
 from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.reporting import NO_REPORTS, Reporting, Reports
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
+from rapm_cli.workflows.sheet import draw_sheet
 from rapm_cli.workflows.training import Training, loaded_base, trainer_of
 
-SHEET_COLUMNS = 8
 QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
 
 
@@ -186,18 +183,6 @@ def _lora(trainer: Trainer, settings: Settings) -> LoraFile:
     sampler = METHODS[settings.training.method].sampler
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)
-
-
-def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
-    """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row."""
-    scenes = fixed_scenes(base, loaded, seed, prompts, SHEET_COLUMNS)
-    noise, cond, size = scenes[0].to(loaded.device), scenes[1].to(loaded.device), base.defaults.picture_batch
-    rows: dict[str, Tensor] = {}
-    for contestant in contestants:
-        drawn = [contestant.draw(noise[k : k + size], cond[k : k + size]) for k in range(0, len(noise), size)]
-        title = f"{contestant.title}, {contestant.evaluations} evaluations"
-        rows[title] = torch.cat([loaded.decode(part) for part in drawn])
-    return png_bytes(contact_sheet(rows))
 
 
 class _Clock:

@@ -72,9 +72,9 @@ class Examination:
 
     def sit(self, contestant: Contestant) -> None:
         """Let a contestant draw."""
-        self._sat.append((contestant, *self._readings(contestant)))
+        self._sat.append((contestant, *self.readings(contestant)))
 
-    def _readings(self, contestant: Contestant) -> tuple[Readings, float]:
+    def readings(self, contestant: Contestant) -> tuple[Readings, float]:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
         exams = {start: self._exam(start) for start in range(0, self.samples, CHUNK)}
         places = {start: self._place(contestant, exam, start) for start, exam in exams.items()}

@@ -1,0 +1,59 @@
+"""`rapm eval --study`: a table of distillations, worked through, shown and written."""
+
+import shlex
+from pathlib import Path
+
+from rapm_cli.cli.console import Output
+from rapm_cli.cli.study_file import find_study, read_study
+from rapm_cli.core.errors import ConfigError
+
+ALLOWED = ("study", "output", "device", "offline", "config", "as_json", "quiet")  # beside --study
+
+
+def check_alone(named: list[str]) -> None:
+    """Refuse the options that a study's file sets itself.
+
+    Raises:
+        ConfigError: One was named.
+    """
+    for name in named:
+        if name not in ALLOWED:
+            raise ConfigError(f"--{name} does not go with --study", "what a study needs is in its file")
+
+
+def study(out: Output, name: str, output: Path | None, device: str) -> None:
+    """Work through a study, and show and write its table.
+
+    Args:
+        out: Takes the table.
+        name: A file, or the name of a study that ships.
+        output: Folder for table and contact sheet; None for one of its own among the studies.
+        device: As `--device` takes it.
+    """
+    path = find_study(name)
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.bases.places import studies_dir, study_runs_dir
+    from rapm_cli.workflows import study_report
+    from rapm_cli.workflows.study import run_study
+
+    table = read_study(path, out)
+    folder = studies_dir() / path.stem if output is None else output
+    if folder.resolve() == study_runs_dir().resolve():
+        raise ConfigError(f"{folder} is where the runs of all studies are", "give --output another folder")
+    command = f"rapm eval --study {shlex.quote(name)}"
+    again = command if output is None else f"{command} --output {shlex.quote(str(output))}"
+    try:
+        outcome = run_study(table, find_device(device), again, out)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", error.remedy) from error
+    out.say("scoring, with intervals")
+    record = study_report.to_record(outcome)
+    files = study_report.write(outcome, record, folder, command, out)
+    out.table(f"{record['title']}: {study_report.summary(record)}", *study_report.table(record))
+    for row in record["rows"]:
+        if row.get("failure"):
+            out.data(f"{row['name']}: {row['failure']}")
+    out.say(f"{study_report.duration(record['work_seconds'])} of work; {record['machine']}")
+    for title, file in zip(("record", "table", "sheet"), files.values(), strict=True):
+        out.fact(title, str(file))
+    out.result(record | {"files": {name: str(file) for name, file in files.items()}})

@@ -1,0 +1,226 @@
+"""A table of distillations: every row with every seed, each run and each picture made once, and what came of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base
+from rapm_cli.bases.device import describe_machine
+from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.schedule import slot_edges
+from rapm_cli.core.watch import Watcher
+from rapm_cli.metrics.registry import METRICS
+from rapm_cli.workflows.comparison import MIN_FRECHET
+from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES, Settings
+from rapm_cli.workflows.start import settings_for, settings_without_weights
+from rapm_cli.workflows.study_exam import Sat, StudyExam
+from rapm_cli.workflows.study_runs import finish, run_of, seconds_of
+
+TUNING_SAMPLES = MIN_FRECHET  # prompts that tell which setting is best; of another exam than the table's
+JUDGE = "fd-demo"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to set a row.
+
+    Args:
+        options: Those of `rapm distill` that the row names itself, as the file has them.
+        given: All options of row and study, as `settings_for` takes them.
+    """
+
+    options: dict[str, Any]
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One line of the table.
+
+    Args:
+        name: As in the table.
+        variants: How it is set; of several the best is shown. None for a row that distils nothing.
+        guided: Steps and guidance scale of the network without a LoRA, for such a row.
+    """
+
+    name: str
+    variants: tuple[Variant, ...] = ()
+    guided: tuple[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file describes it.
+
+    Args:
+        title: Of the table.
+        base: The base model.
+        samples: Prompts of the exam.
+        held_out: Whether no training saw their scenes.
+        exam_seed: Which prompts and noise.
+        seeds: Of each distillation.
+        given: Options of all rows, as `settings_for` takes them.
+        rows: The table.
+    """
+
+    title: str
+    base: Base
+    samples: int
+    held_out: bool
+    exam_seed: int
+    seeds: tuple[int, ...]
+    given: dict[str, Any]
+    rows: tuple[StudyRow, ...]
+
+    def __post_init__(self) -> None:
+        if not MIN_SAMPLES <= self.samples <= MAX_SAMPLES:
+            raise ConfigError(f"samples = {self.samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
+        if self.base.set_exam is None:
+            raise ConfigError(f"rapm eval has no metrics for base {self.base.name} yet", 'write base = "demo"')
+
+
+@dataclass
+class Cells:
+    """What a row has come to.
+
+    Args:
+        row: As the file describes it.
+        settings: Of the runs that are shown, one for each seed.
+        chosen: The way that it is set; None where nothing is distilled, or no way could be judged.
+        sat: The exam of each seed; None where there is no LoRA.
+        failures: Why there is none, by seed.
+        tried: What was found of each way to set it, where there are several.
+    """
+
+    row: StudyRow
+    settings: list[Settings] = field(default_factory=list)
+    chosen: Variant | None = None
+    sat: list[Sat | None] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failure(self) -> str:
+        """Why it has no scores; empty where it has."""
+        return next(iter(self.failures.values()), "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a study has found.
+
+    Args:
+        study: As its file describes it.
+        teacher: The teacher's exam.
+        base: The bare base's.
+        rows: What each has come to.
+        machine: The device in words.
+        work_seconds: Of all runs and pictures, also those that were there before.
+    """
+
+    study: Study
+    teacher: Sat
+    base: Sat
+    rows: list[Cells]
+    machine: str
+    work_seconds: float
+
+
+def run_study(study: Study, device: torch.device, command: str, watcher: Watcher) -> Outcome:
+    """Work through a study; what was done before, by this or another study, is not done again.
+
+    Args:
+        study: The table.
+        device: Where to compute.
+        command: What to type to go on with it.
+        watcher: Sees bars and talk.
+
+    Raises:
+        ConfigError: A row cannot be set so; nothing was begun.
+        RapmError: Something failed that would fail the other rows, too.
+        Stopped: A signal came; what was done is kept.
+    """
+    return _Work(study, device, command, watcher).outcome()
+
+
+class _Work:
+    def __init__(self, study: Study, device: torch.device, command: str, watcher: Watcher) -> None:
+        self.study, self.device, self.command, self.watcher = study, device, command, watcher
+        self.settings = self._settled(study.given, study.seeds[0])  # whose teacher and base all are compared with
+        for row in study.rows:
+            try:
+                for variant in row.variants:
+                    own = variant.given | {"seed": study.seeds[0], "samples": 0}
+                    settings_without_weights(study.base, own, None, device, watcher)
+                if row.guided:
+                    slot_edges(row.guided[0])
+            except ConfigError as error:
+                raise ConfigError(f"row {row.name!r}: {error.message}", error.remedy) from error
+        about = (study.base, self.settings.base_identity, device)
+        self.exam = StudyExam(*about, study.samples, study.exam_seed, study.held_out, watcher)
+        self.tuning = StudyExam(*about, TUNING_SAMPLES, study.exam_seed + 1, study.held_out, watcher)
+        self.seconds: dict[str, float] = {}  # of every run and every contestant's pictures, each counted once
+
+    def outcome(self) -> Outcome:
+        study = self.study
+        self.watcher.say(f"teacher and base of {study.title!r}")
+        teacher, base = self.exam.undistilled(self.settings.teacher)
+        self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
+        rows = [self._row(count, row) for count, row in enumerate(study.rows, 1)]
+        return Outcome(study, teacher, base, rows, describe_machine(self.device), sum(self.seconds.values()))
+
+    def _row(self, count: int, row: StudyRow) -> Cells:
+        cells, place = Cells(row), f"row {count} of {len(self.study.rows)}"
+        if row.guided:
+            self.watcher.say(f"{place}: {row.name}")
+            sat = self.exam.guided(self.settings.teacher, *row.guided)
+            self.seconds[row.name] = sat.seconds * self.study.samples
+            cells.sat = [sat]
+            return cells
+        cells.chosen = self._best(cells, place) if len(row.variants) > 1 else row.variants[0]
+        if cells.chosen is None:
+            cells.failures[self.study.seeds[0]] = str(cells.tried[0]["failure"])
+            return cells
+        for seed in self.study.seeds:
+            self.watcher.say(f"{place}, seed {seed}: {row.name}")
+            settings = self._settled(cells.chosen.given, seed)
+            failure = self._finish(settings)
+            if failure:
+                cells.failures[seed] = failure
+                self.watcher.warn(f"{row.name}, seed {seed}: {failure}")
+            cells.settings.append(settings)
+            cells.sat.append(None if failure else self._sit(self.exam, settings, is_drawn=not any(cells.sat)))
+        return cells
+
+    def _best(self, cells: Cells, place: str) -> Variant | None:
+        """The variant that is best on other prompts than the table's, with the first seed; None where all failed."""
+        best: tuple[float, Variant] | None = None
+        for variant in cells.row.variants:
+            words = ", ".join(f"{name} {value}" for name, value in variant.options.items())
+            self.watcher.say(f"{place}, trying {words}: {cells.row.name}")
+            settings = self._settled(variant.given, self.study.seeds[0])
+            failure = self._finish(settings)
+            value = None
+            if not failure:
+                value = METRICS[JUDGE].compute(self._sit(self.tuning, settings).readings)
+                best = min(best or (value, variant), (value, variant), key=lambda pair: pair[0])
+            run = run_of(settings).folder.name
+            cells.tried.append({"options": variant.options, "run": run, JUDGE: value, "failure": failure})
+        return best[1] if best else None
+
+    def _finish(self, settings: Settings) -> str:
+        failure, run = finish(settings, self.study.base, self.device, self.command, self.watcher), run_of(settings)
+        spent = {name: seconds for name, seconds in seconds_of(run).items() if name != "saving"}  # part of training
+        self.seconds[run.folder.name] = float(sum(spent.values()))
+        return failure
+
+    def _sit(self, exam: StudyExam, settings: Settings, *, is_drawn: bool = False) -> Sat:
+        run = run_of(settings)
+        sat = exam.student(settings.teacher, run.lora, is_drawn=is_drawn)
+        self.seconds[f"{run.folder.name} in exam {exam.seed}"] = sat.seconds * exam.samples
+        return sat
+
+    def _settled(self, given: dict[str, Any], seed: int) -> Settings:
+        own = given | {"seed": seed, "samples": 0}
+        return settings_for(self.study.base, own, None, self.device, self.watcher)

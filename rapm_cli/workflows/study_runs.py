@@ -1,0 +1,101 @@
+"""The runs of studies: ordinary ones, found again by their settings, so that rows and files share them."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base
+from rapm_cli.bases.places import study_runs_dir
+from rapm_cli.core.commit import remove_commit
+from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.errors import ConfigError, DiskError, DivergedError, LockedError, RapmError, Stopped
+from rapm_cli.core.watch import Watcher
+from rapm_cli.workflows.distill import distill
+from rapm_cli.workflows.rundir import DIVERGED, Run
+from rapm_cli.workflows.settings import Settings
+
+WAYS = ("vram", "compile", "channels_last")  # change the last bits, and are no part of the fingerprint
+
+
+def run_of(settings: Settings) -> Run:
+    """The run of these settings, whether it is begun or not."""
+    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    ways = {name: getattr(settings.training, name) for name in WAYS}
+    named = [f"{name.replace('_', '-')}-{value}".lower() for name, value in ways.items() if value != usual[name]]
+    return Run(study_runs_dir() / "-".join([settings.fingerprint, str(settings.training.iterations), *named]))
+
+
+def finish(settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher) -> str:
+    """Bring the run of these settings to its end; nothing is done where it is there.
+
+    Args:
+        settings: Of the run, with no comparison at its end.
+        base: Their base.
+        device: Where to compute.
+        command: What to type to go on with the study.
+        watcher: Sees bars and talk.
+
+    Returns:
+        Why there is no LoRA: training diverged, or cannot be with these settings. Empty where there is one.
+
+    Raises:
+        RapmError: Something else failed, which another row would not mend: a full disk, memory, a lock.
+        Stopped: A signal came; what was done is kept.
+    """
+    run = run_of(settings)
+    if run.has_diverged:
+        return f"diverged: {_reason(run)}"
+    try:
+        if not run.is_complete(settings.training.iterations, settings.samples):
+            with _told(run, command):
+                distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
+    except DivergedError as error:
+        return f"diverged: {error.message}"
+    except ConfigError as error:
+        return f"failed: {error.message}"
+    finally:
+        if run.is_finished or run.has_diverged:
+            _thin(run)
+    return ""
+
+
+def seconds_of(run: Run) -> dict[str, Any]:
+    """Seconds of each phase of a finished run."""
+    seconds: dict[str, Any] = run.result().get("seconds", {})
+    return seconds
+
+
+def _thin(run: Run) -> None:
+    """Remove the commits that no resume reads any more; the last one makes a damaged LoRA again."""
+    for folder in run.training_commits()[1:]:
+        remove_commit(folder)
+
+
+def _reason(run: Run) -> str:
+    try:
+        return str(json.loads((run.folder / DIVERGED).read_text())["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it is not written why"
+
+
+@contextmanager
+def _told(run: Run, command: str) -> Iterator[None]:
+    """Inside, what stops a run says how the study goes on, not how the run would."""
+    go_on = f"go on with: {command}"
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.remedy = go_on
+        raise
+    except RapmError as error:
+        if isinstance(error, LockedError):
+            error.remedy = f"wait for it, and {go_on}"
+        elif isinstance(error, DiskError):
+            error.remedy = f"free space, and {go_on}"
+        else:
+            error.remedy = error.remedy.replace(run.resume_command, command)
+        raise
