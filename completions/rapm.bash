@@ -24,12 +24,13 @@ _rapm() {
         --report-to) COMPREPLY=($(compgen -W "tensorboard wandb trackio" -- "$word")); return ;;
         --rng) COMPREPLY=($(compgen -W "cpu device" -- "$word")); return ;;
         --start-from) COMPREPLY=($(compgen -W "student teacher" -- "$word")); return ;;
+        --study) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --vram) COMPREPLY=($(compgen -W "auto 24 16 12 8" -- "$word")); return ;;
     esac
     case "$command" in
         distill) COMPREPLY=($(compgen -W "--base --method --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --fake-updates --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --compile --channels-last --prompts --seed --samples --output --resume --new --save-every --report-to --preview-every --strict --deterministic --dry-run --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --rng --offline --config --json --quiet -q --help" -- "$word")) ;;
-        eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --benchmark --profile --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --benchmark --profile --study --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;
         inspect) COMPREPLY=($(compgen -W "--prune --all --yes -y --json --help" -- "$word")) ;;
     esac

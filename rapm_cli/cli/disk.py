@@ -41,9 +41,11 @@ def survey(out: Output) -> None:
         if found.of(kind):
             out.data(_heading(noun, found.total(kind), found.of(kind)[0].path))
     _table(out, found, cache.RUNS, ["run", "base", "state", "iterations", "size", "last written"], _run)
+    if found.of(cache.STUDIES):
+        out.data(_heading("studies, with their runs", found.total(cache.STUDIES), found.folders[cache.STUDIES]))
     _left_alone(out, found)
     ours = (cache.TRAJECTORIES, cache.READINGS, cache.CONVERTED, cache.LEFTOVERS, cache.REST)
-    sums = {"models": (cache.MODELS, cache.OTHERS), "caches": ours, "runs": (cache.RUNS,)}
+    sums = {"models": (cache.MODELS, cache.OTHERS), "caches": ours, "runs": (cache.RUNS, cache.STUDIES)}
     out.data("in all: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
     out.result(found.record())
 

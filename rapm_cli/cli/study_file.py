@@ -161,7 +161,7 @@ def _settings(where: str, table: dict[str, Any]) -> dict[str, Any]:
         value = values.get(parameter.name)
         if value is not None:
             try:
-                values[parameter.name] = parameter.type_cast_value(context, value if value is True else str(value))
+                values[parameter.name] = parameter.process_value(context, value if value is True else str(value))
             except typer.BadParameter as error:
                 name = parameter.name.replace("_", "-")
                 raise ConfigError(f"{where}: {name}: {error.message}", f"write it as --{name} takes it") from error

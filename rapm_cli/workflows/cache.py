@@ -13,7 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases.places import cache_dir, converted_dir, readings_dir, runs_dir, trajectories_dir
+from rapm_cli.bases.places import (
+    cache_dir,
+    converted_dir,
+    readings_dir,
+    runs_dir,
+    studies_dir,
+    study_runs_dir,
+    trajectories_dir,
+)
 from rapm_cli.core.commit import MANIFEST, Manifest, read_manifest
 from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.files import is_marked, leftovers
@@ -22,7 +30,7 @@ from rapm_cli.workflows.rundir import Run, all_runs, base_of
 
 MODELS, OTHERS = "models", "other_models"
 TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS, REST = "trajectories", "readings", "converted", "leftovers", "rest"
-RUNS = "runs"
+RUNS, STUDIES = "runs", "studies"
 PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test holds these against the families
 _STORE, _SHARD, _READING = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
 
@@ -77,7 +85,7 @@ class Survey:
 
     def record(self) -> dict[str, Any]:
         """As JSON values, sizes in bytes."""
-        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS, REST, RUNS)
+        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
         return {
             "folders": {kind: str(folder) for kind, folder in self.folders.items()},
             **{kind: [entry.record() for entry in self.of(kind)] for kind in kinds},
@@ -90,6 +98,7 @@ def survey() -> Survey:
     """What is in the caches of rapm and of huggingface_hub, and all runs."""
     hub, models = _models()
     folders = {TRAJECTORIES: trajectories_dir(), READINGS: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
+    folders[STUDIES] = studies_dir()
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
     readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
@@ -107,6 +116,8 @@ def survey() -> Survey:
     if rest := [path for path in _children(cache_dir()) if path not in places and not is_marked(path)]:
         entries.append(_together(REST, cache_dir(), rest))
     entries += [_run(run) for run in all_runs() if run.is_begun or run.has_lora]
+    if studies_dir().is_dir():
+        entries.append(_together(STUDIES, studies_dir(), [studies_dir()]))
     return Survey({MODELS: hub, **folders}, entries, foreign)
 
 
@@ -134,7 +145,7 @@ class Need:
 def needs_of_runs() -> list[Need]:
     """What all runs need that can be gone on with, or are at work."""
     needs = []
-    for run in all_runs():
+    for run in (*all_runs(), *all_runs(study_runs_dir())):
         is_at_work = bool(holder(run.folder))
         if run.is_begun and (is_at_work or not (run.is_finished or run.has_diverged)):
             written = run.written_settings()

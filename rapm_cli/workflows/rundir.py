@@ -232,10 +232,11 @@ def _is_leftover(path: Path) -> bool:
     return is_ours or (path.name == COMMITS and path.is_dir() and all(map(_is_leftover, path.iterdir())))
 
 
-def all_runs() -> list[Run]:
-    """All runs, the one that was worked on last first."""
+def all_runs(place: Path | None = None) -> list[Run]:
+    """All runs, or those in another folder than the usual, the one that was worked on last first."""
     dated: dict[Path, float] = {}
-    for folder in runs_dir().iterdir() if runs_dir().is_dir() else ():
+    place = place or runs_dir()
+    for folder in place.iterdir() if place.is_dir() else ():
         with contextlib.suppress(OSError):  # another user's, or on a disk that is gone
             if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
                 dated[folder.resolve()] = _changed_at(folder)

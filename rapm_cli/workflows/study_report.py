@@ -101,15 +101,18 @@ def row_title(row: Record) -> str:
 def _estimate(name: str) -> Callable[[Record], str]:
     """Mean, spread over the seeds, and interval."""
     is_share = name in (CLOSED, DIFFERENCE) or METRICS[name].unit == "%"
-    scale, unit, sign = (100, "%", "+" if name == DIFFERENCE else "") if is_share else (1, "", "")
+    scale, unit, form = (100, "%", ".1f") if is_share else (1, "", ".3g")
+    sign = "+" if name == DIFFERENCE else ""
 
     def cell(row: Record) -> str:
         found = row["metrics"].get(name)
         if found is None:
             return ""
-        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:.2g}"
+        if name == DIFFERENCE and found["low"] == found["high"]:  # of the first to itself
+            return ""
+        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{form}}"
         low, high = found["low"] * scale, found["high"] * scale
-        return f"{found['mean'] * scale:{sign}.3g}{unit}{spread} [{low:.3g},{high:.3g}]"
+        return f"{found['mean'] * scale:{sign}{form}}{unit}{spread} [{low:{form}},{high:{form}}]"
 
     return cell
 

@@ -48,13 +48,13 @@ def finish(settings: Settings, base: Base, device: torch.device, command: str, w
     """
     run = run_of(settings)
     if run.has_diverged:
-        return f"diverged: {_reason(run)}"
+        return _diverged(_reason(run))
     try:
         if not run.is_complete(settings.training.iterations, settings.samples):
             with _told(run, command):
                 distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
     except DivergedError as error:
-        return f"diverged: {error.message}"
+        return _diverged(error.message)
     except ConfigError as error:
         return f"failed: {error.message}"
     finally:
@@ -67,6 +67,11 @@ def seconds_of(run: Run) -> dict[str, Any]:
     """Seconds of each phase of a finished run."""
     seconds: dict[str, Any] = run.result().get("seconds", {})
     return seconds
+
+
+def _diverged(reason: str) -> str:
+    """Why there is no LoRA, without the folder that is nobody else's."""
+    return f"diverged: {reason.removeprefix('training diverged: ')}".replace(f"{study_runs_dir()}/", "")
 
 
 def _thin(run: Run) -> None:
