@@ -1,0 +1,275 @@
+"""Studies through the command line."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import statistics
+
+import pytest
+
+from rapm_cli.cli import study_file
+from rapm_cli.core.errors import DivergedError
+from rapm_cli.core.train import Trainer
+from rapm_cli.workflows import study, study_runs, study_scores, training
+from rapm_cli.workflows.rundir import Run
+
+SAMPLES = 8
+HEAD = """
+title = "Parts"
+samples = 8
+seeds = [0, 1]
+[options]
+trajectories = 4
+fine-steps = 2
+rank = 1
+batch-size = 1
+discriminator = "latent"
+save-every = 1
+iterations = 2
+"""
+ROWS = """
+[[rows]]
+name = "default"
+[[rows]]
+name = "absolute"
+options = { relative-weight = 0, discriminators = "absolute", slot-weights = [1, 1, 0.5, 0.5] }
+"""
+TUNED = """
+[[rows]]
+name = "tuned"
+best-of = { learning-rate = [1e-3, 4e-3] }
+"""
+GUIDED = """
+[[rows]]
+name = "guided"
+teacher = { steps = 2, guidance = 2.0 }
+"""
+TIMES = ("seconds_per_picture", "training_seconds", "work_seconds")
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures_are_enough(monkeypatch):
+    for module, name in ((study_scores, "MIN_FRECHET"), (study, "TUNING_SAMPLES")):
+        monkeypatch.setattr(module, name, SAMPLES)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "parts.toml"
+    path.write_text(HEAD + ROWS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The home and the result of a study that was not interrupted."""
+    from rapm_cli.cli.app import main
+
+    home, out = tmp_path_factory.mktemp("whole"), io.StringIO()
+    (home / "parts.toml").write_text(HEAD + ROWS)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("RAPM_HOME", str(home / "home"))
+        patch.setattr(study_scores, "MIN_FRECHET", SAMPLES)
+        assert main(["eval", "--study", str(home / "parts.toml"), "--json"]) == 0
+    return home / "home", json.loads(out.getvalue())
+
+
+def untimed(record):
+    """A result without what depends on the time and the place."""
+    if isinstance(record, dict):
+        return {name: untimed(value) for name, value in record.items() if name not in (*TIMES, "files")}
+    return [untimed(value) for value in record] if isinstance(record, list) else record
+
+
+def no_training(monkeypatch):
+    def fail(*_):
+        raise AssertionError("this would train again")
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+
+
+def row_of(record, name):
+    return next(row for row in record["rows"] if row["name"] == name)
+
+
+@pytest.mark.slow
+def test_a_table_has_the_mean_and_spread_of_what_each_run_alone_is_told(rapm, whole, monkeypatch):
+    home, record = whole
+    monkeypatch.setenv("RAPM_HOME", str(home))
+    assert [row["name"] for row in record["rows"]] == ["teacher", "base", "default", "absolute"]
+    for name in ("default", "absolute"):
+        row, alone, closed = row_of(record, name), [], []
+        for seed in row["seeds"]:
+            lora = home / "data" / "studies" / "runs" / seed["run"] / "lora.safetensors"
+            options = ("--samples", str(SAMPLES), "--part", "held-out", "--metrics", "attributes,pictures,fd-demo")
+            got = json.loads(rapm("eval", "--base", "demo", "--lora", str(lora), *options, "--json")[1])
+            teacher, base, student = ({k: s["value"] for k, s in r["metrics"].items()} for r in got["parts"][0]["rows"])
+            alone.append(student)
+            distances = [one["fd-demo"] for one in (teacher, base, student)]
+            closed.append((distances[1] - distances[2]) / (distances[1] - distances[0]))
+        alone = {metric: [one[metric] for one in alone] for metric in alone[0]} | {"closed": closed}
+        for metric, values in alone.items():
+            assert row["metrics"][metric]["mean"] == pytest.approx(statistics.fmean(values))
+            assert row["metrics"][metric]["spread"] == pytest.approx(statistics.stdev(values))
+
+
+@pytest.mark.slow
+def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, monkeypatch, file):
+    home, record = whole
+    shutil.copytree(home, os.environ["RAPM_HOME"])
+    no_training(monkeypatch)
+    readings = sorted(path.name for path in (home / "cache" / "readings").iterdir())
+    code, out, _ = rapm("eval", "--study", str(file), "--json", "--output", str(file.parent / "result"))
+    got = json.loads(out)
+    assert code == 0
+    files = got.pop("files")
+    assert got == {name: value for name, value in record.items() if name != "files"}
+    assert sorted(path.name for path in (file.parent / "home" / "cache" / "readings").iterdir()) == readings
+    assert sorted(files) == ["sheet.png", "study.json", "study.md"]
+    assert json.loads((file.parent / "result" / "study.json").read_text()) == got
+    assert "| absolute | 4 |" in (file.parent / "result" / "study.md").read_text()
+    assert rapm("distill", "--resume")[0] == 3  # no run of a study is taken for the user's own
+
+
+@pytest.mark.slow
+def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypatch, file, home):
+    shutil.copytree(whole[0], home)
+    for seed in row_of(whole[1], "absolute")["seeds"]:
+        shutil.rmtree(home / "data" / "studies" / "runs" / seed["run"])
+    real, taken = training.Training._take, []
+
+    def take(self, progress):
+        taken.append(progress.iteration)
+        if len(taken) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_take", take)
+        code, _, err = rapm("eval", "--study", str(file))
+    assert code == 143
+    assert err.splitlines()[-1] == f"stopped: 1 of 2 iterations are saved; go on with: rapm eval --study {file}"
+    code, out, _ = rapm("eval", "--study", str(file), "--json")
+    assert code == 0
+    assert untimed(json.loads(out)) == untimed(whole[1])  # with the sha256 of every LoRA
+    for run in (home / "data" / "studies" / "runs").iterdir():
+        assert [commit.name for commit in Run(run).training_commits()] == ["00000002"]
+
+
+@pytest.mark.slow
+def test_the_best_of_several_is_chosen_on_other_prompts(rapm, file):
+    file.write_text(HEAD.replace("[0, 1]", "[0]") + TUNED + GUIDED)
+    code, out, _ = rapm("eval", "--study", str(file), "--json")
+    assert code == 0
+    row = row_of(json.loads(out), "tuned")
+    assert [one["options"] for one in row["tried"]] == [{"learning-rate": 1e-3}, {"learning-rate": 4e-3}]
+    best = min(row["tried"], key=lambda one: one["fd-demo"])
+    assert row["options"] == best["options"]
+    assert [seed["run"] for seed in row["seeds"]] == [best["run"]]
+    assert row["metrics"]["fd-demo"]["mean"] != best["fd-demo"]
+    runs = file.parent / "home" / "data" / "studies" / "runs"
+    for one in row["tried"]:
+        options = ("--samples", str(SAMPLES), "--part", "held-out", "--metrics", "fd-demo", "--seed", "1", "--json")
+        alone = json.loads(rapm("eval", "--lora", str(runs / one["run"]), *options)[1])
+        assert alone["parts"][0]["rows"][2]["metrics"]["fd-demo"]["value"] == pytest.approx(one["fd-demo"])
+    guided = row_of(json.loads(out), "guided")
+    assert (guided["evaluations"], guided["seeds"]) == (4, [])
+
+
+@pytest.mark.slow
+def test_a_row_that_diverges_is_shown_and_the_others_go_on(rapm, file, monkeypatch):
+    real = study_runs.distill
+
+    def distill(run, settings, *arguments, **options):
+        with monkeypatch.context() as patch:
+            if settings.training.relative_weight == 0:
+                patch.setattr(Trainer, "train_step", fail)
+            return real(run, settings, *arguments, **options)
+
+    def fail(*_):
+        raise DivergedError("training diverged: so it is", "")
+
+    monkeypatch.setattr(study_runs, "distill", distill)
+    file.write_text(HEAD.replace("[0, 1]", "[0]") + ROWS + GUIDED)
+    code, out, err = rapm("eval", "--study", str(file))
+    assert code == 0
+    assert "warning: absolute, seed 0: diverged: so it is" in err
+    assert "\nabsolute: diverged: so it is\n" in out
+    no_training(monkeypatch)  # that it diverges is remembered, too
+    record = json.loads(rapm("eval", "--study", str(file), "--json")[1])
+    assert row_of(record, "absolute")["metrics"] == {}
+    assert row_of(record, "guided")["metrics"]["closed"]["mean"] > 0
+
+
+def test_a_shipped_study_is_found_by_its_name(rapm, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_file, "SHIPPED", tmp_path)
+    (tmp_path / "good.toml").write_text("seeds = []")
+    code, _, err = rapm("eval", "--study", "good")
+    assert (code, f"{tmp_path}/good.toml: seeds is no list" in err) == (2, True)
+    code, _, err = rapm("eval", "--study", "other")
+    assert code == 3
+    assert "error: there is no study 'other'; give a .toml file, or the name of one that ships: good" in err
+
+
+BAD = {
+    "title =": (3, "is not TOML"),
+    "titel = 'x'": (2, "unknown key 'titel'; did you mean 'title'?"),
+    "samples = '8'": (2, "samples has a value of a wrong type; give a number"),
+    "samples = 4": (2, "samples = 4 is out of range"),
+    "seeds = []": (2, "seeds is no list of different numbers"),
+    "seeds = [1, 1]": (2, "seeds is no list of different numbers"),
+    "rows = []": (2, "rows is empty"),
+    "part = 'both'": (2, "part 'both' is unknown"),
+    "exam-seed = -1": (2, "exam-seed -1 is out of range"),
+    "base = 'nothing'": (2, "nothing"),
+    "options = { rnak = 1 }": (2, "[options] has an unknown key 'rnak'; did you mean 'rank'?"),
+    "options = { seed = 1 }": (2, "[options] has 'seed'; that is for the whole study"),
+    "options = { rank = 0 }": (2, "--rank 0 is out of range"),
+    "rows = [{ options = { rank = 1 } }]": (2, "row 1 has no name"),
+    "rows = [{ name = 'a' }, { name = 'a' }]": (2, "there are two rows 'a'"),
+    "rows = [{ name = 'base' }]": (2, "there are two rows 'base'"),
+    "rows = [{ name = 'a', option = {} }]": (2, "row 1 has an unknown key 'option'; did you mean 'options'?"),
+    "rows = [{ name = 'a', options = { output = 'x' } }]": (2, "row 'a' has 'output'; the study sees to that"),
+    "rows = [{ name = 'a', options = { rank = 1.5 } }]": (2, "row 'a': rank: Input should be a valid integer"),
+    "rows = [{ name = 'a', options = { rank = [1] } }, { name = 'b', options = { steps = 3 } }]": (
+        2,
+        "row 'b': 3 steps",
+    ),
+    "rows = [{ name = 'a', options = { slot-weights = 'x' } }]": (2, "row 'a': --slot-weights 'x' is no list"),
+    "rows = [{ name = 'a', options = { checkpointing = 1 } }]": (2, "row 'a': checkpointing has a value of a wrong"),
+    "rows = [{ name = 'a', options = { precision = 'bf16' } }]": (2, "row 'a' has precision; all rows need the same"),
+    "rows = [{ name = 'a', best-of = { rank = 2 } }]": (2, "row 'a': best-of rank is no list"),
+    "rows = [{ name = 'a', best-of = { rank = [2, 0] } }]": (2, "row 'a': --rank 0 is out of range"),
+    "rows = [{ name = 'a', teacher = { steps = 4 } }]": (2, "row 'a': teacher lacks steps or guidance"),
+    "rows = [{ name = 'a', teacher = { steps = 3, guidance = 2 } }]": (2, "row 'a': 3 steps"),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_bad_file_is_refused_before_any_work(rapm, tmp_path, home, text):
+    path, lines = tmp_path / "bad.toml", {"seeds": "seeds = [0]", "rows": "rows = [{ name = 'good' }]"}
+    lines[text.split(" ")[0]] = text
+    path.write_text("\n".join(lines.values()))
+    code, out, err = rapm("eval", "--study", str(path))
+    wanted, words = BAD[text]
+    assert (code, out) == (wanted, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert str(path) in last
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("options", [["--lora", "x"], ["--base", "demo"], ["--benchmark"], ["--samples", "640"]])
+def test_a_study_sets_what_is_measured_by_itself(rapm, file, options):
+    code, _, err = rapm("eval", "--study", str(file), *options)
+    assert code == 2
+    assert f"error: {options[0]} does not go with --study" in err
+
+
+def test_only_a_study_has_a_folder_of_results(rapm, tmp_path):
+    code, _, err = rapm("eval", "--output", str(tmp_path))
+    assert (code, "--output goes with --study" in err) == (2, True)
