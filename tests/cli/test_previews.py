@@ -94,7 +94,7 @@ def test_a_tracker_gets_every_iteration_as_the_log_has_it_and_the_previews(rapm,
     assert "prompts" not in json.dumps(made.subject.settings)
     assert [iteration for iteration, _ in made.logged] == [0, 1]
     for line, (_, values) in zip(lines, made.logged, strict=True):
-        assert values["slot3/absolute"] == line["slots"][0]["absolute"]
+        assert values["slot3/absolute"] == line["slots"][0]["distance"]["absolute"]
         assert values["learning_rate"] == line["learning_rate"]
     [(iteration, picture)] = made.shown
     with Image.open(shared / "seen" / "previews" / "00000002.png") as same:

@@ -80,10 +80,9 @@ def test_two_processes_with_one_trajectory_each_are_one_with_two(tmp_path):
         assert out.count("lora") == 1  # one of the two talks
     mine, theirs = log_of(pair), log_of(alone)
     for slot, other in zip(mine[0]["slots"], theirs[0]["slots"], strict=True):  # before rounding has grown
-        assert slot["absolute"] == pytest.approx(other["absolute"], rel=1e-4)
-        assert slot["relative"] == pytest.approx(other["relative"], rel=1e-4)
+        assert slot["distance"] == pytest.approx(other["distance"], rel=1e-4)
         assert slot["discriminator"] == pytest.approx(other["discriminator"], rel=1e-4)
-    assert mine[2]["slots"][0]["absolute"] == pytest.approx(theirs[2]["slots"][0]["absolute"], rel=1e-2)
+    assert mine[2]["slots"][0]["distance"] == pytest.approx(theirs[2]["slots"][0]["distance"], rel=1e-2)
     assert distance(pair, alone) < 0.02
 
 
