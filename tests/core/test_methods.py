@@ -102,7 +102,8 @@ def test_a_real_picture_that_is_not_finite_spares_the_student_of_dmd2(trainer_of
     assert [slot.skipped for slot in report] == ["discriminator", "target"]  # the student's turn, and the one after
     after = everything(trainer)
     for key, value in before.items():
-        assert torch.equal(after[key], value) != key.startswith("student/"), key
+        is_trained = key.startswith("student/") and "lora_B" in key  # the first gradient of A is zero
+        assert torch.equal(after[key], value) != is_trained, key
 
 
 @every_method
