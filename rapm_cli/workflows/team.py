@@ -112,7 +112,11 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
 
 
 def _obey(trainer: Trainer, done: int) -> int:
-    """Hear what the first process decides after `done` iterations; after how many to go on."""
+    """Hear what the first process decides after `done` iterations; after how many to go on.
+
+    It is told first of a signal that this one was sent.
+    """
+    trainer.ranks.wish(stop.number())
     verdict, value = trainer.ranks.decide()
     if verdict is Verdict.RESTORE:
         take_state(trainer)

@@ -182,14 +182,14 @@ class Training:
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        is_due = stop.take_save_wish() or is_regular or self.done == self.total
-        if is_due or stop.is_wanted():
+        if stop.take_save_wish() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        try:
-            stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
-        except Stopped as stopped:
-            self.trainer.ranks.decide(Verdict.STOP, stopped.number)
-            raise
+        number = self.trainer.ranks.wish(stop.number())  # whichever process was sent it
+        if number is not None:
+            self._save(is_regular=is_regular)
+            self.trainer.ranks.decide(Verdict.STOP, number)
+            saved = f"{self.done} of {self.total} iterations are saved"
+            raise Stopped(number, saved, f"go on with: {self.run.resume_command}")
 
     def _save(self, *, is_regular: bool) -> None:
         if self.saved == name_of(self.done):

@@ -157,6 +157,15 @@ def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(t
     assert kept >= 4
 
 
+@pytest.mark.slow
+def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_iteration")
+    done = max(int(path.name) for path in run_of(tmp_path).glob("commits/[0-9]*"))
+    assert (codes, follower) == ([143, 143], "")
+    assert f"stopped: {done} of 3 iterations are saved; go on with: rapm distill --resume" in first
+    assert done in (1, 2)  # the first one may have decided on one before it hears
+
+
 def test_the_first_word_on_the_board_counts_and_is_news_to_the_others():
     store = HashStore()
     boards = [Board(store, rank, 3) for rank in range(3)]
