@@ -1,6 +1,7 @@
 """Memory that runs out: a slot, a batch and a run that go on with less, and a run that cannot."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -173,3 +174,27 @@ def test_a_run_on_a_rounded_base_stays_on_it_and_its_lora_says_so(rapm, tmp_path
     assert code == 0
     assert len(rounded) == 2
     assert "8-bit base: on cpu" in " ".join(err.split())
+
+
+def test_only_resume_takes_a_run_from_a_rounded_base_or_to_one(rapm, home, tmp_path):
+    folder, whole, rounded = tmp_path / "run", [*SHORT, "--iterations", "1"], ["--vram", "8"]
+
+    def runs():
+        return {path.name for path in home.glob("data/runs/*")}
+
+    def leave_unfinished(name):
+        (home / "data" / "runs" / name / "result.json").unlink()
+
+    assert rapm(*whole, *rounded)[0] == 0
+    (first,) = runs()
+    leave_unfinished(first)
+    assert rapm(*whole)[0] == 0
+    (second,) = runs() - {first}
+    leave_unfinished(second)
+    assert rapm(*whole, *rounded)[0] == 0
+    assert runs() == {first, second}
+    assert (home / "data" / "runs" / first / "result.json").exists()  # and not the newer one
+    shutil.copytree(home / "data" / "runs" / first, folder)
+    code, _, err = rapm(*whole, "--output", str(folder))
+    assert code == 2
+    assert "was begun with vram 8, not auto" in err
