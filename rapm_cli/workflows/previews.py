@@ -90,7 +90,10 @@ class Previews:
         student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots)[0])
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
-        return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+        try:
+            return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+        finally:
+            self._loaded.rest()  # a roomy card would keep the autoencoder, which no plan counts beside training
 
     def _draw(self, draw: Draw) -> Tensor:
         """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
