@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, require_shortage
 from rapm_cli.core.learner import Learner
 from rapm_cli.core.losses import hinge_discriminator_mean, hinge_student_mean, pseudo_huber_mean
 from rapm_cli.core.parallel import ALONE, Ranks
@@ -161,8 +161,8 @@ class Trainer:
         while True:
             try:
                 return self._slot(batch, n, z_start, iteration)
-            except torch.OutOfMemoryError as error:
-                failure = error.with_traceback(None)  # whose frames hold the graph
+            except RuntimeError as error:
+                failure = require_shortage(error)
             if not self.relieve():
                 raise failure
 

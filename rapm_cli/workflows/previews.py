@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.errors import DiskError
+from rapm_cli.core.errors import DiskError, require_shortage
 from rapm_cli.core.files import make_folder, replace_file
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.trajectories import initial_noise
@@ -78,7 +78,8 @@ class Previews:
             make_folder(self._folder)
             replace_file(path, png_bytes(sheet))
             return sheet
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            require_shortage(error)
             reason = "they do not fit in memory beside training"
         except OSError as error:
             reason = DiskError.of(error, path).message

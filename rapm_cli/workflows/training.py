@@ -21,6 +21,7 @@ from rapm_cli.core.errors import (
     OutOfMemoryError,
     Stopped,
     VerificationError,
+    require_shortage,
 )
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.parallel import Ranks, Verdict
@@ -163,12 +164,13 @@ class Training:
         """The iterations from here on; memory that runs out for good is told with the way on."""
         try:
             yield from train(self.trainer, self.trajectories, self.done)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            failure = require_shortage(error)
             raise OutOfMemoryError(
                 f"training is out of memory at iteration {self.done}; {int(self.saved)} iterations are saved",
                 f"close other programs on the device and go on with: {self.run.resume_command}; "
                 "with --vram 8 its base is rounded to 8 bits",
-            ) from error
+            ) from failure
 
     def _take(self, progress: Progress) -> None:
         """Log an iteration, and keep what could not be trained on."""

@@ -152,7 +152,11 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow)],
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp_path, monkeypatch, error):
     def fail(self, done):

@@ -22,6 +22,15 @@ SHORT = [
 ]  # fmt: skip
 
 
+SHORTAGES = pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+
+
 class Ear:
     def __init__(self):
         self.warnings = []
@@ -44,14 +53,17 @@ def trajectories(backbone, make_cond, latents):
     return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
 
 
-def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(schedule, trajectories, monkeypatch):
+@SHORTAGES
+def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(
+    schedule, trajectories, monkeypatch, shortage
+):
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, calls = Trainer._update, []
 
     def short_of_memory(self, *args):
         calls.append(args)
         if len(calls) == 6:  # as late in a slot as it can be
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         real(self, *args)
 
     monkeypatch.setattr(Trainer, "_update", short_of_memory)
@@ -69,8 +81,9 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
         torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
 
 
+@SHORTAGES
 def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they_were(
-    schedule, trajectories, monkeypatch
+    schedule, trajectories, monkeypatch, shortage
 ):
     """The discriminators' moments are laid out before the student changes, so that a repeated slot counts once."""
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear())
@@ -79,7 +92,7 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
     def short_of_memory(self, *args, **kwargs):
         if self.param_groups[0]["betas"] == (0.0, 0.999) and not failed:
             failed.append(self)
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", short_of_memory)
@@ -93,7 +106,8 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
         torch.testing.assert_close(value, undisturbed.lora.state()[name], rtol=1e-4, atol=1e-6)
 
 
-def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch):
+@SHORTAGES
+def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch, shortage):
     """torch would take a parameter that has a count of steps for one that has its moments."""
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, made = torch.zeros_like, []
@@ -101,7 +115,7 @@ def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajecto
     def short_of_memory(*args, **kwargs):
         made.append(args)
         if len(made) == 4:  # a parameter's second one
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "zeros_like", short_of_memory)
@@ -124,13 +138,14 @@ def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
     assert not list(home.glob("data/runs/*"))
 
 
-def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
+@SHORTAGES
+def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, shortage):
     real, calls = Trainer._slot, []
 
     def short_of_memory(self, *args):
         calls.append(args)
         if len(calls) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(self, *args)
 
     monkeypatch.setattr(Trainer, "_slot", short_of_memory)
@@ -145,13 +160,14 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
     assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 
 
-def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path):
+@SHORTAGES
+def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path, shortage):
     real, sizes = collect.rollout, []
 
     def short_of_memory(backbone, noise, *args, **settings):
         sizes.append(len(noise))
         if len(noise) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(backbone, noise, *args, **settings)
 
     monkeypatch.setattr(collect, "rollout", short_of_memory)
