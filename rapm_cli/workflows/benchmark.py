@@ -240,6 +240,10 @@ def _other_ways(
         except ConfigError as error:
             watcher.warn(error.message)
             continue
+        except RuntimeError as error:
+            require_shortage(error)
+            watcher.warn(f"{way}: out of memory in phase 1; it is left out")
+            continue
         yield teacher, dataclasses.replace(fastest, way=way, time=time)
 
 
