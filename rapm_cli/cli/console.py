@@ -28,7 +28,7 @@ from rich.text import Text
 
 from rapm_cli.cli.secrets import redact, redact_values
 from rapm_cli.core.errors import ConfigError, DiskError, is_disk_full
-from rapm_cli.workflows import stop
+from rapm_cli.workflows import launched, stop
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,7 @@ class Output:
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-        self._tell(f"warning: {line}", style="yellow")
+        self._tell(f"warning: {launched.speaker()}{line}", style="yellow")
 
     def error(self, message: str, remedy: str) -> None:
         """What happened, and what to do, in one line."""

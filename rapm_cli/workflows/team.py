@@ -1,7 +1,7 @@
 """A distillation by several processes, as torchrun and accelerate start them: the first leads, the others follow.
 
 The cache has to lie where all processes see it. The first process does all that one alone would; the others make their
-share of the trajectories, take their rows of every batch, and neither talk nor write anything else.
+share of the trajectories, take their rows of every batch, and neither talk nor write anything else, but for warnings.
 """
 
 import datetime

@@ -140,6 +140,14 @@ def test_silence_is_silent_but_for_warnings(capsys, silence):
     assert capsys.readouterr().err == "warning: beware\n"
 
 
+@pytest.mark.parametrize(("rank", "speaker"), [("0", ""), ("1", "process 1: ")])
+def test_a_warning_of_another_process_than_the_first_names_it(monkeypatch, capsys, rank, speaker):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    Output(quiet=True).warn("beware")
+    assert capsys.readouterr().err == f"warning: {speaker}beware\n"
+
+
 @pytest.mark.parametrize(("width", "lines"), [(120, 3), (80, 6)])
 def test_a_table_breaks_cells_at_spaces_alone(monkeypatch, capsys, width, lines):
     monkeypatch.setattr("rapm_cli.cli.console.WIDE", width)
