@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 from rapm_cli.bases.memory import GIB, MemoryReading
 from rapm_cli.cli import console
@@ -186,6 +187,21 @@ def test_a_terminal_breaks_no_word_and_no_command(monkeypatch):
         "all others not; go on with:",
         "rapm distill --resume 'a run'; or leave",
     ]
+
+
+def test_a_command_ends_at_a_semicolon_outside_quotes(monkeypatch):
+    written = on_a_terminal(monkeypatch, 40)
+    Output().stopped("a", "rapm distill --resume 'one; two three'; or don't")
+    lines = ["stopped: a;", "rapm distill --resume 'one; two three';", "or don't"]
+    assert written.getvalue().splitlines() == lines
+
+
+def test_wide_letters_count_as_the_two_cells_that_they_take(monkeypatch):
+    written = on_a_terminal(monkeypatch, 20)
+    Output().say("大きな 赤い 立方体 小さな 青い 球")
+    lines = written.getvalue().splitlines()
+    assert lines == ["大きな 赤い 立方体", "小さな 青い 球"]
+    assert max(map(cell_len, lines)) <= 20
 
 
 def test_a_fact_is_set_in_on_a_terminal_and_one_line_for_programs(monkeypatch, capsys):
