@@ -1,5 +1,6 @@
 """Previews and trackers in a whole run: they see everything, and change nothing."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -127,9 +128,35 @@ def is_close(one, other):
     return one.shape == other.shape and int((one - other).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("full")])
+def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
+    class Loaded:
+        device, backbone, calls = torch.device("cpu"), None, []
+
+        def decode(self, z):
+            self.calls.append("decode")
+            if error:
+                raise error
+            return torch.zeros(1, 3, 8, 8)
+
+        def rest(self):
+            self.calls.append("rest")
+
+    previews = Previews.__new__(Previews)
+    previews._loaded, previews._num_slots, previews._title = Loaded(), 4, "teacher"
+    previews._teacher, previews._draw = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
+    with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
+        previews._sheet(1)
+    assert Loaded.calls == (["decode", "rest"] if error else ["decode"] * 4 + ["rest"])
+
+
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow)],
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp_path, monkeypatch, error):
     def fail(self, done):
