@@ -45,6 +45,11 @@ PLANS = {
 }
 
 
+def is_rounded(vram: str) -> bool:
+    """Whether a base is trained on in 8 bits under what `--vram` takes; "auto" never rounds it."""
+    return vram in PLANS and PLANS[vram].is_quantised
+
+
 def lower(plan: Plan) -> Plan | None:
     """The plan that needs less, or None; never one with a rounded base, which has to be asked for."""
     plans = list(PLANS.values())

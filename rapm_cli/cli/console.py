@@ -5,13 +5,13 @@ import errno
 import json
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import filesize
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -28,7 +28,7 @@ from rich.text import Text
 
 from rapm_cli.cli.secrets import redact, redact_values
 from rapm_cli.core.errors import ConfigError, DiskError, is_disk_full
-from rapm_cli.workflows import stop
+from rapm_cli.workflows import launched, stop
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,9 @@ BYTE = "byte"  # the unit that is shown in kB, MB and GB
 BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
 USUAL = 80  # letters of a line that has room for memory in few words
 ROOMY = 115  # letters of a line that has room for all about memory
-COMMAND = re.compile(
-    r"\b(?:rapm (?:distill|generate|eval|export|inspect)|hf download)\b.*?(?=;|$)"
-)  # to type, up to what is said beside
-UNBROKEN = "\x00"  # stands for a blank that no line is broken at
+# A command to type, up to a semicolon outside quotes: what comes after is said beside.
+COMMAND = r"""\b(?:rapm (?:distill|generate|eval|export|inspect)|hf download)\b(?:'[^']*'|"[^"]*"|[^;])*"""
+PIECE = re.compile(rf"( *)([^ ]*?{COMMAND}[^ ]*|[^ ]+)")  # blanks, and what no line is broken in
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -135,7 +134,7 @@ class Output:
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-        self._tell(f"warning: {line}", style="yellow")
+        self._tell(f"warning: {launched.speaker()}{line}", style="yellow")
 
     def error(self, message: str, remedy: str) -> None:
         """What happened, and what to do, in one line."""
@@ -191,16 +190,13 @@ def _folded(line: str, console: Console, head: str = "") -> str:
     """
     if not console.is_terminal:
         return head + line
-    kept = COMMAND.sub(lambda match: match[0].replace(" ", UNBROKEN), line)
-    lines = textwrap.wrap(
-        kept,
-        console.width,
-        initial_indent=head,
-        subsequent_indent=" " * len(head),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return "\n".join(lines or [head]).replace(UNBROKEN, " ")
+    lines, indent = [head], " " * len(head)
+    for blanks, piece in PIECE.findall(line.expandtabs()):
+        if lines[-1] not in (head, indent) and cell_len(lines[-1] + blanks + piece) > console.width:
+            lines.append(indent + piece)
+        else:
+            lines[-1] += blanks + piece
+    return "\n".join(lines)
 
 
 def _widths(upright: list[tuple[str, ...]], room: int) -> list[int] | None:

@@ -17,6 +17,7 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
     from rapm_cli.workflows.foresee import foresee as forecast
     from rapm_cli.workflows.foresee import to_record
     from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.workflows.launched import world_size
     from rapm_cli.workflows.prompts import read_prompts
     from rapm_cli.workflows.start import settings_without_weights
 
@@ -34,6 +35,8 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
     for thing, size in made.disk_bytes.items():
         out.fact("disk", f"{size_in_words(size)} for {thing}")
     out.fact("machine", made.machine)
+    if world_size() > 1:
+        out.fact("processes", f"one alone is foreseen, not the {world_size()} that were started")
     out.result(to_record(made) | {"settings": settings.recipe()})
 
 

@@ -160,6 +160,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_torchs or isinstance(error, MemoryError)
 
 
+def require_shortage(error: RuntimeError) -> RuntimeError:
+    """Raise an error again, unless it says that memory ran out, in whatever words.
+
+    Returns:
+        The error without its frames, which hold tensors that are in the way of another try.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    return error.with_traceback(None)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True for a full disk, a spent quota or a file-size limit, also in the words of torch and safetensors."""
     return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from rapm_cli.core.errors import require_shortage
 from rapm_cli.core.trained import TrainedWeights, copy_tensors
 
 
@@ -40,7 +41,8 @@ class Learner:
         if not self._adam.state:
             try:
                 self._step(torch.ones((), device=self.weights.flat.device))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                require_shortage(error)
                 self._adam.state.clear()  # a part of the moments would count as all
                 raise
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.randomness import generator_for
-from rapm_cli.core.schedule import CLEAN, DDIM_SETTINGS, clean_estimate, noise_forward, slot_edges
+from rapm_cli.core.schedule import CLEAN, DDIM_SETTINGS, add_noise, clean_estimate, slot_edges
 from rapm_cli.core.targets import student_step
 from rapm_cli.core.transfer import upload
 
@@ -94,7 +94,7 @@ def student_clean(backbone: Backbone, z: Tensor, t: int, cond: Conditioning) -> 
 
 def _renoised(clean: Tensor, seeds: list[str], s: int, backbone: Backbone) -> Tensor:
     rows = [torch.randn(clean.shape[1:], generator=generator_for("new noise", seed, s)) for seed in seeds]
-    return noise_forward(clean, upload(torch.stack(rows), clean.device), CLEAN, s, backbone.schedule)
+    return add_noise(clean, upload(torch.stack(rows), clean.device), s, backbone.schedule)
 
 
 def _digests(z: Tensor) -> list[str]:

@@ -130,18 +130,23 @@ def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedu
     """
     if torch.as_tensor(s > t).any():
         raise ValueError(f"cannot step from {t} to the noisier {s}")
-    a = schedule.alpha_bar(s, z)
-    return a.sqrt() * clean_estimate(z, noise, t, schedule) + (1 - a).sqrt() * noise
+    return add_noise(clean_estimate(z, noise, t, schedule), noise, s, schedule)
 
 
-def noise_forward(z: Tensor, noise: Tensor, s: int, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+    """A latent without any noise carried to `t`: sqrt(a_t) clean + sqrt(1 - a_t) noise; arguments as in `ddim_step`."""
+    a = schedule.alpha_bar(t, clean)
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def noise_forward(z: Tensor, noise: Tensor, s: int, t: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Carry a latent from edge `s` to noisier timesteps `t` with fresh noise.
 
     Args:
         z: (B, C, H, W) latent at `s`, float32.
         noise: (B, C, H, W) standard normal.
         s: Timestep `z` is at, in [CLEAN, T).
-        t: Timestep to reach, or (B,) of them on the CPU, each at least `s`.
+        t: (B,) timesteps to reach, each at least `s`, on the CPU.
         schedule: Noise schedule of the base model.
 
     Returns:

@@ -1,5 +1,7 @@
 """The student: LoRA on the backbone's attention, feed-forward, convolution and time layers."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -44,10 +46,13 @@ def attach_lora(
 
     _check_modules(backbone, modules or [])
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules or list(TARGET_MODULES), lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]):
+    device = backbone.device if backbone.device.type == "meta" else torch.device("cpu")  # where A is drawn
+    with torch.random.fork_rng(devices=[]), device:
         purpose = ("lora",) if role == STUDENT else ("lora", role)
         torch.manual_seed(generator_for(seed, *purpose).initial_seed())
-        backbone.unet.add_adapter(config, ADAPTERS[role])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is wanted
+            backbone.unet.add_adapter(config, ADAPTERS[role])
     for parameter in lora_parameters(backbone, role).values():
         parameter.data = parameter.data.float()
     for name, parameter in backbone.unet.named_parameters():

@@ -12,7 +12,7 @@ from rapm_cli.core.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.course import Course
 from rapm_cli.core.discriminators import DISCRIMINATORS
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, require_shortage
 from rapm_cli.core.learner import Learner
 from rapm_cli.core.methods import METHODS
 from rapm_cli.core.parallel import ALONE, Ranks
@@ -156,8 +156,8 @@ class Trainer:
         while True:
             try:
                 return self._slot(batch, n, z_start, iteration)
-            except torch.OutOfMemoryError as error:
-                failure = error.with_traceback(None)  # whose frames hold the graph
+            except RuntimeError as error:
+                failure = require_shortage(error)
             if not self.relieve():
                 raise failure
 

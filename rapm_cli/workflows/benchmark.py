@@ -16,7 +16,7 @@ from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
 from rapm_cli.bases.loading import decoded
 from rapm_cli.bases.plans import GIB, PLANS, Plan
 from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, require_shortage
 from rapm_cli.core.rehearsal import Rehearsed
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.schedule import DDIM_SETTINGS
@@ -239,6 +239,10 @@ def _other_ways(
         except ConfigError as error:
             watcher.warn(error.message)
             continue
+        except RuntimeError as error:
+            require_shortage(error)
+            watcher.warn(f"{way}: out of memory in phase 1; it is left out")
+            continue
         yield teacher, dataclasses.replace(fastest, way=way, time=time)
 
 
@@ -261,8 +265,8 @@ def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, de
     with _card_of(plan, device):
         try:
             return time_iteration(architecture, settings, plan, device, REPEATS)
-        except torch.OutOfMemoryError as error:
-            error.with_traceback(None)  # whose frames hold the network
+        except RuntimeError as error:
+            require_shortage(error)
         free_memory(device)
         return None
 

@@ -12,7 +12,7 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
-from rapm_cli.core.errors import OutOfMemoryError, Stopped
+from rapm_cli.core.errors import OutOfMemoryError, Stopped, require_shortage
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.room import require_room
 from rapm_cli.core.store import StoredTrajectories, TrajectoryStore
@@ -170,8 +170,8 @@ def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Condition
     """The trajectories of some rows; where memory runs out, by halves."""
     try:
         return _roll_out(base, config, cond, rows)
-    except torch.OutOfMemoryError as error:
-        failure = error.with_traceback(None)  # whose frames hold tensors
+    except RuntimeError as error:
+        failure = require_shortage(error)
     if len(rows) == 1:
         raise OutOfMemoryError(
             f"the teacher of {config.base} is out of memory with a single prompt", "close other programs on the device"

@@ -17,6 +17,11 @@ def world_size() -> int:
         raise ConfigError(f"WORLD_SIZE {os.environ['WORLD_SIZE']!r} is no number", "start with torchrun") from error
 
 
+def speaker() -> str:
+    """What a process other than the first begins its warnings with; empty for the first, and for one alone."""
+    return f"process {os.environ['RANK']}: " if is_follower() else ""
+
+
 def is_follower() -> bool:
     """True in all of them but the first, which alone talks."""
     return world_size() > 1 and os.environ.get("RANK", "0") != "0"

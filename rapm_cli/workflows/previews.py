@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.errors import DiskError
+from rapm_cli.core.errors import DiskError, require_shortage
 from rapm_cli.core.files import make_folder, replace_file
 from rapm_cli.core.methods import METHODS
 from rapm_cli.core.sample import sample_student
@@ -80,7 +80,8 @@ class Previews:
             make_folder(self._folder)
             replace_file(path, png_bytes(sheet))
             return sheet
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            require_shortage(error)
             reason = "they do not fit in memory beside training"
         except OSError as error:
             reason = DiskError.of(error, path).message
@@ -92,7 +93,10 @@ class Previews:
         student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler)[0])
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
-        return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+        try:
+            return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+        finally:
+            self._loaded.rest()  # a roomy card would keep the autoencoder, which no plan counts beside training
 
     def _draw(self, draw: Draw) -> Tensor:
         """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapm_cli import __version__
+from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.config import TeacherConfig, TrainConfig, from_json, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 
-# Another value of these makes no other run: the work that is done stays right.
+# Another value of these makes no other run: the work that is done stays right. Only --resume may round the base by it.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
@@ -60,9 +61,17 @@ class Settings:
         text = json.dumps(self._fixed(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def differences(self, other: "Settings") -> list[str]:
-        """Each setting that may not change and does, in words: mine, and the other's."""
+    def differences(self, other: "Settings", *, may_round: bool) -> list[str]:
+        """Each setting that may not change and does, in words: mine, and the other's.
+
+        Args:
+            other: The settings that are wanted.
+            may_round: Whether the base may be rounded in one of the two alone.
+        """
         mine, theirs = self._fixed(), other._fixed()
+        plans = self.training.vram, other.training.vram
+        if not may_round and is_rounded(plans[0]) != is_rounded(plans[1]):
+            mine["vram"], theirs["vram"] = plans
         named = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
         if "base" in named:
             named.pop("base_identity", None)

@@ -10,7 +10,7 @@ import torch
 
 from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
-from rapm_cli.bases.plans import PLANS
+from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.train import check_fit
@@ -158,7 +158,7 @@ def begin(
     if run is None or not run.is_begun:
         return Start(new_run(settings.base_name, output), settings, base, device, False)
     stored = _stored_settings(run, watcher, is_strict=is_strict)
-    check_same(run, stored, settings)
+    check_same(run, stored, settings, may_round=False)
     _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)
 
@@ -193,18 +193,24 @@ def resume(
         base = find_base(base_name or stored.source, watcher)
         device = _device_of(device_name, stored)
         settings = settings_for(base, given, prompts, device, watcher, stored, processes)
-    check_same(run, stored, settings)
+    check_same(run, stored, settings, may_round=True)
     _warn_of_bits(stored, settings, watcher)
     return Start(run, settings, base, device, True)
 
 
-def check_same(run: Run, stored: Settings, wanted: Settings) -> None:
+def check_same(run: Run, stored: Settings, wanted: Settings, *, may_round: bool) -> None:
     """Refuse to go on with a run under settings that would make it another.
+
+    Args:
+        run: The run.
+        stored: Its settings.
+        wanted: Those that it is to go on with.
+        may_round: Whether that may take the run to a rounded base, or from one.
 
     Raises:
         ConfigError: A setting differs that may not, or fewer iterations are wanted than are done.
     """
-    if differences := stored.differences(wanted):
+    if differences := stored.differences(wanted, may_round=may_round):
         raise ConfigError(
             f"{run.folder} was begun with {'; '.join(differences)}",
             "leave that out, or begin another run: --new or --output, without --resume",
@@ -224,7 +230,7 @@ def _unfinished_like(settings: Settings) -> Run | None:
             with contextlib.suppress(InputError):  # a run without settings is no command's
                 stored = read_settings(run)[0]
                 is_as_long = stored.training.iterations == settings.training.iterations
-                if is_as_long and not stored.differences(settings):
+                if is_as_long and not stored.differences(settings, may_round=False):
                     return run
     return None
 
@@ -252,8 +258,11 @@ def _warn_of_bits(stored: Settings, settings: Settings, watcher: Watcher) -> Non
 
 def _machine(device: torch.device, training: TrainConfig, processes: int) -> str:
     """The device in words, and what else the bits of training depend on."""
-    is_rounded = training.vram in PLANS and PLANS[training.vram].is_quantised
-    ways = {"compiled": training.compile, "channels last": training.channels_last, "8-bit base": is_rounded}
+    ways = {
+        "compiled": training.compile,
+        "channels last": training.channels_last,
+        "8-bit base": is_rounded(training.vram),
+    }
     return ", ".join([describe_machine(device, processes), *(words for words, is_on in ways.items() if is_on)])
 
 

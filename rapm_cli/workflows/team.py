@@ -1,7 +1,7 @@
 """A distillation by several processes, as torchrun and accelerate start them: the first leads, the others follow.
 
 The cache has to lie where all processes see it. The first process does all that one alone would; the others make their
-share of the trajectories, take their rows of every batch, and neither talk nor write anything else.
+share of the trajectories, take their rows of every batch, and neither talk nor write anything else, but for warnings.
 """
 
 import datetime
@@ -112,7 +112,11 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
 
 
 def _obey(trainer: Trainer, done: int) -> int:
-    """Hear what the first process decides after `done` iterations; after how many to go on."""
+    """Hear what the first process decides after `done` iterations; after how many to go on.
+
+    It is told first of a signal that this one was sent.
+    """
+    trainer.ranks.wish(stop.number())
     verdict, value = trainer.ranks.decide()
     if verdict is Verdict.RESTORE:
         take_state(trainer)

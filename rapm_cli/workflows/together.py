@@ -56,6 +56,9 @@ def ending_together(board: Board, watcher: Watcher) -> Iterator[None]:
 
 def _end(board: Board, error: BaseException) -> BaseException:
     """Let the others end too; what this process ends with."""
+    if isinstance(error, PeerEnded) and error.exit_code == 0:  # all is done, and the store may be gone any moment
+        board.leave()
+        return PeerEnded("", 0)
     is_agreed = isinstance(error, PeerEnded) and not error.message
     if not is_agreed:
         board.end(*_word(error))

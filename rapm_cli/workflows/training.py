@@ -21,6 +21,7 @@ from rapm_cli.core.errors import (
     OutOfMemoryError,
     Stopped,
     VerificationError,
+    require_shortage,
 )
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.methods import METHODS
@@ -166,12 +167,13 @@ class Training:
         """The iterations from here on; memory that runs out for good is told with the way on."""
         try:
             yield from train(self.trainer, self.trajectories, self.done)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            failure = require_shortage(error)
             raise OutOfMemoryError(
                 f"training is out of memory at iteration {self.done}; {int(self.saved)} iterations are saved",
                 f"close other programs on the device and go on with: {self.run.resume_command}; "
                 "with --vram 8 its base is rounded to 8 bits",
-            ) from error
+            ) from failure
 
     def _take(self, progress: Progress) -> None:
         """Log an iteration, and keep what could not be trained on."""
@@ -185,14 +187,14 @@ class Training:
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        is_due = stop.take_save_wish() or is_regular or self.done == self.total
-        if is_due or stop.is_wanted():
+        if stop.take_save_wish() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        try:
-            stop.check(f"{self.done} of {self.total} iterations are saved", f"go on with: {self.run.resume_command}")
-        except Stopped as stopped:
-            self.trainer.ranks.decide(Verdict.STOP, stopped.number)
-            raise
+        number = self.trainer.ranks.wish(stop.number())  # whichever process was sent it
+        if number is not None:
+            self._save(is_regular=is_regular)
+            self.trainer.ranks.decide(Verdict.STOP, number)
+            saved = f"{self.done} of {self.total} iterations are saved"
+            raise Stopped(number, saved, f"go on with: {self.run.resume_command}")
 
     def _save(self, *, is_regular: bool) -> None:
         if self.saved == name_of(self.done):

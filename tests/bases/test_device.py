@@ -5,7 +5,7 @@ import torch
 
 from rapm_cli.bases import stopwatch
 from rapm_cli.bases.device import find_device, find_precision
-from rapm_cli.core.errors import ConfigError, is_out_of_memory
+from rapm_cli.core.errors import ConfigError, is_out_of_memory, require_shortage
 
 
 @pytest.fixture
@@ -48,3 +48,15 @@ def test_the_clock_waits_for_the_device_that_works(monkeypatch):
 def test_memory_that_runs_out_beside_torchs_own_is_known_by_its_words(words):
     assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_a_shortage_loses_its_frames_and_another_error_goes_on():
+    def caught(words):
+        try:
+            raise RuntimeError(words)
+        except RuntimeError as error:
+            return require_shortage(error)
+
+    assert caught("cuDNN error: CUDNN_STATUS_ALLOC_FAILED").__traceback__ is None
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        caught("CUDA error: device-side assert triggered")

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from rich.cells import cell_len
 
 from rapm_cli.bases.memory import GIB, MemoryReading
 from rapm_cli.cli import console
@@ -140,6 +141,14 @@ def test_silence_is_silent_but_for_warnings(capsys, silence):
     assert capsys.readouterr().err == "warning: beware\n"
 
 
+@pytest.mark.parametrize(("rank", "speaker"), [("0", ""), ("1", "process 1: ")])
+def test_a_warning_of_another_process_than_the_first_names_it(monkeypatch, capsys, rank, speaker):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    Output(quiet=True).warn("beware")
+    assert capsys.readouterr().err == f"warning: {speaker}beware\n"
+
+
 @pytest.mark.parametrize(("width", "lines"), [(120, 3), (80, 6)])
 def test_a_table_breaks_cells_at_spaces_alone(monkeypatch, capsys, width, lines):
     monkeypatch.setattr("rapm_cli.cli.console.WIDE", width)
@@ -178,6 +187,21 @@ def test_a_terminal_breaks_no_word_and_no_command(monkeypatch):
         "all others not; go on with:",
         "rapm distill --resume 'a run'; or leave",
     ]
+
+
+def test_a_command_ends_at_a_semicolon_outside_quotes(monkeypatch):
+    written = on_a_terminal(monkeypatch, 40)
+    Output().stopped("a", "rapm distill --resume 'one; two three'; or don't")
+    lines = ["stopped: a;", "rapm distill --resume 'one; two three';", "or don't"]
+    assert written.getvalue().splitlines() == lines
+
+
+def test_wide_letters_count_as_the_two_cells_that_they_take(monkeypatch):
+    written = on_a_terminal(monkeypatch, 20)
+    Output().say("大きな 赤い 立方体 小さな 青い 球")
+    lines = written.getvalue().splitlines()
+    assert lines == ["大きな 赤い 立方体", "小さな 青い 球"]
+    assert max(map(cell_len, lines)) <= 20
 
 
 def test_a_fact_is_set_in_on_a_terminal_and_one_line_for_programs(monkeypatch, capsys):

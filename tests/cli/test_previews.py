@@ -1,5 +1,6 @@
 """Previews and trackers in a whole run: they see everything, and change nothing."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -94,7 +95,7 @@ def test_a_tracker_gets_every_iteration_as_the_log_has_it_and_the_previews(rapm,
     assert "prompts" not in json.dumps(made.subject.settings)
     assert [iteration for iteration, _ in made.logged] == [0, 1]
     for line, (_, values) in zip(lines, made.logged, strict=True):
-        assert values["slot3/absolute"] == line["slots"][0]["absolute"]
+        assert values["slot3/absolute"] == line["slots"][0]["distance"]["absolute"]
         assert values["learning_rate"] == line["learning_rate"]
     [(iteration, picture)] = made.shown
     with Image.open(shared / "seen" / "previews" / "00000002.png") as same:
@@ -127,9 +128,35 @@ def is_close(one, other):
     return one.shape == other.shape and int((one - other).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("full")])
+def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
+    class Loaded:
+        device, backbone, calls = torch.device("cpu"), None, []
+
+        def decode(self, z):
+            self.calls.append("decode")
+            if error:
+                raise error
+            return torch.zeros(1, 3, 8, 8)
+
+        def rest(self):
+            self.calls.append("rest")
+
+    previews = Previews.__new__(Previews)
+    previews._loaded, previews._num_slots, previews._title = Loaded(), 4, "teacher"
+    previews._teacher, previews._draw = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
+    with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
+        previews._sheet(1)
+    assert Loaded.calls == (["decode", "rest"] if error else ["decode"] * 4 + ["rest"])
+
+
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow)],
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp_path, monkeypatch, error):
     def fail(self, done):

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from rapm_cli.core import train as train_module
+from rapm_cli.core import judges as judges_module
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import pseudo_huber_mean
+from rapm_cli.core.methods import rapm as rapm_module
 from rapm_cli.core.sample import position_errors, sample_student
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.train import Trainer, batch_indices, train
@@ -81,7 +82,11 @@ def test_guidance_of_one_is_the_condition_alone_and_guidance_is_linear(backbone,
 def test_targets_carry_no_gradient_and_the_student_does(backbone, trainer_of, trajectories):
     trainer = trainer_of()
     relative = relative_target(
-        backbone, trajectories.z_ahead[:, 2], trainer.ahead[2], trainer.edges[2], trajectories.cond
+        backbone,
+        trajectories.z_ahead[:, 2],
+        trainer.method.course.ahead[2],
+        trainer.method.course.edges[2],
+        trajectories.cond,
     )
     z_student = student_step(backbone, trajectories.z_teacher[:, 3], 749, 499, trajectories.cond)
     assert not relative.requires_grad
@@ -93,7 +98,7 @@ def test_the_points_ahead_are_where_the_trajectories_say(trainer_of):
     from rapm_cli.core.schedule import fine_grid
 
     grid = fine_grid(4, 3)
-    assert trainer_of().ahead == [grid[10], grid[7], grid[4], grid[1]]
+    assert trainer_of().method.course.ahead == [grid[10], grid[7], grid[4], grid[1]]
 
 
 def test_gradients_reach_every_b_at_first_and_every_a_after_one_update(trainer_of, trajectories):
@@ -166,9 +171,9 @@ def test_weights_switch_losses_and_slots_off(trainer_of, trajectories):
 
 def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of, trajectories, monkeypatch):
     trainer = trainer_of(relative_weight=0.0, discriminators="absolute")
-    monkeypatch.setattr("rapm_cli.core.train.relative_target", lambda *args: pytest.fail("computed"))
+    monkeypatch.setattr("rapm_cli.core.methods.rapm.relative_target", lambda *args: pytest.fail("computed"))
     report = trainer.train_step(trajectories[0:2], 0)
-    assert [slot.relative for slot in report] == [0.0] * 4
+    assert [set(slot.distance) for slot in report] == [{"absolute"}] * 4
     assert set(report[0].discriminator) == {"absolute"}
 
 
@@ -176,7 +181,7 @@ def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajector
     starts = []
     real = student_step
     monkeypatch.setattr(
-        "rapm_cli.core.train.student_step", lambda b, z, t, s, c: (starts.append((t, z)), real(b, z, t, s, c))[1]
+        "rapm_cli.core.methods.rapm.student_step", lambda b, z, t, s, c: (starts.append((t, z)), real(b, z, t, s, c))[1]
     )
     batch = trajectories[0:2]
     trainer_of(start_from="teacher").train_step(batch, 0)
@@ -193,7 +198,7 @@ def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, traject
         ends.append(real(backbone, z, t, s, cond))
         return ends[-1]
 
-    monkeypatch.setattr("rapm_cli.core.train.student_step", spy)
+    monkeypatch.setattr("rapm_cli.core.methods.rapm.student_step", spy)
     trainer_of().train_step(trajectories[0:2], 0)
     for end, start in zip(ends, starts[1:], strict=False):
         torch.testing.assert_close(start, end.detach(), rtol=0, atol=0)
@@ -250,7 +255,7 @@ def test_a_discriminator_that_is_not_finite_is_not_updated_and_the_student_walks
 ):
     trainer = trainer_of()
     before = flat(trainer.state())
-    monkeypatch.setattr(train_module, "hinge_discriminator_mean", lambda real, fake: real[0].sum() * float("nan"))
+    monkeypatch.setattr(judges_module, "hinge_discriminator_mean", lambda real, fake: real[0].sum() * float("nan"))
     report = trainer.train_step(trajectories[0:2], 0)
     assert [slot.skipped for slot in report] == ["discriminator"] * 4
     for name, value in flat(trainer.state()).items():
@@ -304,11 +309,11 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
     trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
-    real_gradients = trainer.lora.take_gradients
+    real_gradients = trainer.student.take_gradients
     monkeypatch.setattr(
-        trainer.lora, "take_gradients", lambda loss, scale: (seen.append(loss.item()), real_gradients(loss, scale))
+        trainer.student, "take_gradients", lambda loss: (seen.append(loss.item()), real_gradients(loss))
     )
-    real_distance, real_noise = pseudo_huber_mean, train_module.noise_forward
+    real_distance, real_noise = pseudo_huber_mean, judges_module.noise_forward
 
     def distance(a, b):
         parts["distance"].append(real_distance(a, b))
@@ -322,9 +327,9 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
         times.append((t_from, t))
         return real_noise(z, noise, t_from, t, schedule)
 
-    monkeypatch.setattr(train_module, "pseudo_huber_mean", distance)
-    monkeypatch.setattr(train_module, "hinge_student_mean", adversarial)
-    monkeypatch.setattr(train_module, "noise_forward", noise)
+    monkeypatch.setattr(rapm_module, "pseudo_huber_mean", distance)
+    monkeypatch.setattr(judges_module, "hinge_student_mean", adversarial)
+    monkeypatch.setattr(judges_module, "noise_forward", noise)
     trainer.train_step(trajectories[0:2], 0)
     for k, slot_weight in enumerate(trainer.config.slot_weights):
         absolute, relative = (value.item() for value in parts["distance"][2 * k : 2 * k + 2])
@@ -332,8 +337,10 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
         assert seen[k] == pytest.approx(slot_weight * (0.7 * relative + 1.3 * absolute + 0.4 * judged), rel=1e-5)
     for k, (t_from, t) in enumerate(times):  # the student's latents, then the targets, in every slot
         n = 3 - k // 2
-        assert t_from == trainer.edges[n]
-        assert all(max(trainer.edges[n], 0) <= time < trainer.edges[n + 1] for time in t.tolist())
+        assert t_from == trainer.method.course.edges[n]
+        assert all(
+            max(trainer.method.course.edges[n], 0) <= time < trainer.method.course.edges[n + 1] for time in t.tolist()
+        )
 
 
 def test_the_order_visits_every_trajectory_once_in_each_epoch():

@@ -77,6 +77,22 @@ def test_a_plan_that_does_not_fit_is_a_row_that_says_so(rapm, tiny, monkeypatch)
     assert "the authors took 31.5 h" in out
 
 
+def test_another_way_that_is_out_of_memory_is_left_out_and_the_rest_is_told(rapm, tiny, monkeypatch):
+    real = benchmark.time_guided_step
+
+    def fits(architecture, settings, *args):
+        if settings.training.channels_last:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return real(architecture, settings, *args)
+
+    monkeypatch.setattr(benchmark, "time_guided_step", fits)
+    monkeypatch.setattr(benchmark, "WAYS", {PLAIN: {}, "channels last": {"channels_last": True}})
+    code, out, err = rapm(*RUN, "--profile")
+    assert code == 0
+    assert "warning: channels last: out of memory in phase 1; it is left out" in err
+    assert "the most costly operations" in out
+
+
 def test_what_would_take_long_is_refused_with_its_hours(rapm, tiny, monkeypatch):
     monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: 100.0)
     code, _, err = rapm(*RUN)

@@ -53,6 +53,15 @@ def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm
     assert twice["seconds"]["trajectories"] == pytest.approx(once["seconds"]["trajectories"])
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(foresee, "PATIENCE_SECONDS", 0.0)
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
+    assert code == 0
+    assert ("processes    one alone is foreseen, not the 2 that were started" in out) == (processes == "2")
+
+
 def test_a_dry_run_refuses_what_a_run_refuses(rapm):
     assert rapm(*SHORT, "--dry-run", "--batch-size", "0")[0] == 2
     code, _, err = rapm(*SHORT, "--dry-run", "--vram", "10")

@@ -1,6 +1,7 @@
 """Memory that runs out: a slot, a batch and a run that go on with less, and a run that cannot."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ SHORT = [
     "distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "2", "--rank", "2",
     "--batch-size", "2", "--samples", "0", "--quiet",
 ]  # fmt: skip
+
+
+SHORTAGES = pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 
 
 class Ear:
@@ -43,14 +53,17 @@ def trajectories(backbone, make_cond, latents):
     return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
 
 
-def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(schedule, trajectories, monkeypatch):
+@SHORTAGES
+def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(
+    schedule, trajectories, monkeypatch, shortage
+):
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, calls = Trainer._update, []
 
     def short_of_memory(self, *args):
         calls.append(args)
         if len(calls) == 6:  # as late in a slot as it can be
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         real(self, *args)
 
     monkeypatch.setattr(Trainer, "_update", short_of_memory)
@@ -68,8 +81,9 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
         torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
 
 
+@SHORTAGES
 def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they_were(
-    schedule, trajectories, monkeypatch
+    schedule, trajectories, monkeypatch, shortage
 ):
     """The discriminators' moments are laid out before the student changes, so that a repeated slot counts once."""
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear())
@@ -78,7 +92,7 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
     def short_of_memory(self, *args, **kwargs):
         if self.param_groups[0]["betas"] == (0.0, 0.999) and not failed:
             failed.append(self)
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", short_of_memory)
@@ -92,7 +106,8 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
         torch.testing.assert_close(value, undisturbed.lora.state()[name], rtol=1e-4, atol=1e-6)
 
 
-def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch):
+@SHORTAGES
+def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch, shortage):
     """torch would take a parameter that has a count of steps for one that has its moments."""
     undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, made = torch.zeros_like, []
@@ -100,7 +115,7 @@ def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajecto
     def short_of_memory(*args, **kwargs):
         made.append(args)
         if len(made) == 4:  # a parameter's second one
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "zeros_like", short_of_memory)
@@ -123,13 +138,14 @@ def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
     assert not list(home.glob("data/runs/*"))
 
 
-def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
+@SHORTAGES
+def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, shortage):
     real, calls = Trainer._slot, []
 
     def short_of_memory(self, *args):
         calls.append(args)
         if len(calls) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(self, *args)
 
     monkeypatch.setattr(Trainer, "_slot", short_of_memory)
@@ -144,13 +160,14 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path):
     assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 
 
-def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path):
+@SHORTAGES
+def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path, shortage):
     real, sizes = collect.rollout, []
 
     def short_of_memory(backbone, noise, *args, **settings):
         sizes.append(len(noise))
         if len(noise) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise shortage
         return real(backbone, noise, *args, **settings)
 
     monkeypatch.setattr(collect, "rollout", short_of_memory)
@@ -173,3 +190,27 @@ def test_a_run_on_a_rounded_base_stays_on_it_and_its_lora_says_so(rapm, tmp_path
     assert code == 0
     assert len(rounded) == 2
     assert "8-bit base: on cpu" in " ".join(err.split())
+
+
+def test_only_resume_takes_a_run_from_a_rounded_base_or_to_one(rapm, home, tmp_path):
+    folder, whole, rounded = tmp_path / "run", [*SHORT, "--iterations", "1"], ["--vram", "8"]
+
+    def runs():
+        return {path.name for path in home.glob("data/runs/*")}
+
+    def leave_unfinished(name):
+        (home / "data" / "runs" / name / "result.json").unlink()
+
+    assert rapm(*whole, *rounded)[0] == 0
+    (first,) = runs()
+    leave_unfinished(first)
+    assert rapm(*whole)[0] == 0
+    (second,) = runs() - {first}
+    leave_unfinished(second)
+    assert rapm(*whole, *rounded)[0] == 0
+    assert runs() == {first, second}
+    assert (home / "data" / "runs" / first / "result.json").exists()  # and not the newer one
+    shutil.copytree(home / "data" / "runs" / first, folder)
+    code, _, err = rapm(*whole, "--output", str(folder))
+    assert code == 2
+    assert "was begun with vram 8, not auto" in err

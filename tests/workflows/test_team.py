@@ -80,10 +80,9 @@ def test_two_processes_with_one_trajectory_each_are_one_with_two(tmp_path):
         assert out.count("lora") == 1  # one of the two talks
     mine, theirs = log_of(pair), log_of(alone)
     for slot, other in zip(mine[0]["slots"], theirs[0]["slots"], strict=True):  # before rounding has grown
-        assert slot["absolute"] == pytest.approx(other["absolute"], rel=1e-4)
-        assert slot["relative"] == pytest.approx(other["relative"], rel=1e-4)
+        assert slot["distance"] == pytest.approx(other["distance"], rel=1e-4)
         assert slot["discriminator"] == pytest.approx(other["discriminator"], rel=1e-4)
-    assert mine[2]["slots"][0]["absolute"] == pytest.approx(theirs[2]["slots"][0]["absolute"], rel=1e-2)
+    assert mine[2]["slots"][0]["distance"] == pytest.approx(theirs[2]["slots"][0]["distance"], rel=1e-2)
     assert distance(pair, alone) < 0.02
 
 
@@ -116,14 +115,14 @@ def test_processes_that_cannot_share_a_batch_are_refused():
         settings_without_weights(base, {}, None, cpu, out, stored, processes=2)
 
 
-def two_with(home, *faults):
+def two_with(home, *faults, more=()):
     """Exit code and standard error of two processes, each with a fault, that no launcher watches over."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     both = []
     for rank, fault in enumerate(faults):
-        command = [sys.executable, "-m", "tests.workflows.faulty", fault, "distill", *WORK]
+        command = [sys.executable, "-m", "tests.workflows.faulty", fault, "distill", *WORK, *more]
         names = {"RAPM_HOME": home, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = os.environ | {name: str(value) for name, value in names.items()}
         both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -149,12 +148,29 @@ def test_the_followers_of_a_first_one_that_fails_end_silently_with_its_code(tmp_
 
 
 @pytest.mark.slow
+def test_followers_of_a_finished_run_end_silently(tmp_path):
+    more = ["--iterations", "1", "--output", str(tmp_path / "run")]
+    finish(start(tmp_path, *WORK, *more, "--batch-size", "2"))
+    codes, (_, follower) = two_with(tmp_path, "nothing", "nothing", more=[*more, "--batch-size", "1"])
+    assert (codes, follower) == ([0, 0], "")
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(tmp_path):
     codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_write")
     kept = 2 * len(list(tmp_path.glob("cache/trajectories/*/0*")))
     assert (codes, follower) == ([143, 143], "")
     assert f"stopped: {kept} of 6 trajectories are kept; go on with: rapm distill --resume" in first
     assert kept >= 4
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_iteration")
+    done = max(int(path.name) for path in run_of(tmp_path).glob("commits/[0-9]*"))
+    assert (codes, follower) == ([143, 143], "")
+    assert f"stopped: {done} of 3 iterations are saved; go on with: rapm distill --resume" in first
+    assert done in (1, 2)  # the first one may have decided on one before it hears
 
 
 def test_the_first_word_on_the_board_counts_and_is_news_to_the_others():
@@ -188,6 +204,15 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     with pytest.raises(PeerEnded, match="process 1 has ended: the disk is full") as caught:
         toil()
     assert caught.value.exit_code == 5
+
+
+def test_a_follower_that_has_nothing_to_do_asks_a_board_that_goes_for_nothing_more(monkeypatch):
+    board, asked = Board(HashStore(), 1, 2), []
+    monkeypatch.setattr(board, "end", lambda *word: asked.append(word))
+    monkeypatch.setattr(board, "all_left", lambda *ranks: asked.append(ranks))
+    with pytest.raises(PeerEnded) as caught, together.ending_together(board, Output()):
+        raise PeerEnded("process 0 has ended: there is nothing to do", 0)
+    assert (caught.value.message, caught.value.exit_code, asked) == ("", 0, [])
 
 
 def test_a_process_that_cannot_be_interrupted_says_why_and_is_gone():

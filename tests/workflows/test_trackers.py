@@ -231,8 +231,7 @@ def test_lines_of_the_log_become_scalars():
     slot = {
         "n": 3,
         "skipped": "",
-        "relative": 0.25,
-        "absolute": None,
+        "distance": {"relative": 0.25, "absolute": None},
         "adversarial": {"relative": 1.5},
         "discriminator": {"relative": 2.0},
         "real_logits": {"relative": [1.0, 3.0]},

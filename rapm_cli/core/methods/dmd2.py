@@ -15,7 +15,7 @@ from rapm_cli.core.losses import softplus_mean
 from rapm_cli.core.methods.method import METHODS, Method
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.sample import RENOISED, student_clean
-from rapm_cli.core.schedule import CLEAN, clean_estimate, noise_forward
+from rapm_cli.core.schedule import add_noise, clean_estimate
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.student import attach_lora, lora_parameters
 from rapm_cli.core.trained import TrainedWeights
@@ -89,7 +89,7 @@ class DistributionMatching(Method):
             for slot in range(course.num_slots - 1, last, -1):
                 clean = student_clean(course.backbone, z, edges[slot + 1], cond)
                 noise = course.noise(like, "fresh noise", iteration, n, slot)
-                z = noise_forward(clean, noise, CLEAN, edges[slot], course.backbone.schedule)
+                z = add_noise(clean, noise, edges[slot], course.backbone.schedule)
         return student_clean(course.backbone, z, edges[last + 1], cond)
 
     def _matching(self, drawn: Tensor, cond: Conditioning, iteration: int, n: int) -> Tensor:
@@ -124,4 +124,4 @@ class DistributionMatching(Method):
         """A clean latent at random times in a range; the times; the noise."""
         t = self.course.integers(*times, len(z), f"time of the {purpose}", iteration, n)
         noise = self.course.noise(z, f"noise of the {purpose}", iteration, n)
-        return noise_forward(z, noise, CLEAN, t, self.course.backbone.schedule), t, noise
+        return add_noise(z, noise, t, self.course.backbone.schedule), t, noise

@@ -11,7 +11,7 @@ from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
 from rapm_cli.core.sample import LCM
-from rapm_cli.core.schedule import CLEAN, clean_estimate, ddim_step, noise_forward
+from rapm_cli.core.schedule import add_noise, clean_estimate, ddim_step
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.trajectories import Trajectories
 
@@ -38,7 +38,7 @@ class LatentConsistency(Method):
         place = course.integers(1, FINE_STEPS + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1
         noise = course.noise(clean, "noised picture", iteration, n)
-        z = noise_forward(clean, noise, CLEAN, t, schedule)
+        z = add_noise(clean, noise, t, schedule)
         with torch.no_grad():
             z_next = ddim_step(z, course.teacher_noise(z, t, cond), t, s, schedule)
             goal = self._consistent(z_next, s.clamp(min=0), cond)

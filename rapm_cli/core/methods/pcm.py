@@ -11,7 +11,7 @@ from rapm_cli.core.judges import Judges
 from rapm_cli.core.learner import Learner
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
-from rapm_cli.core.schedule import CLEAN, ddim_step, noise_forward
+from rapm_cli.core.schedule import add_noise, ddim_step
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.targets import student_step
 from rapm_cli.core.trajectories import Trajectories
@@ -47,7 +47,7 @@ class PhasedConsistency(Method):
         t, s, edge = course.grid[place], course.grid[place - 1], course.edges[n]
         clean = batch.z_teacher[:, 0]
         noise = course.noise(clean, "noised picture", iteration, n)
-        z = noise_forward(clean, noise, CLEAN, t, schedule)
+        z = add_noise(clean, noise, t, schedule)
         with torch.no_grad():
             z_next = ddim_step(z, course.teacher_noise(z, t, cond), t, s, schedule)
             goal = student_step(course.backbone, z_next, s, edge, cond)  # where s is the edge, z_next itself
