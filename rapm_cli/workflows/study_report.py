@@ -101,7 +101,7 @@ def row_title(row: Record) -> str:
 def _estimate(name: str) -> Callable[[Record], str]:
     """Mean, spread over the seeds, and interval."""
     is_share = name in (CLOSED, DIFFERENCE) or METRICS[name].unit == "%"
-    scale, unit, form = (100, "%", ".1f") if is_share else (1, "", ".3g")
+    scale, unit, form, rough = (100, "%", ".1f", ".1f") if is_share else (1, "", ".3g", ".2g")
     sign = "+" if name == DIFFERENCE else ""
 
     def cell(row: Record) -> str:
@@ -110,7 +110,7 @@ def _estimate(name: str) -> Callable[[Record], str]:
             return ""
         if name == DIFFERENCE and found["low"] == found["high"]:  # of the first to itself
             return ""
-        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{form}}"
+        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{rough}}"
         low, high = found["low"] * scale, found["high"] * scale
         return f"{found['mean'] * scale:{sign}{form}}{unit}{spread} [{low:{form}},{high:{form}}]"
 
