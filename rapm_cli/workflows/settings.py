@@ -57,8 +57,13 @@ class Settings:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of what may not change while a run lasts."""
-        text = json.dumps(self._fixed(), sort_keys=True)
+        """Sixteen hexadecimal digits of what may not change while a run lasts.
+
+        Settings that are as by default are left out, so that a run outlives versions with more of them.
+        """
+        usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+        told = {name: value for name, value in self._fixed().items() if value != usual.get(name, dataclasses.MISSING)}
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: "Settings", *, may_round: bool) -> list[str]:

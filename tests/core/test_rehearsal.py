@@ -51,7 +51,7 @@ def test_recomputing_lowers_the_peak_and_adds_work(schedule, make_cond):
         if parts:
             backbone.enable_checkpointing(parts)
         cond = make_cond(1).map(lambda part: part.to(META))
-        return rehearse_training(backbone, TrainConfig(batch_size=4), cond, (4, 32, 32), 4)
+        return rehearse_training(backbone, TrainConfig(batch_size=4), cond, (4, 32, 32), 4, 1.0)
 
     kept, some, none = rehearsed(()), rehearsed(("up_blocks",)), rehearsed(("down_blocks", "mid_block", "up_blocks"))
     assert kept.peak_bytes > some.peak_bytes > none.peak_bytes
