@@ -7,11 +7,13 @@ import torch
 
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import describe_machine
+from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.schedule import slot_edges
 from rapm_cli.core.watch import Watcher
 from rapm_cli.metrics.registry import METRICS
 from rapm_cli.workflows.comparison import MIN_FRECHET
+from rapm_cli.workflows.memory import predicted_peak
 from rapm_cli.workflows.settings import MAX_SAMPLES, MIN_SAMPLES, Settings
 from rapm_cli.workflows.start import settings_for, settings_without_weights
 from rapm_cli.workflows.study_exam import Sat, StudyExam
@@ -90,6 +92,7 @@ class Cells:
         chosen: The way that it is set; None where nothing is distilled, or no way could be judged.
         sat: The exam of each seed; None where there is no LoRA.
         failures: Why there is none, by seed.
+        peak_bytes: That training holds at once, counted without data, all activations kept; 0 where nothing is trained.
         tried: What was found of each way to set it, where there are several.
     """
 
@@ -98,6 +101,7 @@ class Cells:
     chosen: Variant | None = None
     sat: list[Sat | None] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    peak_bytes: int = 0
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -171,18 +175,20 @@ class _Work:
         return Outcome(study, teacher, base, rows, describe_machine(self.device), sum(self.seconds.values()))
 
     def _row(self, count: int, row: StudyRow) -> Cells:
-        cells, place = Cells(row), f"row {count} of {len(self.study.rows)}"
+        study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
         if row.guided:
             self.watcher.say(f"{place}: {row.name}")
             sat = self.exam.guided(self.settings.teacher, *row.guided)
-            self.seconds[row.name] = sat.seconds * self.study.samples
+            self.seconds[row.name] = sat.seconds * study.samples
             cells.sat = [sat]
             return cells
         cells.chosen = self._best(cells, place) if len(row.variants) > 1 else row.variants[0]
         if cells.chosen is None:
-            cells.failures[self.study.seeds[0]] = str(cells.tried[0]["failure"])
+            cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"])
             return cells
-        for seed in self.study.seeds:
+        first = self._settled(cells.chosen.given, study.seeds[0])
+        cells.peak_bytes = predicted_peak(study.base.architecture(self.watcher), first, PLANS["24"])
+        for seed in study.seeds:
             self.watcher.say(f"{place}, seed {seed}: {row.name}")
             settings = self._settled(cells.chosen.given, seed)
             failure = self._finish(settings)

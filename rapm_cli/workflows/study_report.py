@@ -18,7 +18,7 @@ from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
 from rapm_cli.workflows.study import Cells, Outcome
 from rapm_cli.workflows.study_exam import Sat
-from rapm_cli.workflows.study_runs import run_of, seconds_of
+from rapm_cli.workflows.study_runs import evaluations_of, run_of, seconds_of
 from rapm_cli.workflows.study_scores import CLOSED, DIFFERENCE, DISTANCE, Estimate, scores
 
 JSON, MARKDOWN, SHEET = "study.json", "study.md", "sheet.png"
@@ -69,12 +69,15 @@ def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
     sat = [one for one in cells.sat if one]
     seeds = [_seed(settings.teacher.seed, run_of(settings), cells) for settings in cells.settings]
     trained = [one["training_seconds"] for one in seeds if not one["failure"]]
+    asked = [one["training_evaluations"] for one in seeds if not one["failure"]]
     return {
         **_row(cells.row.name, sat, estimates),
         "failure": cells.failure,
         "options": cells.chosen.options if cells.chosen else {},
         "guided": cells.row.guided,
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
+        "training_evaluations": statistics.fmean(asked) if asked else None,
+        "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,
         "parameters": sat[0].parameters if sat else None,
         "seeds": seeds,
         "tried": cells.tried,
@@ -89,6 +92,7 @@ def _seed(seed: int, run: Any, cells: Cells) -> Record:
         "failure": failure,
         "lora_sha256": None if failure else file_sha256(run.lora),
         "training_seconds": None if failure else seconds_of(run).get("training", 0.0),
+        "training_evaluations": None if failure else evaluations_of(run),
     }
 
 
@@ -139,6 +143,8 @@ COLUMNS = (
     Column("closed ↑", _estimate(CLOSED)),
     Column("more than the first", _estimate(DIFFERENCE)),
     Column("training s", _number("training_seconds", ".3g")),
+    Column("training NFE", _number("training_evaluations", ",.0f")),
+    Column("training MiB", _number("training_mib", ",.0f")),
     Column("s/picture", _number("seconds_per_picture", ".3f")),
     Column("LoRA", _number("parameters", ",d")),
 )

@@ -69,6 +69,12 @@ def seconds_of(run: Run) -> dict[str, Any]:
     return seconds
 
 
+def evaluations_of(run: Run) -> float:
+    """Network evaluations that a run's training took, each of one picture; a pass of the first half counts as half."""
+    passes = [json.loads(line).get("passes", {}) for line in run.log.read_text().splitlines()]
+    return float(sum(each.get("whole", 0) + each.get("half", 0) / 2 for each in passes))
+
+
 def _diverged(reason: str) -> str:
     """Why there is no LoRA, without the folder that is nobody else's."""
     return f"diverged: {reason.removeprefix('training diverged: ')}".replace(f"{study_runs_dir()}/", "")
