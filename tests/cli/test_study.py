@@ -117,6 +117,14 @@ def test_a_table_has_the_mean_and_spread_of_what_each_run_alone_is_told(rapm, wh
 
 
 @pytest.mark.slow
+def test_evaluations_of_training_are_counted(whole):
+    """In each of 2 x 4 slots the student's; with a relative target another; no features, as the latents are judged."""
+    evaluations = {name: row_of(whole[1], name)["training_evaluations"] for name in ("default", "absolute")}
+    assert evaluations == {"default": 16, "absolute": 8}
+    assert row_of(whole[1], "default")["training_mib"] > row_of(whole[1], "absolute")["training_mib"] > 0
+
+
+@pytest.mark.slow
 def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, monkeypatch, file):
     home, record = whole
     shutil.copytree(home, os.environ["RAPM_HOME"])
