@@ -13,6 +13,9 @@ from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.trained import TrainedWeights
 from rapm_cli.core.transfer import upload
 
+# Settings that say whether there are judges, which, and how they learn.
+JUDGED = frozenset({"adversarial_weight", "discriminators", "discriminator", "discriminator_learning_rate"})
+
 
 class Judges:
     """A discriminator for each of some positions; all see the same frozen features.

@@ -64,13 +64,12 @@ def rehearse_training(
     trained = [learner.weights.flat for learner in trainer.learners.values()]
     held = [*backbone.unet.parameters(), *backbone.unet.buffers(), *trained, *batch.tensors().values()]
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
-    meter, slots = Meter(), trainer.method.slots
+    meter, slots, period = Meter(), trainer.method.slots, trainer.method.period
     meter.hold([*held, *moments])
     with flash_attention(meter), meter:
-        trainer._slot(batch, slots[0], batch.z_teacher[:, 1], 0)
-    return Rehearsed(
-        meter.peak_bytes, len(slots) * meter.flops, sum(p.numel() for p in trained)
-    )  # no graph outlives its slot, and all are alike
+        for turn in range(period):  # no graph outlives its slot, and after so many all are alike
+            trainer._slot(batch, slots[turn % len(slots)], batch.z_teacher[:, 1], turn // len(slots))
+    return Rehearsed(meter.peak_bytes, len(slots) * meter.flops // period, sum(p.numel() for p in trained))
 
 
 @torch.no_grad()

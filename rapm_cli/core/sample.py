@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Backbone, Conditioning
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.registry import Registry
 from rapm_cli.core.schedule import CLEAN, DDIM_SETTINGS, add_noise, clean_estimate, slot_edges
 from rapm_cli.core.targets import student_step
 from rapm_cli.core.transfer import upload
@@ -47,15 +49,22 @@ def _edges(num_slots: int, length: int) -> list[int]:
 
 
 def _lcm_times(num_slots: int, length: int) -> list[int]:
-    """As diffusers' LCMScheduler chooses them."""
+    """As diffusers' LCMScheduler chooses them.
+
+    Raises:
+        ConfigError: There are not so many, or the slots do not divide the schedule.
+    """
     slot_edges(num_slots, length)
+    if num_slots > LCM_TIMES:
+        raise ConfigError(f"--steps {num_slots} is above the {LCM_TIMES} times of LCM", f"give at most {LCM_TIMES}")
     step = length // LCM_TIMES
     return [(LCM_TIMES - LCM_TIMES * k // num_slots) * step - 1 for k in range(num_slots)]
 
 
-DDIM = Sampler("DDIM", DDIM_SETTINGS, _edges)
-LCM = Sampler("LCM", {"original_inference_steps": LCM_TIMES}, _lcm_times, is_renoised=True)
-RENOISED = Sampler("LCM", {"original_inference_steps": 1000}, _edges, is_renoised=True)  # DMD2's
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+DDIM = SAMPLERS.add("ddim")(Sampler("DDIM", DDIM_SETTINGS, _edges))
+LCM = SAMPLERS.add("lcm")(Sampler("LCM", {"original_inference_steps": LCM_TIMES}, _lcm_times, is_renoised=True))
+RENOISED = SAMPLERS.add("dmd2")(Sampler("LCM", {"original_inference_steps": 1000}, _edges, is_renoised=True))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,24 +52,37 @@ class Progress:
 
 
 def check_fit(config: TrainConfig, num_slots: int) -> None:
-    """Refuse settings that the method or `num_slots` slots cannot use, before any work is done.
+    """Refuse settings that do not fit `num_slots` slots, before any work is done.
 
     Raises:
-        ConfigError: There is no such method or discriminator, the method does not heed a setting, or the slot weights
-            are too many or too few.
+        ConfigError: There is no such method or discriminator, the method cannot be sampled with so many steps, or the
+            slot weights are too many or too few.
     """
     DISCRIMINATORS[config.discriminator]
-    heeded = METHODS[config.method].options
-    for name in sorted(set().union(*(METHODS[other].options for other in METHODS.names())) - heeded):
-        if getattr(config, name) != TrainConfig.__dataclass_fields__[name].default:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is not heeded by --method {config.method}", "leave one of the two out"
-            )
+    METHODS[config.method].sampler.recipe(num_slots)
     if config.slot_weights and len(config.slot_weights) != num_slots:
         raise ConfigError(
             f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",
             f"give {num_slots}, the noisiest slot first",
         )
+
+
+def check_heeded(named: Iterable[str], method: str) -> None:
+    """Refuse settings that the user named and the method would pass over.
+
+    Args:
+        named: Settings.
+        method: Name from `METHODS`.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    heeded = METHODS[method].options
+    for name in named:
+        if name not in heeded and any(name in METHODS[other].options for other in METHODS.names()):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is not heeded by --method {method}", "leave one of the two out"
+            )
 
 
 class Trainer:

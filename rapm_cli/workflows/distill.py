@@ -29,7 +29,7 @@ from rapm_cli.workflows.reporting import NO_REPORTS, Reporting, Reports
 from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.sheet import draw_sheet
-from rapm_cli.workflows.training import Training, loaded_base, trainer_of
+from rapm_cli.workflows.training import Training, give_way, loaded_base, trainer_of
 
 QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
 
@@ -123,7 +123,7 @@ def _distill(
             exam.sit(contestant)
     clock.lap("teacher and base")
     reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
-    loaded.rest()
+    give_way(loaded, settings)
     plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)

@@ -13,6 +13,7 @@ from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right. Only --resume may round the base by it.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
+LATER = {"method": "rapm", "fake_updates": 5}  # settings that came later, with what was done before
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
 
@@ -59,10 +60,9 @@ class Settings:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of what may not change while a run lasts.
 
-        Settings that are as by default are left out, so that a run outlives versions with more of them.
+        What versions before a setting did is left out, so that runs outlive new settings.
         """
-        usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-        told = {name: value for name, value in self._fixed().items() if value != usual.get(name, dataclasses.MISSING)}
+        told = {name: value for name, value in self._fixed().items() if (name, value) not in LATER.items()}
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

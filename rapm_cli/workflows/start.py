@@ -13,7 +13,7 @@ from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.core.train import check_fit
+from rapm_cli.core.train import check_fit, check_heeded
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.checkpoints import read_settings
 from rapm_cli.workflows.prompts import training_prompts
@@ -77,6 +77,7 @@ def settings_without_weights(
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
     teacher, training = TeacherConfig(**_of(TeacherConfig, values)), TrainConfig(**_of(TrainConfig, values))
     check_fit(training, teacher.num_slots)
+    check_heeded(given, training.method)
     if training.batch_size > teacher.trajectories:
         watcher.warn(
             f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"

@@ -28,7 +28,7 @@ from rapm_cli.workflows.launched import world_size
 from rapm_cli.workflows.memory import adopt, plan_for, stand_by
 from rapm_cli.workflows.settings import Settings
 from rapm_cli.workflows.together import ending_together
-from rapm_cli.workflows.training import loaded_base, trainer_of
+from rapm_cli.workflows.training import give_way, loaded_base, trainer_of
 
 PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
 GATHERING = datetime.timedelta(minutes=10)  # until all processes have been started
@@ -98,7 +98,7 @@ def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
     base = find_base(settings.source, watcher)
     loaded = loaded_base(base, settings, device, watcher)
     trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
-    loaded.rest()
+    give_way(loaded, settings)
     plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, ranks)

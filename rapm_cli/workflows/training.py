@@ -63,6 +63,13 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
     return loaded
 
 
+def give_way(loaded: LoadedBase, settings: Settings) -> None:
+    """Take what training does not use off the device, after what it wants to know of that."""
+    if METHODS[settings.training.method].asks_teacher:
+        _ = loaded.unconditional
+    loaded.rest()
+
+
 def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
     """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
     teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher

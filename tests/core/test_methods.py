@@ -14,7 +14,7 @@ from rapm_cli.core.methods import METHODS
 from rapm_cli.core.sample import DDIM, LCM, RENOISED, sample_student
 from rapm_cli.core.schedule import add_noise
 from rapm_cli.core.slotlog import SlotLog
-from rapm_cli.core.train import Trainer, check_fit, train
+from rapm_cli.core.train import Trainer, check_fit, check_heeded, train
 from rapm_cli.core.trajectories import rollout
 from tests.conftest import tiny_unet
 
@@ -132,10 +132,18 @@ def test_the_passes_of_an_iteration_are_counted(name, trainer_of, trajectories):
 
 
 def test_a_setting_that_a_method_does_not_heed_is_refused():
-    check_fit(TrainConfig(method="rapm", relative_weight=0.5), 4)
-    check_fit(TrainConfig(method="pcm", adversarial_weight=0.5), 4)
-    with pytest.raises(ConfigError, match="--relative-weight is not heeded by --method kd"):
-        check_fit(TrainConfig(method="kd", relative_weight=0.5), 4)
+    check_heeded(["rank", "relative_weight", "delta"], "rapm")
+    check_heeded(["rank", "adversarial_weight"], "pcm")
+    for name, method in (
+        ("relative_weight", "kd"),
+        ("delta", "pcm"),
+        ("discriminator", "lcm"),
+        ("fake_updates", "rapm"),
+    ):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is not heeded by --method {method}"):
+            check_heeded(["rank", name], method)
+    with pytest.raises(ConfigError, match="above the 50 times of LCM"):
+        check_fit(TrainConfig(method="lcm"), 100)
     with pytest.raises(ConfigError, match="no method is called 'pmc'") as caught:
         check_fit(TrainConfig(method="pmc"), 4)
     assert "pcm" in caught.value.remedy
@@ -203,7 +211,7 @@ def test_matching_moves_a_picture_by_the_difference_of_the_scores(trainer_of, tr
     backbone, schedule = method.course.backbone, method.course.backbone.schedule
     drawn = trajectories.z_teacher[0:2, 0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(method._matching(drawn, cond, 5, 1), drawn)
-    z, t, _ = method._noised(drawn.detach(), (20, 980), 5, 1, "matching")
+    z, t, _ = method._noised(drawn.detach(), (20, 981), 5, 1, "matching")
     a = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
     with torch.no_grad():
         with backbone.role(FAKE):

@@ -23,7 +23,7 @@ from rapm_cli.core.trajectories import Trajectories
 from rapm_cli.core.transfer import upload
 
 STUDENT_GAN, FAKE_GAN = 5e-3, 1e-2  # weights of the GAN's two parts
-MATCHED = (20, 980)  # times at which the scores are asked
+MATCHED = (20, 981)  # times at which the scores are asked: 20 to 980
 
 
 @METHODS.add("dmd2")
@@ -33,11 +33,12 @@ class DistributionMatching(Method):
     What is real to its discriminator are the teacher's own pictures.
     """
 
-    # Differs: the fake score is a LoRA of the student's rank, so that one network serves all; its discriminator's head
-    # judges patches, so that pictures of any size fit.
+    # Differs: the fake score is a LoRA of the student's rank, so that one network serves all; it and its
+    # discriminator's head have the discriminators' rate, not the student's; the head judges patches, so that pictures
+    # of any size fit. The teacher's pictures keep the noise of the first timestep, 2.9 %, and count as clean.
     sampler = RENOISED
     asks_teacher = True
-    options = frozenset({"fake_updates"})
+    options = frozenset({"fake_updates", "discriminator_learning_rate"})
 
     def __init__(self, course: Course, student: Learner) -> None:
         super().__init__(course, student)
@@ -47,8 +48,14 @@ class DistributionMatching(Method):
             torch.manual_seed(generator_for(config.seed, "discriminator").initial_seed())
             self.head = PointwiseHead(backbone.tap_channels[-1]).to(backbone.device)
         score, head = lora_parameters(backbone, FAKE), dict(self.head.named_parameters())
-        self.score = Learner(TrainedWeights(score, backbone.dtype), config.learning_rate, weight_decay=0.01)
-        self.judge = Learner(TrainedWeights(head, torch.float32), config.learning_rate, weight_decay=0.01)
+        rate = config.discriminator_learning_rate
+        self.score = Learner(TrainedWeights(score, backbone.dtype), rate, weight_decay=0.01)
+        self.judge = Learner(TrainedWeights(head, torch.float32), rate, weight_decay=0.01)
+
+    @property
+    def period(self) -> int:
+        """From one of the student's turns to the next."""
+        return self.course.config.fake_updates
 
     @property
     def others(self) -> dict[str, Learner]:
@@ -72,7 +79,8 @@ class DistributionMatching(Method):
         log.check_goals([drawn, real])
         score = self._score_loss(drawn, cond, iteration, n)
         log.distance["score"] = score.detach()
-        fake_logits, real_logits = (self._logits(z, cond, iteration, n, "judge") for z in (drawn, real))
+        fake_logits = self._logits(drawn, cond, iteration, n, "judge", "fake")
+        real_logits = self._logits(real, cond, iteration, n, "judge", "real")
         judged = softplus_mean(fake_logits) + softplus_mean(-real_logits)
         log.discriminator["real"] = judged.detach()
         log.real_logits["real"], log.fake_logits["real"] = (x.detach().mean()[None] for x in (real_logits, fake_logits))
@@ -111,17 +119,17 @@ class DistributionMatching(Method):
         with backbone.role(FAKE):
             return (backbone.predict_noise(z, t, cond) - noise).square().mean()
 
-    def _logits(self, z: Tensor, cond: Conditioning, iteration: int, n: int, purpose: str) -> Tensor:
-        """Of the head, on the fake score's features of a latent noised to any time."""
-        noised, t, _ = self._noised(z, (0, self.course.backbone.schedule.length), iteration, n, purpose)
+    def _logits(self, z: Tensor, cond: Conditioning, iteration: int, n: int, purpose: str, kind: str = "") -> Tensor:
+        """Of the head, on the fake score's features of a latent noised to any time, which all kinds of it share."""
+        noised, t, _ = self._noised(z, (0, self.course.backbone.schedule.length), iteration, n, purpose, kind)
         features = self.course.backbone.features(noised, upload(t, z.device), cond, FAKE)
         logits: Tensor = self.head(features[-1])
         return logits
 
     def _noised(
-        self, z: Tensor, times: tuple[int, int], iteration: int, n: int, purpose: str
+        self, z: Tensor, times: tuple[int, int], iteration: int, n: int, purpose: str, kind: str = ""
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A clean latent at random times in a range; the times; the noise."""
         t = self.course.integers(*times, len(z), f"time of the {purpose}", iteration, n)
-        noise = self.course.noise(z, f"noise of the {purpose}", iteration, n)
+        noise = self.course.noise(z, f"noise of the {purpose}", iteration, n, kind)
         return add_noise(z, noise, t, self.course.backbone.schedule), t, noise

@@ -10,12 +10,12 @@ from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
-from rapm_cli.core.sample import LCM
+from rapm_cli.core.sample import LCM, LCM_TIMES
 from rapm_cli.core.schedule import add_noise, clean_estimate, ddim_step
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.core.transfer import upload
 
-FINE_STEPS = 50  # of the teacher's path, which the sampler's times are taken from
 SIGMA_DATA, TIME_SCALE = 0.5, 10.0
 
 
@@ -34,8 +34,8 @@ class LatentConsistency(Method):
         """The student's clean latent from a noised picture, and from one teacher step on."""
         course, cond, clean = self.course, batch.cond, batch.z_teacher[:, 0]
         schedule = course.backbone.schedule
-        length = schedule.length // FINE_STEPS
-        place = course.integers(1, FINE_STEPS + 1, len(cond), "fine step", iteration, n)
+        length = schedule.length // LCM_TIMES
+        place = course.integers(1, LCM_TIMES + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1
         noise = course.noise(clean, "noised picture", iteration, n)
         z = add_noise(clean, noise, t, schedule)
@@ -55,5 +55,5 @@ class LatentConsistency(Method):
             noise = backbone.predict_noise(z, t, cond)
         c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         c_out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-        skip, out = (c.to(z.device).view(-1, 1, 1, 1) for c in (c_skip, c_out))
+        skip, out = (upload(c.view(-1, 1, 1, 1), z.device) for c in (c_skip, c_out))
         return skip * z + out * clean_estimate(z, noise, t, backbone.schedule)

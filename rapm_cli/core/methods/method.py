@@ -23,7 +23,7 @@ class Method(ABC):
 
     sampler: ClassVar[Sampler] = DDIM
     asks_teacher: ClassVar[bool] = False  # for more than its stored trajectories
-    options: ClassVar[frozenset[str]] = frozenset()  # settings of some methods alone that this one heeds
+    options: ClassVar[frozenset[str]] = frozenset()  # settings that this one heeds and others may not
 
     def __init__(self, course: Course, student: Learner) -> None:
         self.course, self.student = course, student
@@ -37,6 +37,11 @@ class Method(ABC):
     def slots(self) -> list[int]:
         """The edges that the updates of an iteration end at, in their order."""
         return list(reversed(range(self.course.num_slots)))
+
+    @property
+    def period(self) -> int:
+        """Updates after which their kinds of work repeat."""
+        return 1
 
     @abstractmethod
     def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.course import Course
-from rapm_cli.core.judges import Judges
+from rapm_cli.core.judges import JUDGED, Judges
 from rapm_cli.core.learner import Learner
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
@@ -29,7 +29,7 @@ class PhasedConsistency(Method):
     # Differs: student and discriminator learn in the same update, which wastes no pass; there they take turns. The
     # teacher's guidance is one number instead of a range.
     asks_teacher = True
-    options = frozenset({"adversarial_weight", "discriminators"})
+    options = JUDGED
 
     def __init__(self, course: Course, student: Learner) -> None:
         super().__init__(course, student)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.course import Course
-from rapm_cli.core.judges import Judges
+from rapm_cli.core.judges import JUDGED, Judges
 from rapm_cli.core.learner import Learner
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
@@ -20,9 +20,7 @@ from rapm_cli.core.trajectories import Trajectories
 class RelativeAndAbsolutePositions(Method):
     """One update in each slot, the noisiest first, each from where the student ended the last one."""
 
-    options = frozenset(
-        {"relative_weight", "absolute_weight", "adversarial_weight", "slot_weights", "start_from", "discriminators"}
-    )
+    options = JUDGED | {"delta", "relative_weight", "absolute_weight", "slot_weights", "start_from"}
 
     def __init__(self, course: Course, student: Learner) -> None:
         super().__init__(course, student)
