@@ -11,7 +11,7 @@ from rapm_cli.cli.config_file import option_values, read_toml, unknown_key
 from rapm_cli.cli.console import Output
 from rapm_cli.cli.distill import distill
 from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.workflows.study import Study, StudyRow, Variant
+from rapm_cli.workflows.study import Bare, Study, StudyRow, Variant
 
 SHIPPED = Path(__file__).parent.parent / "workflows" / "studies"
 KINDS: dict[str, tuple[type, str]] = {  # of the file's own keys
@@ -30,7 +30,7 @@ ROW_KINDS: dict[str, tuple[type, str]] = {
     "best-of": (dict, "a table of lists such as { learning-rate = [1e-3, 2e-3] }"),
     "teacher": (dict, "a table such as { steps = 4, guidance = 2.0 }"),
 }
-GUIDED = {"steps": (int,), "guidance": (int, float)}
+BARE = {"steps": (int,), "guidance": (int, float), "sampler": (str,)}
 PARTS = {"held-out": True, "seen": False}
 OUTSIDE = "that is for the whole study: write it at the file's beginning"
 EACH = "the study sees to that: leave it out"
@@ -112,7 +112,7 @@ def _row(path: Path, count: int, row: dict[str, Any], common: dict[str, Any]) ->
     if "teacher" in row:
         if len(row) > 2:
             raise ConfigError(f"{where} has a teacher, and distils nothing", "leave out options and best-of")
-        return StudyRow(row["name"], guided=_guided(where, row["teacher"]))
+        return StudyRow(row["name"], bare=_bare(where, row["teacher"]))
     own, best_of = row.get("options", {}), row.get("best-of", {})
     for key, values in best_of.items():
         if not isinstance(values, list) or not values:
@@ -130,13 +130,18 @@ def _row(path: Path, count: int, row: dict[str, Any], common: dict[str, Any]) ->
     return StudyRow(row["name"], tuple(variants))
 
 
-def _guided(where: str, table: dict[str, Any]) -> tuple[int, float]:
-    for key in table:
-        if key not in GUIDED:
-            raise unknown_key(f"{where}: teacher", key, list(GUIDED), f"write {ROW_KINDS['teacher'][1]}")
-    if any(type(table.get(key)) not in kinds for key, kinds in GUIDED.items()):
-        raise ConfigError(f"{where}: teacher lacks steps or guidance", f"write {ROW_KINDS['teacher'][1]}")
-    return table["steps"], float(table["guidance"])
+def _bare(where: str, table: dict[str, Any]) -> Bare:
+    for key, value in table.items():
+        if key not in BARE:
+            raise unknown_key(f"{where}: teacher", key, list(BARE), f"write {ROW_KINDS['teacher'][1]}")
+        if type(value) not in BARE[key]:
+            raise ConfigError(f"{where}: teacher {key} has a value of a wrong type", f"write {ROW_KINDS['teacher'][1]}")
+    if "steps" not in table:
+        raise ConfigError(f"{where}: teacher lacks steps", f"write {ROW_KINDS['teacher'][1]}")
+    try:
+        return Bare(**table)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", error.remedy) from error
 
 
 def _checked(path: Path, where: str, table: dict[str, Any], kinds: dict[str, tuple[type, str]]) -> dict[str, Any]:

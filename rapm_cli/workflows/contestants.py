@@ -10,7 +10,7 @@ from rapm_cli.bases.device import describe_machine
 from rapm_cli.bases.places import CACHE_FORMAT
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
-from rapm_cli.core.sample import sample_student
+from rapm_cli.core.sample import Sampler, sample_student
 from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import LoraFile
@@ -55,6 +55,15 @@ def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int
     """The network that nothing was distilled into, at so many steps; guidance doubles its evaluations."""
     coarse = slot_edges(steps, base.backbone.schedule.length)[::-1]
     return _undistilled("base", base, config, identity, coarse, guidance_scale)
+
+
+def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, sampler: Sampler) -> Contestant:
+    """The network that nothing was distilled into, sampled with new noise after each step."""
+    recipe = sampler.recipe(steps)  # before a LoRA is attached, the student is the bare network
+    made_by = f"{_made_by(base, identity, config)} bare {recipe}"
+    return Contestant(
+        "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler)[0], made_by
+    )
 
 
 def _undistilled(

@@ -1,5 +1,6 @@
 """A table of distillations: every row with every seed, each run and each picture made once, and what came of it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from rapm_cli.bases import Base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.errors import ConfigError
-from rapm_cli.core.schedule import slot_edges
+from rapm_cli.core.sample import SAMPLERS
 from rapm_cli.core.watch import Watcher
 from rapm_cli.metrics.registry import METRICS
 from rapm_cli.workflows.comparison import MIN_FRECHET
@@ -37,18 +38,38 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Bare:
+    """The network that nothing was distilled into, at few steps.
+
+    Args:
+        steps: That it takes.
+        guidance: Guidance scale; 1 is none.
+        sampler: Name from `SAMPLERS`; only "ddim" goes with guidance.
+    """
+
+    steps: int
+    guidance: float = 1.0
+    sampler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        SAMPLERS[self.sampler].recipe(self.steps)
+        if self.guidance != 1 and self.sampler != "ddim":
+            raise ConfigError(f"sampler {self.sampler} takes no guidance", "leave one of the two out")
+
+
+@dataclass(frozen=True)
 class StudyRow:
     """One line of the table.
 
     Args:
         name: As in the table.
         variants: How it is set; of several the best is shown. None for a row that distils nothing.
-        guided: Steps and guidance scale of the network without a LoRA, for such a row.
+        bare: How the network without a LoRA draws, for such a row.
     """
 
     name: str
     variants: tuple[Variant, ...] = ()
-    guided: tuple[int, float] | None = None
+    bare: Bare | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +178,6 @@ class _Work:
                 for variant in row.variants:
                     own = variant.given | {"seed": study.seeds[0], "samples": 0}
                     settings_without_weights(study.base, own, None, device, watcher)
-                if row.guided:
-                    slot_edges(row.guided[0])
             except ConfigError as error:
                 raise ConfigError(f"row {row.name!r}: {error.message}", error.remedy) from error
         about = (study.base, self.settings.base_identity, device)
@@ -176,9 +195,9 @@ class _Work:
 
     def _row(self, count: int, row: StudyRow) -> Cells:
         study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
-        if row.guided:
+        if row.bare:
             self.watcher.say(f"{place}: {row.name}")
-            sat = self.exam.guided(self.settings.teacher, *row.guided)
+            sat = self.exam.bare(self.settings.teacher, row.bare.steps, row.bare.guidance, row.bare.sampler)
             self.seconds[row.name] = sat.seconds * study.samples
             cells.sat = [sat]
             return cells
@@ -200,20 +219,31 @@ class _Work:
         return cells
 
     def _best(self, cells: Cells, place: str) -> Variant | None:
-        """The variant that is best on other prompts than the table's, with the first seed; None where all failed."""
+        """The variant that is best with another seed and on other prompts than the table's; None where all failed."""
         best: tuple[float, Variant] | None = None
+        seed = max(self.study.seeds) + 1
         for variant in cells.row.variants:
             words = ", ".join(f"{name} {value}" for name, value in variant.options.items())
             self.watcher.say(f"{place}, trying {words}: {cells.row.name}")
-            settings = self._settled(variant.given, self.study.seeds[0])
+            settings = self._settled(variant.given, seed)
             failure = self._finish(settings)
             value = None
             if not failure:
                 value = METRICS[JUDGE].compute(self._sit(self.tuning, settings).readings)
-                best = min(best or (value, variant), (value, variant), key=lambda pair: pair[0])
+                if math.isfinite(value) and (best is None or value < best[0]):
+                    best = value, variant
             run = run_of(settings).folder.name
             cells.tried.append({"options": variant.options, "run": run, JUDGE: value, "failure": failure})
+        if best:
+            self._warn_of_ends(cells.row, best[1], place)
         return best[1] if best else None
+
+    def _warn_of_ends(self, row: StudyRow, best: Variant, place: str) -> None:
+        """Where the best of some numbers is the least or the greatest, a better one may lie beyond."""
+        for name, value in best.options.items():
+            tried = sorted({variant.options[name] for variant in row.variants if type(value) in (int, float)})
+            if len(tried) > 2 and value in (tried[0], tried[-1]):
+                self.watcher.warn(f"{place}: {name} {value} is best, at the end of what was tried: {row.name}")
 
     def _finish(self, settings: Settings) -> str:
         failure, run = finish(settings, self.study.base, self.device, self.command, self.watcher), run_of(settings)

@@ -12,10 +12,11 @@ from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.sample import SAMPLERS
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.metrics.registry import Readings
-from rapm_cli.workflows.contestants import Contestant, few_steps, student, teacher_and_base
+from rapm_cli.workflows.contestants import Contestant, few_steps, renoised, student, teacher_and_base
 from rapm_cli.workflows.examination import Examination
 from rapm_cli.workflows.previews import fixed_scenes
 from rapm_cli.workflows.sheet import COLUMNS, draw_row
@@ -67,10 +68,16 @@ class StudyExam:
         loaded = self._load(config)
         return [self._sit(loaded, who, is_drawn=True) for who in teacher_and_base(loaded, config, self._identity)]
 
-    def guided(self, config: TeacherConfig, steps: int, guidance_scale: float) -> Sat:
+    def bare(self, config: TeacherConfig, steps: int, guidance_scale: float, sampler: str) -> Sat:
         """The network that nothing was distilled into, at few steps; drawn."""
         loaded = self._load(config)
-        return self._sit(loaded, few_steps(loaded, config, self._identity, steps, guidance_scale), is_drawn=True)
+        walker = SAMPLERS[sampler]
+        who = (
+            renoised(loaded, config, self._identity, steps, walker)
+            if walker.is_renoised
+            else few_steps(loaded, config, self._identity, steps, guidance_scale)
+        )
+        return self._sit(loaded, who, is_drawn=True)
 
     def student(self, config: TeacherConfig, path: Path, *, is_drawn: bool = False) -> Sat:
         """The student of a LoRA file.

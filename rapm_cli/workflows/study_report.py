@@ -35,10 +35,9 @@ class Column:
 
 def to_record(outcome: Outcome) -> Record:
     """A study as JSON values; the first two rows are the teacher and the bare base."""
-    study, shown = outcome.study, [cells for cells in outcome.rows if not cells.failure]
-    readings = [[sat.readings for sat in cells.sat if sat] for cells in shown]
+    study = outcome.study
+    readings = [[] if cells.failure else [sat.readings for sat in cells.sat if sat] for cells in outcome.rows]
     first, second, *found = scores(outcome.teacher.readings, outcome.base.readings, readings)
-    scored = {cells.row.name: estimates for cells, estimates in zip(shown, found, strict=True)}
     return {
         "title": study.title,
         "base": study.base.name,
@@ -51,7 +50,7 @@ def to_record(outcome: Outcome) -> Record:
         "rows": [
             _row("teacher", [outcome.teacher], first),
             _row("base", [outcome.base], second),
-            *(_cells(cells, scored.get(cells.row.name, {})) for cells in outcome.rows),
+            *(_cells(cells, estimates) for cells, estimates in zip(outcome.rows, found, strict=True)),
         ],
     }
 
@@ -74,7 +73,7 @@ def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
         **_row(cells.row.name, sat, estimates),
         "failure": cells.failure,
         "options": cells.chosen.options if cells.chosen else {},
-        "guided": cells.row.guided,
+        "bare": dataclasses.asdict(cells.row.bare) if cells.row.bare else None,
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
         "training_evaluations": statistics.fmean(asked) if asked else None,
         "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,

@@ -1,6 +1,7 @@
 """The runs of studies: ordinary ones, found again by their settings, so that rows and files share them."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +19,17 @@ from rapm_cli.workflows.distill import distill
 from rapm_cli.workflows.rundir import DIVERGED, Run
 from rapm_cli.workflows.settings import Settings
 
+REVISION = 1  # of what training computes: with another one no study uses the runs of before
 WAYS = ("vram", "compile", "channels_last")  # change the last bits, and are no part of the fingerprint
 
 
 def run_of(settings: Settings) -> Run:
     """The run of these settings, whether it is begun or not."""
+    machine = hashlib.sha256(f"{settings.machine} {REVISION}".encode()).hexdigest()[:8]
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     ways = {name: getattr(settings.training, name) for name in WAYS}
     named = [f"{name.replace('_', '-')}-{value}".lower() for name, value in ways.items() if value != usual[name]]
-    return Run(study_runs_dir() / "-".join([settings.fingerprint, str(settings.training.iterations), *named]))
+    return Run(study_runs_dir() / "-".join([settings.fingerprint, machine, str(settings.training.iterations), *named]))
 
 
 def finish(settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher) -> str:

@@ -1,5 +1,6 @@
-"""Scores of a study's rows over their seeds: means, spreads, and intervals that resample prompts and seeds."""
+"""Scores of a study's rows over their seeds: means, spreads, and intervals that know of prompts and of seeds."""
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rapm_cli.workflows.comparison import MIN_FRECHET
 SHARES, DISTANCE = ("attributes", "pictures"), "fd-demo"
 CLOSED, DIFFERENCE = "closed", "difference"
 Values = list[list[float]]  # of each contestant, of each of its seeds
+T_DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,53 +43,46 @@ def scores(teacher: Readings, base: Readings, rows: list[list[Readings]]) -> lis
     `CLOSED` is (FD_base - FD_row) / (FD_base - FD_teacher), and `DIFFERENCE` what a row closes more than the first;
     both are missing where there are too few pictures or nothing to close, and for teacher and base.
 
-    The interval of a mean is that of a bootstrap: every resample takes other prompts, the same for everybody, and
-    other seeds, the same for all rows of as many, as rows share trajectories and first weights where the seed is the
-    same. With few seeds their part in it is too narrow: of S it shows (S - 1) / S of their variance.
+    The interval of a mean adds two errors: that of the prompts, by a bootstrap whose resamples are the same for
+    everybody, and that of S seeds, their spread over sqrt(S) times a Student's t of S - 1 degrees of freedom. For
+    `DIFFERENCE` the spread is that of the seeds' own differences, as rows share trajectories and first weights where
+    the seed is the same.
 
     Args:
         teacher: Readings of its pictures.
         base: The same of the bare base.
-        rows: The same of each row, for each of its seeds; at least one.
+        rows: The same of each row, for each of its seeds; empty where a row has none.
     """
-    contestants = [[teacher], [base], *rows]
+    contestants = [[teacher], [base], *(row for row in rows if row)]
     found: list[dict[str, Estimate]] = [{} for _ in contestants]
     for name in SHARES:
         for scored, estimate in zip(found, _share(contestants, name), strict=True):
             scored[name] = estimate
     exact, draws = _resampled(contestants, DISTANCE, CLOSED)
-    least = METRICS[DISTANCE].least
-    for scored, estimate in zip(found, _estimates(exact, [draw.means() for draw in draws], least), strict=True):
+    for scored, estimate in zip(found, _estimates(exact, draws, METRICS[DISTANCE].least), strict=True):
         scored[DISTANCE] = estimate
-    if len(teacher) >= MIN_FRECHET and rows and exact[0] != exact[1]:
-        _add_closed(found[2:], exact, draws)
-    return found
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The values that one resample of the prompts gives, and the seeds that it takes."""
-
-    values: Values
-    picks: dict[int, list[int]]  # of as many seeds
-
-    def means(self) -> list[float]:
-        return [statistics.fmean(row[k] for k in self.picks[len(row)]) for row in self.values]
+    if len(teacher) >= MIN_FRECHET and exact[0] != exact[1]:
+        _add_closed(found[2:], exact, draws, has_first=bool(rows and rows[0]))
+    left = iter(found[2:])
+    return [*found[:2], *(next(left) if row else {} for row in rows)]
 
 
 def _share(contestants: list[list[Readings]], name: str) -> list[Estimate]:
-    exact, draws = _resampled(contestants, name, name)
-    return _estimates(exact, [draw.means() for draw in draws], METRICS[name].least, METRICS[name].most)
+    return _estimates(*_resampled(contestants, name, name), METRICS[name].least, METRICS[name].most)
 
 
-def _add_closed(found: list[dict[str, Estimate]], exact: Values, draws: list[_Draw]) -> None:
-    closed = _closed(exact)
-    drawn = [_Draw(_closed(draw.values), draw.picks).means() for draw in draws]
-    first = closed[0]
-    differences = [[value - other for value, other in _paired(row, first)] for row in closed]
-    gaps = [[mean - means[0] for mean in means] for means in drawn]
-    for scored, estimate, gap in zip(found, _estimates(closed, drawn), _estimates(differences, gaps), strict=True):
-        scored[CLOSED], scored[DIFFERENCE] = estimate, gap
+def _add_closed(found: list[dict[str, Estimate]], exact: Values, draws: list[Values], *, has_first: bool) -> None:
+    closed, drawn = _closed(exact), [_closed(draw) for draw in draws]
+    for scored, estimate in zip(found, _estimates(closed, drawn), strict=True):
+        scored[CLOSED] = estimate
+    if has_first:
+        for scored, gap in zip(found, _estimates(_gaps(closed), [_gaps(draw) for draw in drawn]), strict=True):
+            scored[DIFFERENCE] = gap
+
+
+def _gaps(closed: Values) -> Values:
+    """What each row closes more than the first."""
+    return [[value - other for value, other in _paired(row, closed[0])] for row in closed]
 
 
 def _paired(row: list[float], first: list[float]) -> list[tuple[float, float]]:
@@ -101,33 +96,39 @@ def _closed(distances: Values) -> Values:
     return [[(base - value) / (base - teacher) for value in row] for row in rows]
 
 
-def _resampled(contestants: list[list[Readings]], name: str, purpose: str) -> tuple[Values, list[_Draw]]:
-    """A metric's values, and those of resamples; for one seed they are the resamples of `comparison`."""
+def _resampled(contestants: list[list[Readings]], name: str, purpose: str) -> tuple[Values, list[Values]]:
+    """A metric's values, and those of resampled prompts, which are the resamples of `comparison`."""
     count, metric = len(contestants[0][0]), METRICS[name]
-    prompts, seeds = generator_for("bootstrap", purpose), generator_for("bootstrap", purpose, "seeds")
-    counts = sorted({len(row) for row in contestants})
+    prompts = generator_for("bootstrap", purpose)
 
     def values(chosen: Tensor | None) -> Values:
         compute: Callable[[Readings], float] = metric.compute
         return [[compute(one if chosen is None else one[chosen]) for one in row] for row in contestants]
 
-    draws = []
-    for _ in range(metric.draws):
-        chosen = torch.randint(count, (count,), generator=prompts)
-        picks = {many: torch.randint(many, (many,), generator=seeds).tolist() for many in counts}
-        draws.append(_Draw(values(chosen), picks))
+    draws = [values(torch.randint(count, (count,), generator=prompts)) for _ in range(metric.draws)]
     return values(None), draws
 
 
 def _estimates(
-    exact: Values, drawn: list[list[float]], least: float = -float("inf"), most: float = float("inf")
+    exact: Values, drawn: list[Values], least: float = -float("inf"), most: float = float("inf")
 ) -> list[Estimate]:
-    """Means of the exact values, with the middle 95 % of the drawn means, moved so that their middle is the mean."""
-    table = torch.tensor(drawn, dtype=torch.float64)  # (draws, rows)
-    bounds = torch.quantile(table, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0) - table.mean(dim=0)
+    """Means of the exact values, with the middle 95 % of the drawn means and the seeds' error around them."""
     made = []
-    for row, (below, above) in zip(exact, bounds.T.tolist(), strict=True):
+    for k, row in enumerate(exact):
         mean = statistics.fmean(row)
         spread = statistics.stdev(row) if len(row) > 1 else None
+        errors = torch.tensor([statistics.fmean(draw[k]) for draw in drawn], dtype=torch.float64)
+        errors = errors - errors.mean()  # a resample repeats rows, which biases distances
+        if spread is not None:
+            errors = (errors[:, None] + spread / len(row) ** 0.5 * _student_t(len(row) - 1)).flatten()
+        below, above = torch.quantile(errors, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         made.append(Estimate(mean, spread, max(mean + below, least), min(mean + above, most), list(row)))
     return made
+
+
+@functools.cache
+def _student_t(freedom: int) -> Tensor:
+    """Draws of Student's t distribution: a normal number over the root of the mean of so many squared ones."""
+    generator = generator_for("seeds", freedom)
+    normal = torch.randn(T_DRAWS, dtype=torch.float64, generator=generator)
+    return normal / torch.randn(T_DRAWS, freedom, dtype=torch.float64, generator=generator).square().mean(1).sqrt()
