@@ -70,6 +70,19 @@ def test_seeds_widen_the_interval():
     assert width["b"] > 3 * width["a"]
 
 
+def test_the_seeds_part_of_an_interval_is_students_t():
+    """Without an error of the prompts it is mean +- t s / sqrt(S), t of 2 degrees of freedom being 4.303."""
+    (made,) = study_scores._estimates([[1.0, 2.0, 3.0]], [[[2.0, 2.0, 2.0]]] * 10)
+    assert (made.mean, made.spread) == (2, 1)
+    assert (made.high - made.mean, made.mean - made.low) == pytest.approx((4.303 / 3**0.5,) * 2, rel=0.03)
+
+
+def test_a_row_without_scores_hides_no_other_and_is_compared_with_by_none():
+    _, _, none, row = scores(TEACHER, BASE, [[], [readings(2.0)]])
+    assert none == {}
+    assert "closed" in row and "difference" not in row
+
+
 def test_closed_is_left_out_where_the_distance_means_nothing(monkeypatch):
     row = [readings(2.0)]
     assert "closed" not in scores(TEACHER, TEACHER, [row])[2]
