@@ -197,7 +197,7 @@ def test_kd_regresses_the_students_whole_walk_to_the_teachers_end(trainer_of, tr
     trainer.method.slot(batch, 0, batch.z_teacher[:, 4], 0, log)
     drawn = sample_student(trainer.backbone, batch.z_teacher[:, 4], batch.cond, 4)[0]
     expected = pseudo_huber_mean(drawn, batch.z_teacher[:, 0])
-    torch.testing.assert_close(log.distance["end point"], expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(log.distance["endpoint"], expected, rtol=1e-5, atol=1e-7)
     assert trainer.student.weights.flat.grad.abs().max() > 0
 
 

@@ -29,6 +29,6 @@ class KnowledgeDistillation(Method):
         for slot in reversed(range(course.num_slots)):
             z = student_step(course.backbone, z, course.edges[slot + 1], course.edges[slot], batch.cond)
         loss = pseudo_huber_mean(z, goal)
-        log.distance["end point"] = loss.detach()
+        log.distance["endpoint"] = loss.detach()
         self.student.take_gradients(loss)
         return z.detach()
