@@ -30,7 +30,7 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l iterations -x -d 'W
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l trajectories -x -d 'Teacher trajectories'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l batch-size -x -d 'Trajectories in an iteration'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l learning-rate -x -d 'The student\'s'
-complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminator-learning-rate -x -d 'The discriminators\''
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminator-learning-rate -x -d 'The discriminators\', and dmd2\'s fake score\'s'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l warmup -x -d 'Iterations of rising rate'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l weight-decay -x -d 'The student\'s, AdamW'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l max-grad-norm -x -d 'Gradients are clipped to this norm'

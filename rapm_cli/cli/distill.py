@@ -68,7 +68,8 @@ def distill(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The student's.", rich_help_panel=TRAINING)] = None,
     discriminator_learning_rate: Annotated[
-        float | None, typer.Option(help="The discriminators'.", show_envvar=False, rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(help="The discriminators', and dmd2's fake score's.", show_envvar=False, rich_help_panel=TRAINING),
     ] = None,
     warmup: Annotated[int | None, typer.Option(help="Iterations of rising rate.", rich_help_panel=TRAINING)] = None,
     weight_decay: Annotated[float, typer.Option(help="The student's, AdamW.", rich_help_panel=TRAINING)] = 0.0,

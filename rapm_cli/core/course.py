@@ -58,8 +58,14 @@ class Course:
         return [int(self.grid[(n + 1) * self.fine_steps - self.delta]) for n in range(self.num_slots)]
 
     def teacher_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
-        """The guided teacher's noise estimate; arguments as of `guided_noise`."""
-        uncond = cond[:1] if self.uncond is None else self.uncond  # without guidance nobody looks at it
+        """The guided teacher's noise estimate; arguments as of `guided_noise`.
+
+        Raises:
+            ValueError: It is guided, and the empty prompt's conditioning was not given.
+        """
+        if self.uncond is None and self.guidance_scale != 1:
+            raise ValueError("guidance needs the empty prompt's conditioning")
+        uncond = cond if self.uncond is None else self.uncond  # without guidance nobody looks at it
         return guided_noise(self.backbone, z, t, cond, uncond, self.guidance_scale)
 
     def noise(self, like: Tensor, *purpose: int | str) -> Tensor:

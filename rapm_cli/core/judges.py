@@ -65,14 +65,27 @@ class Judges:
             total = total + part
         return total
 
-    def learn(self, fake: list[Tensor], real: dict[str, list[Tensor]], log: SlotLog) -> None:
+    def learn(
+        self,
+        fake: list[Tensor],
+        goals: dict[str, Tensor],
+        n: int,
+        cond: Conditioning,
+        iteration: int,
+        log: SlotLog,
+    ) -> None:
         """Take the gradients of the discriminators' own part.
 
         Args:
             fake: Features of the student's latent.
-            real: Features of each position.
+            goals: By position, the latents at edge n that are real; others are passed over.
+            n: The edge.
+            cond: The prompts' conditioning.
+            iteration: Counts from 0.
             log: Is told losses and logits.
         """
+        with torch.no_grad():
+            real = self.see({position: goals[position] for position in self.of}, n, cond, iteration)
         fake = [feature.detach() for feature in fake]
         total = torch.zeros((), device=fake[0].device)
         for position, judge in self.of.items():

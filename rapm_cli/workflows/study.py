@@ -63,7 +63,7 @@ class StudyRow:
 
     Args:
         name: As in the table.
-        variants: How it is set; of several the best is shown. None for a row that distils nothing.
+        variants: How it is set; of several the best is shown. Empty for a row that distils nothing.
         bare: How the network without a LoRA draws, for such a row.
     """
 
@@ -203,7 +203,7 @@ class _Work:
             return cells
         cells.chosen = self._best(cells, place) if len(row.variants) > 1 else row.variants[0]
         if cells.chosen is None:
-            cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"])
+            cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"]) or f"failed: no {JUDGE} is a number"
             return cells
         first = self._settled(cells.chosen.given, study.seeds[0])
         cells.peak_bytes = predicted_peak(study.base.architecture(self.watcher), first, PLANS["24"])

@@ -54,11 +54,13 @@ def test_values_are_those_of_the_registries():
     from rapm_cli.bases.plans import PLANS
     from rapm_cli.core.config import DISCRIMINATOR_SETS, START_FROM
     from rapm_cli.core.discriminators import DISCRIMINATORS
+    from rapm_cli.core.methods import METHODS
     from rapm_cli.metrics.registry import METRICS
     from rapm_cli.workflows.evaluate import PARTS
     from rapm_cli.workflows.trackers import TRACKERS
 
     assert set(VALUES["base"]) == set(BASES.names())
+    assert set(VALUES["method"]) == set(METHODS.names())
     assert set(VALUES["discriminator"]) == set(DISCRIMINATORS.names())
     assert set(VALUES["discriminators"]) == set(DISCRIMINATOR_SETS)
     assert set(VALUES["start-from"]) == set(START_FROM)

@@ -119,8 +119,7 @@ def test_a_method_is_rehearsed_without_data(name, make_cond):
     assert made.flops > 0
 
 
-# Of a picture and slot: (whole, half) passes. KD has one update of four steps. DMD2 in two slots: a student's walk of
-# k steps each, once three scores (the guided teacher's two, the fake's), twice the fake's own.
+# Of a picture and slot: (whole, half) passes. KD has one update of four steps. DMD2's are a matter of chance.
 COUNTS = {"rapm": (2, 3), "pcm": (4, 2), "lcm": (4, 0), "kd": (1, 0)}
 
 

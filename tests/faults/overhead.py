@@ -74,12 +74,12 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     shared machine differ by more than it.
 
     Args:
-        pairs: Distillations with commits at the base's own interval, each beside one without.
+        pairs: Distillations with a commit every 10 iterations, each beside one without.
         iterations: Of each, at the base's own rank and batch size.
     """
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
-    given = {"iterations": iterations, "trajectories": 16, "samples": 0}
+    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "save_every": 10}
     settings = settings_for(BASES["demo"], given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:
@@ -96,7 +96,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
         shutil.rmtree(home, ignore_errors=True)
     rows.append(["median", "", "", "", "", "", f"{statistics.median(shares):.2%}", f"{statistics.median(ratios):+.2%}"])
     title = (
-        f"{iterations} iterations of demo's defaults, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
+        f"{iterations} iterations of demo's rank and batch size, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
     )
     columns = ["", "bare, s", "outside steps", "safe, s", "outside steps", "in commits", "share", "safe / bare"]
     Output().table(title, columns, rows)

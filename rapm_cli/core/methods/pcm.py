@@ -61,7 +61,5 @@ class PhasedConsistency(Method):
             loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
         self.student.take_gradients(loss)
         if self.judges:
-            with torch.no_grad():
-                real = self.judges.see({CONSISTENCY: goal}, n, cond, iteration)
-            self.judges.learn(fake, real, log)
+            self.judges.learn(fake, {CONSISTENCY: goal}, n, cond, iteration, log)
         return z_start

@@ -50,9 +50,7 @@ class RelativeAndAbsolutePositions(Method):
             loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
         self.student.take_gradients(loss * self._slot_weight(n))
         if self.judges:
-            with torch.no_grad():
-                real = self.judges.see({position: goals[position] for position in self.judges.of}, n, cond, iteration)
-            self.judges.learn(fake, real, log)
+            self.judges.learn(fake, goals, n, cond, iteration, log)
         return z_student.detach() if course.config.start_from == "student" else batch.z_teacher[:, n]
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
