@@ -95,9 +95,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     rows.append(["median", "", "", "", "", "", f"{statistics.median(shares):.2%}", f"{statistics.median(ratios):+.2%}"])
-    title = (
-        f"{iterations} iterations of demo's rank and batch size, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
-    )
+    title = f"{iterations} iterations of demo, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
     columns = ["", "bare, s", "outside steps", "safe, s", "outside steps", "in commits", "share", "safe / bare"]
     Output().table(title, columns, rows)
     return statistics.median(shares)
