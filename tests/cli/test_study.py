@@ -9,11 +9,13 @@ import signal
 import statistics
 
 import pytest
+import torch
 
 from rapm_cli.cli import study_file
+from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DivergedError
 from rapm_cli.core.train import Trainer
-from rapm_cli.workflows import study, study_runs, study_scores, training
+from rapm_cli.workflows import start, study, study_runs, study_scores, training
 from rapm_cli.workflows.rundir import Run
 
 SAMPLES = 8
@@ -220,6 +222,21 @@ def test_a_shipped_study_is_found_by_its_name(rapm, tmp_path, monkeypatch):
     code, _, err = rapm("eval", "--study", "other")
     assert code == 3
     assert "error: there is no study 'other'; give a .toml file, or the name of one that ships: good" in err
+
+
+@pytest.mark.parametrize("path", sorted(study_file.SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_way_of_a_shipped_study_can_be_distilled(path):
+    out = Output(quiet=True)
+    table = study_file.read_study(path, out)
+    ways = [variant for row in table.rows for variant in row.variants]
+    settled = [
+        start.settings_without_weights(
+            table.base, way.given | {"seed": seed, "samples": 0}, None, torch.device("cpu"), out
+        )
+        for way in ways
+        for seed in table.seeds
+    ]
+    assert len({made.fingerprint + str(made.training.iterations) for made in settled}) == len(settled) > 0
 
 
 BAD = {
