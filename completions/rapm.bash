@@ -10,11 +10,13 @@ _rapm() {
         --base) COMPREPLY=($(compgen -W "demo sdxl sd15" -- "$word") $(compgen -f -- "$word")); return ;;
         --config) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --device) COMPREPLY=($(compgen -W "auto cpu cuda mps" -- "$word")); return ;;
-        --discriminator) COMPREPLY=($(compgen -W "unet latent" -- "$word")); return ;;
+        --discriminator) COMPREPLY=($(compgen -W "unet unet-mid latent" -- "$word")); return ;;
+        --discriminator-times) COMPREPLY=($(compgen -W "slot edge all" -- "$word")); return ;;
         --discriminators) COMPREPLY=($(compgen -W "both relative absolute none" -- "$word")); return ;;
         --dtype) COMPREPLY=($(compgen -W "base fp16 bf16 fp32" -- "$word")); return ;;
         --from) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --lora) COMPREPLY=($(compgen -W "$(_rapm_runs)" -- "$word") $(compgen -f -- "$word")); return ;;
+        --lora-init) COMPREPLY=($(compgen -W "kaiming gaussian" -- "$word")); return ;;
         --method) COMPREPLY=($(compgen -W "rapm pcm lcm dmd2 kd" -- "$word")); return ;;
         --metrics) COMPREPLY=($(compgen -W "attributes pictures fd-demo kd-demo" -- "$word")); return ;;
         --output) COMPREPLY=($(compgen -f -- "$word")); return ;;
@@ -28,7 +30,7 @@ _rapm() {
         --vram) COMPREPLY=($(compgen -W "auto 24 16 12 8" -- "$word")); return ;;
     esac
     case "$command" in
-        distill) COMPREPLY=($(compgen -W "--base --method --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --fake-updates --discriminator --rank --alpha --iterations --trajectories --batch-size --learning-rate --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --compile --channels-last --prompts --seed --samples --output --resume --new --save-every --report-to --preview-every --strict --deterministic --dry-run --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
+        distill) COMPREPLY=($(compgen -W "--base --method --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --fake-updates --discriminator --discriminator-times --rank --alpha --lora-init --iterations --trajectories --batch-size --learning-rate --final-rate --ema-decay --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --compile --channels-last --prompts --seed --samples --output --resume --new --save-every --report-to --preview-every --strict --deterministic --dry-run --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --rng --offline --config --json --quiet -q --help" -- "$word")) ;;
         eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --benchmark --profile --study --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         export) COMPREPLY=($(compgen -W "--base --fuse --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;

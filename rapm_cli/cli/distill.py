@@ -55,18 +55,33 @@ def distill(
         typer.Option(help="dmd2: updates of the fake score for each of the student's.", rich_help_panel=METHOD),
     ] = 5,
     discriminator: Annotated[
-        str, typer.Option(help="unet (frozen features), or latent (light).", rich_help_panel=METHOD)
+        str,
+        typer.Option(help="unet (frozen features), unet-mid (the deepest), latent (light).", rich_help_panel=METHOD),
     ] = "unet",
+    discriminator_times: Annotated[
+        str,
+        typer.Option(
+            help="Noise that it sees latents under: slot (of the slot above), edge (none), all.", rich_help_panel=METHOD
+        ),
+    ] = "slot",
     rank: Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=TRAINING)] = None,
     alpha: Annotated[
         float | None, typer.Option(help="LoRA alpha; by default the rank.", rich_help_panel=TRAINING)
     ] = None,
+    lora_init: Annotated[
+        str, typer.Option(help="How its A begins: kaiming or gaussian.", rich_help_panel=TRAINING)
+    ] = "kaiming",
     iterations: Annotated[int | None, typer.Option(help="Walks over all steps.", rich_help_panel=TRAINING)] = None,
     trajectories: Annotated[int | None, typer.Option(help="Teacher trajectories.", rich_help_panel=TRAINING)] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Trajectories in an iteration.", rich_help_panel=TRAINING)
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The student's.", rich_help_panel=TRAINING)] = None,
+    final_rate: Annotated[float, typer.Option(help="Share of that rate at the end.", rich_help_panel=TRAINING)] = 0.1,
+    ema_decay: Annotated[
+        float,
+        typer.Option(help="The LoRA is a running average that keeps so much; 0: none.", rich_help_panel=TRAINING),
+    ] = 0.0,
     discriminator_learning_rate: Annotated[
         float | None,
         typer.Option(help="The discriminators', and dmd2's fake score's.", show_envvar=False, rich_help_panel=TRAINING),

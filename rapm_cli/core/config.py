@@ -12,6 +12,8 @@ from rapm_cli.core.schedule import fine_grid
 
 START_FROM = ("student", "teacher")
 DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
+DISCRIMINATOR_TIMES = ("slot", "edge", "all")
+LORA_INITS = ("kaiming", "gaussian")
 PRECISIONS = ("fp32", "bf16", "fp16")
 VRAM = ("auto", "24", "16", "12", "8")
 MOST = 1_000_000  # trajectories, and those in a batch
@@ -71,7 +73,11 @@ class TrainConfig:
         alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
         iterations: Walks over all slots; each slot is one optimizer step.
         batch_size: Trajectories in each iteration.
-        learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine to a tenth.
+        lora_init: How A begins: uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank.
+        learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine.
+        final_rate: Share of the peak rate that the cosine ends at.
+        ema_decay: What a running average of the student keeps of itself in an iteration; the LoRA is the average. 0
+            for none.
         discriminator_learning_rate: The discriminators' rate.
         warmup: Iterations of rising rate.
         weight_decay: AdamW's, student.
@@ -84,6 +90,8 @@ class TrainConfig:
         discriminators: Which positions have a discriminator.
         fake_updates: Updates of DMD2's fake score for each of the student's.
         discriminator: Kind of discriminator.
+        discriminator_times: The noise that discriminators see latents under: a random time of the slot above them,
+            none ("edge"), or a random time of all above them.
         checkpointing: Recompute activations in backward.
         vram: The plan by which it fits the device: memory of the card in GB, or "auto".
         compile: Compile the network's transformer blocks.
@@ -96,7 +104,10 @@ class TrainConfig:
     alpha: float = None  # type: ignore[assignment]  # becomes the rank
     iterations: int = 20_000
     batch_size: int = 1
+    lora_init: str = "kaiming"
     learning_rate: float = 5e-5
+    final_rate: float = 0.1
+    ema_decay: float = 0.0
     discriminator_learning_rate: float = 1e-5
     warmup: int = 10
     weight_decay: float = 0.0
@@ -109,6 +120,7 @@ class TrainConfig:
     discriminators: str = "both"
     fake_updates: int = 5
     discriminator: str = "unet"
+    discriminator_times: str = "slot"
     checkpointing: bool = False
     vram: str = "auto"
     compile: bool = False
@@ -129,6 +141,9 @@ class TrainConfig:
             self.discriminator_learning_rate,
             "a number between 0 and 1",
         )
+        _check(self.lora_init in LORA_INITS, "lora-init", self.lora_init, " or ".join(LORA_INITS))
+        _check(0 <= self.final_rate <= 1, "final-rate", self.final_rate, "a number from 0 to 1")
+        _check(0 <= self.ema_decay < 1, "ema-decay", self.ema_decay, "a number from 0, below 1")
         _check(0 <= self.warmup < 10**8, "warmup", self.warmup, "0 to 99999999")
         _check(self.max_grad_norm > 0, "max-grad-norm", self.max_grad_norm, "a number above 0")
         _check(0 <= self.weight_decay <= 1, "weight-decay", self.weight_decay, "a number from 0 to 1")
@@ -144,6 +159,12 @@ class TrainConfig:
             "discriminators",
             self.discriminators,
             f"one of {', '.join(DISCRIMINATOR_SETS)}",
+        )
+        _check(
+            self.discriminator_times in DISCRIMINATOR_TIMES,
+            "discriminator-times",
+            self.discriminator_times,
+            f"one of {', '.join(DISCRIMINATOR_TIMES)}",
         )
         _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
         _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")

@@ -93,6 +93,14 @@ DISCRIMINATORS.add("unet")(
         head=PointwiseHead,
     )
 )
+# The deepest of these alone.
+DISCRIMINATORS.add("unet-mid")(
+    DiscriminatorKind(
+        features=lambda backbone, z, t, cond: backbone.features(z, t, cond)[-1:],
+        channels=lambda backbone: backbone.tap_channels[-1:],
+        head=PointwiseHead,
+    )
+)
 # The low-memory choice.
 DISCRIMINATORS.add("latent")(
     DiscriminatorKind(

@@ -14,7 +14,9 @@ from rapm_cli.core.trained import TrainedWeights
 from rapm_cli.core.transfer import upload
 
 # Settings that say whether there are judges, which, and how they learn.
-JUDGED = frozenset({"adversarial_weight", "discriminators", "discriminator", "discriminator_learning_rate"})
+JUDGED = frozenset(
+    {"adversarial_weight", "discriminators", "discriminator", "discriminator_times", "discriminator_learning_rate"}
+)
 
 
 class Judges:
@@ -41,14 +43,17 @@ class Judges:
         self.learner = Learner(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)
 
     def see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
-        """Frozen features of latents at edge n, noised to a random time of the slot above it, in one pass.
+        """Frozen features of latents at edge n, noised to a time that the settings choose, in one pass.
 
         Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it.
         """
         course, count = self._course, len(latents)
         z = torch.cat(list(latents.values()))
-        low, high = max(course.edges[n], 0), course.edges[n + 1]
-        t = course.integers(low, high, len(cond), "discriminator time", iteration, n).repeat(count)
+        low = max(course.edges[n], 0)
+        high = {"edge": low + 1, "slot": course.edges[n + 1], "all": course.edges[-1]}
+        t = course.integers(
+            low, high[course.config.discriminator_times], len(cond), "discriminator time", iteration, n
+        ).repeat(count)
         noise = torch.cat(
             [course.noise(latent, "discriminator noise", iteration, n, kind) for kind, latent in latents.items()]
         )

@@ -63,6 +63,7 @@ def rehearse_training(
     batch = Trajectories(position, position[:, :num_slots].clone(), cond.expand(size))
     trained = [learner.weights.flat for learner in trainer.learners.values()]
     held = [*backbone.unet.parameters(), *backbone.unet.buffers(), *trained, *batch.tensors().values()]
+    held += [trainer.average.flat] if trainer.average else []
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
     meter, slots, period = Meter(), trainer.method.slots, trainer.method.period
     meter.hold([*held, *moments])

@@ -24,6 +24,7 @@ def attach_lora(
     seed: int = 0,
     modules: list[str] | None = None,
     role: str = STUDENT,
+    init: str = "kaiming",
 ) -> None:
     """Put a fresh LoRA on the backbone, in float32; its first output equals the teacher's, because B is zero.
 
@@ -37,6 +38,7 @@ def attach_lora(
         seed: Seed of A.
         modules: Whole names of the layers to adapt; None for all of `TARGET_MODULES`.
         role: In which it is on.
+        init: How A begins: "kaiming" (uniform within 1 / sqrt(inputs)), or "gaussian" (deviation 1 / rank).
 
     Raises:
         ValueError: The backbone lacks one of the modules.
@@ -45,7 +47,13 @@ def attach_lora(
     from peft.tuners.lora import LoraLayer
 
     _check_modules(backbone, modules or [])
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules or list(TARGET_MODULES), lora_dropout=0.0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=modules or list(TARGET_MODULES),
+        lora_dropout=0.0,
+        init_lora_weights="gaussian" if init == "gaussian" else True,
+    )
     device = backbone.device if backbone.device.type == "meta" else torch.device("cpu")  # where A is drawn
     with torch.random.fork_rng(devices=[]), device:
         purpose = ("lora",) if role == STUDENT else ("lora", role)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rapm_cli.core.average import RunningAverage
 from rapm_cli.core.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.course import Course
@@ -115,10 +116,11 @@ class Trainer:
         self.backbone, self.config, self.ranks = backbone, config, ranks
         self.relieve: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
-        attach_lora(backbone, config.rank, config.alpha, config.seed)
+        attach_lora(backbone, config.rank, config.alpha, config.seed, init=config.lora_init)
         if config.checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
+        self.average = RunningAverage(self.lora, config.ema_decay) if config.ema_decay else None
         self.student = Learner(self.lora, config.learning_rate, weight_decay=config.weight_decay)
         course = Course(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, ranks)
         self.method = METHODS[config.method](course, self.student)
@@ -129,12 +131,12 @@ class Trainer:
         return {"student": self.student, **self.method.others}
 
     def learning_rate(self, iteration: int) -> float:
-        """The student's rate: a linear warm-up, then a cosine down to a tenth."""
-        rate = self.config.learning_rate * self.rate_scale
+        """The student's rate: a linear warm-up, then a cosine down to the final one."""
+        rate, last = self.config.learning_rate * self.rate_scale, self.config.final_rate
         if iteration < self.config.warmup:
             return rate * (iteration + 1) / self.config.warmup
         progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)
-        return rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+        return rate * ((1 + last) / 2 + (1 - last) / 2 * math.cos(math.pi * min(1.0, progress)))
 
     def train_step(self, batch: Trajectories, iteration: int) -> list[SlotLosses]:
         """One iteration of the method on a batch of trajectories: RAPM's student walks all slots, updated after each.
@@ -160,6 +162,8 @@ class Trainer:
             report.append(losses)
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
+        if self.average:
+            self.average.follow(iteration)
         if not nn.utils.get_total_norm([learner.weights.flat for learner in self.learners.values()]).isfinite():
             report[-1].skipped = NETWORK
         return report
@@ -207,12 +211,17 @@ class Trainer:
         """What a loss is multiplied by on its way back through a network in fp16, where small gradients vanish."""
         return FP16_LOSS_SCALE * self.rate_scale if self.backbone.dtype == torch.float16 else 1.0
 
+    def settle(self) -> None:
+        """After the last iteration: let the network compute with what is exported, the average where one is kept."""
+        if self.average:
+            self.average.publish()
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, learner in self.learners.items():
             parts |= {name: learner.weights.state(), f"{name}-optimizer": learner.state()}
-        return parts
+        return parts | ({"average": self.average.state()} if self.average else {})
 
     def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
         """Go back to what `state` returned.
@@ -223,6 +232,8 @@ class Trainer:
         for name, learner in self.learners.items():
             learner.weights.load_state(parts[name])
             learner.load_state(parts[f"{name}-optimizer"])
+        if self.average:
+            self.average.load_state(parts["average"])
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:

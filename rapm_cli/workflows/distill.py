@@ -134,7 +134,7 @@ def _distill(
         )
         run.reopen()
         training.finish()
-    lora = _lora(trainer, settings)
+    lora = _settled(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
     kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
     with_retries(lambda: save_lora(run.lora, lora), run.lora, size, watcher, kept, remedy)
@@ -179,7 +179,9 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
         raise
 
 
-def _lora(trainer: Trainer, settings: Settings) -> LoraFile:
+def _settled(trainer: Trainer, settings: Settings) -> LoraFile:
+    """What training made; the network draws with it from here on."""
+    trainer.settle()
     sampler = METHODS[settings.training.method].sampler
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)

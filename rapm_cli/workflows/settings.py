@@ -13,7 +13,14 @@ from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right. Only --resume may round the base by it.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
-LATER = {"method": "rapm", "fake_updates": 5}  # settings that came later, with what was done before
+LATER = {  # settings that came later, with what was done before
+    "method": "rapm",
+    "fake_updates": 5,
+    "lora_init": "kaiming",
+    "final_rate": 0.1,
+    "ema_decay": 0.0,
+    "discriminator_times": "slot",
+}
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
 

@@ -36,6 +36,7 @@ def test_bash_offers_commands_options_and_values(home):
         "--discriminators",
         "--discriminator",
         "--discriminator-learning-rate",
+        "--discriminator-times",
     }
     assert candidates("rapm", "distill", "--precision", "f") == {"fp32", "fp16"}
     assert "--fuse" in candidates("rapm", "export", "--")

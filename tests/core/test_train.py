@@ -269,11 +269,11 @@ def flat(parts):
     return {f"{part}/{name}": value.clone() for part, named in parts.items() for name, value in named.items()}
 
 
-@pytest.mark.parametrize("discriminators", ["both", "none"])
-def test_a_trainer_goes_on_from_its_state_as_if_never_stopped(trajectories, schedule, discriminators):
+@pytest.mark.parametrize("changes", [{}, {"discriminators": "none"}, {"ema_decay": 0.9}])
+def test_a_trainer_goes_on_from_its_state_as_if_never_stopped(trajectories, schedule, changes):
     from rapm_cli.core.backbone import Backbone
 
-    config = dataclasses.replace(SMALL, iterations=4, discriminators=discriminators)
+    config = dataclasses.replace(SMALL, iterations=4, **changes)
 
     def fresh():
         return Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
@@ -357,6 +357,70 @@ def test_the_rate_warms_up_and_falls_to_a_tenth(trainer_of):
     assert rates[9] == pytest.approx(1)
     assert rates[100] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("final", [0, 0.01, 1])
+def test_the_rate_falls_to_the_share_that_is_asked_for(trainer_of, final):
+    trainer = trainer_of(iterations=100, warmup=0, learning_rate=0.5, final_rate=final)
+    assert trainer.learning_rate(0) == pytest.approx(0.5)
+    assert trainer.learning_rate(50) == pytest.approx(0.5 * (1 + final) / 2)
+    assert trainer.learning_rate(100) == pytest.approx(0.5 * final)
+
+
+def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectories):
+    trainer = trainer_of(ema_decay=0.25, iterations=6)
+    expected = trainer.lora.state()
+    for progress in train(trainer, trajectories):
+        kept = min(0.25, (1 + progress.iteration) / (10 + progress.iteration))
+        expected = {name: kept * expected[name] + (1 - kept) * now for name, now in trainer.lora.state().items()}
+    last = trainer.lora.state()
+    trainer.settle()
+    torch.testing.assert_close(trainer.lora.state(), expected)
+    assert any(not torch.equal(last[name], expected[name]) for name in last)
+
+
+def test_without_an_average_the_last_student_is_exported(trainer_of, trajectories):
+    trainer = trainer_of()
+    list(train(trainer, trajectories))
+    last = trainer.lora.state()
+    trainer.settle()
+    assert all(torch.equal(last[name], now) for name, now in trainer.lora.state().items())
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"), [("gaussian", lambda a: 1 / 64), ("kaiming", lambda a: (3 * a) ** -0.5)]
+)
+def test_the_lora_begins_as_it_is_told(trainer_of, init, deviation):
+    state = trainer_of(rank=64, lora_init=init).lora.state()
+    for name, value in state.items():
+        if "lora_A" in name:
+            wanted = deviation(value[0].numel())  # the inputs of one row
+            assert value.std() == pytest.approx(wanted, rel=0.2), name
+        else:
+            assert not value.any(), name
+
+
+@pytest.mark.parametrize("times", ["edge", "slot", "all"])
+def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, trajectories, monkeypatch, times):
+    seen = []
+
+    def features(backbone, z, t, cond):
+        seen.append((t.tolist(), z))
+        return [z]
+
+    kind = dataclasses.replace(DISCRIMINATORS["latent"], features=features)
+    trainer = trainer_of(discriminator_times=times)
+    judges = trainer.method.judges
+    monkeypatch.setattr(judges, "_kind", kind)
+    edges = judges._course.edges
+    z = trajectories.z_teacher[:, 1]
+    for iteration in range(60):
+        judges.see({"fake": z}, 1, trajectories.cond, iteration)
+    drawn = [t for row, _ in seen for t in row]
+    highest = {"edge": edges[1] + 1, "slot": edges[2], "all": edges[4]}[times]
+    assert min(drawn) >= edges[1]
+    assert 0.9 * (highest - edges[1]) < max(drawn) - edges[1] + 1 <= highest - edges[1]
+    assert all(torch.equal(noised, z) for _, noised in seen) == (times == "edge")
 
 
 def test_slot_weights_must_fit_the_slots(trainer_of):
