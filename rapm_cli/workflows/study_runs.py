@@ -15,7 +15,9 @@ from rapm_cli.core.commit import remove_commit
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.errors import ConfigError, DiskError, DivergedError, LockedError, RapmError, Stopped
 from rapm_cli.core.watch import Watcher
+from rapm_cli.workflows import stop
 from rapm_cli.workflows.distill import distill
+from rapm_cli.workflows.lock import POLL_SECONDS
 from rapm_cli.workflows.rundir import DIVERGED, Run
 from rapm_cli.workflows.settings import Settings
 
@@ -35,6 +37,8 @@ def run_of(settings: Settings) -> Run:
 def finish(settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher) -> str:
     """Bring the run of these settings to its end; nothing is done where it is there.
 
+    While another study works on it, this one waits.
+
     Args:
         settings: Of the run, with no comparison at its end.
         base: Their base.
@@ -46,16 +50,21 @@ def finish(settings: Settings, base: Base, device: torch.device, command: str, w
         Why there is no LoRA: training diverged, or cannot be with these settings. Empty where there is one.
 
     Raises:
-        RapmError: Something else failed, which another row would not mend: a full disk, memory, a lock.
+        RapmError: Something else failed, which another row would not mend: a full disk, memory.
         Stopped: A signal came; what was done is kept.
     """
-    run = run_of(settings)
-    if run.has_diverged:
-        return _diverged(_reason(run))
+    run, is_told = run_of(settings), False
     try:
-        if not run.is_complete(settings.training.iterations, settings.samples):
-            with _told(run, command):
-                distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
+        with _told(run, command):
+            while not (run.has_diverged or run.is_complete(settings.training.iterations, settings.samples)):
+                try:
+                    distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
+                    break
+                except LockedError as error:
+                    if not is_told:
+                        watcher.say(f"waiting: {error.message}")
+                    is_told = True
+                    stop.pause(POLL_SECONDS)
     except DivergedError as error:
         return _diverged(error.message)
     except ConfigError as error:
@@ -63,7 +72,7 @@ def finish(settings: Settings, base: Base, device: torch.device, command: str, w
     finally:
         if run.is_finished or run.has_diverged:
             _thin(run)
-    return ""
+    return _diverged(_reason(run)) if run.has_diverged else ""
 
 
 def seconds_of(run: Run) -> dict[str, Any]:
@@ -106,9 +115,7 @@ def _told(run: Run, command: str) -> Iterator[None]:
         stopped.remedy = go_on
         raise
     except RapmError as error:
-        if isinstance(error, LockedError):
-            error.remedy = f"wait for it, and {go_on}"
-        elif isinstance(error, DiskError):
+        if isinstance(error, DiskError):
             error.remedy = f"free space, and {go_on}"
         else:
             error.remedy = error.remedy.replace(run.resume_command, command)

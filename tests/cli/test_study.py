@@ -16,6 +16,7 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import DivergedError
 from rapm_cli.core.train import Trainer
 from rapm_cli.workflows import start, study, study_runs, study_scores, training
+from rapm_cli.workflows.lock import locked
 from rapm_cli.workflows.rundir import Run
 
 SAMPLES = 8
@@ -167,6 +168,20 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
     assert untimed(json.loads(out)) == untimed(whole[1])  # with the sha256 of every LoRA
     for run in (home / "data" / "studies" / "runs").iterdir():
         assert [commit.name for commit in Run(run).training_commits()] == ["00000002"]
+
+
+@pytest.mark.slow
+def test_a_study_waits_for_the_run_that_another_works_on(rapm, whole, monkeypatch, file, home):
+    shutil.copytree(whole[0], home)
+    shared = home / "data" / "studies" / "runs" / row_of(whole[1], "absolute")["seeds"][0]["run"]
+    (shared / "result.json").unlink()  # as if not finished
+    with contextlib.ExitStack() as other:
+        other.enter_context(locked(shared, Output(as_json=True, quiet=True), ""))
+        monkeypatch.setattr(study_runs.stop, "pause", lambda seconds: other.close())
+        code, out, err = rapm("eval", "--study", str(file), "--json")
+    assert code == 0
+    assert len([line for line in err.splitlines() if line.startswith(f"waiting: {shared} is in use by pid")]) == 1
+    assert untimed(json.loads(out)) == untimed(whole[1])
 
 
 @pytest.mark.slow
