@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import random
 import time
 from pathlib import Path
 
@@ -100,12 +102,17 @@ class Examination:
         chunks: dict[int, dict[str, Tensor]],
         done: int,
     ) -> None:
-        """Add the chunks that are not there, and keep each."""
+        """Add the chunks that are not there, and keep each; in an order of chance, so that several processes share."""
+        left = sorted(exams.keys() - chunks.keys())
+        random.Random(os.getpid()).shuffle(left)
         bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.device, done=done)
         with bar as shown, stop.patient(f"these {CHUNK} pictures"):
-            for start in sorted(exams.keys() - chunks.keys()):
-                chunks[start] = self._draw(contestant, exams[start], start)
-                self._keep(places[start], chunks[start])
+            for start in left:
+                if chunk := self._recall(places[start]):  # by now
+                    chunks[start] = chunk
+                else:
+                    chunks[start] = self._draw(contestant, exams[start], start)
+                    self._keep(places[start], chunks[start])
                 shown.advance(len(exams[start].prompts), note=self.name)
                 stop.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
 

@@ -1,5 +1,6 @@
 """A table of distillations: every row with every seed, each run and each picture made once, and what came of it."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.bases.plans import PLANS
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, LockedError
 from rapm_cli.core.sample import SAMPLERS
 from rapm_cli.core.watch import Watcher
 from rapm_cli.metrics.registry import METRICS
@@ -155,6 +156,8 @@ class Outcome:
 def run_study(study: Study, device: torch.device, command: str, watcher: Watcher) -> Outcome:
     """Work through a study; what was done before, by this or another study, is not done again.
 
+    Several processes share the work of one: each takes the runs that no other is at, and at last waits for theirs.
+
     Args:
         study: The table.
         device: Where to compute.
@@ -190,10 +193,23 @@ class _Work:
         self.watcher.say(f"teacher and base of {study.title!r}")
         teacher, base = self.exam.undistilled(self.settings.teacher)
         self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
-        rows = [self._row(count, row) for count, row in enumerate(study.rows, 1)]
-        return Outcome(study, teacher, base, rows, describe_machine(self.device), sum(self.seconds.values()))
+        rows, is_patient = dict[int, Cells](), False
+        while len(rows) < len(study.rows):
+            before = len(self.seconds)
+            for count in range(len(study.rows)):
+                if count not in rows:
+                    with contextlib.suppress(LockedError):
+                        rows[count] = self._row(count + 1, study.rows[count], is_patient)
+            is_patient = len(self.seconds) == before
+        in_order = [rows[count] for count in range(len(rows))]
+        return Outcome(study, teacher, base, in_order, describe_machine(self.device), sum(self.seconds.values()))
 
-    def _row(self, count: int, row: StudyRow) -> Cells:
+    def _row(self, count: int, row: StudyRow, is_patient: bool) -> Cells:
+        """What a row comes to.
+
+        Raises:
+            LockedError: Another process works on one of its runs; the others are finished.
+        """
         study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
         if row.bare:
             self.watcher.say(f"{place}: {row.name}")
@@ -201,32 +217,34 @@ class _Work:
             self.seconds[row.name] = sat.seconds * study.samples
             cells.sat = [sat]
             return cells
-        cells.chosen = self._best(cells, place) if len(row.variants) > 1 else row.variants[0]
+        cells.chosen = self._best(cells, place, is_patient) if len(row.variants) > 1 else row.variants[0]
         if cells.chosen is None:
             cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"]) or f"failed: no {JUDGE} is a number"
             return cells
-        first = self._settled(cells.chosen.given, study.seeds[0])
-        cells.peak_bytes = predicted_peak(study.base.architecture(self.watcher), first, PLANS["24"])
-        for seed in study.seeds:
-            self.watcher.say(f"{place}, seed {seed}: {row.name}")
-            settings = self._settled(cells.chosen.given, seed)
-            failure = self._finish(settings)
+        cells.settings = [self._settled(cells.chosen.given, seed) for seed in study.seeds]
+        cells.peak_bytes = predicted_peak(study.base.architecture(self.watcher), cells.settings[0], PLANS["24"])
+        named = {f"{place}, seed {seed}": settings for seed, settings in zip(study.seeds, cells.settings, strict=True)}
+        failures = self._finish(named, row.name, is_patient)
+        for seed, settings, failure in zip(study.seeds, cells.settings, failures, strict=True):
             if failure:
                 cells.failures[seed] = failure
                 self.watcher.warn(f"{row.name}, seed {seed}: {failure}")
-            cells.settings.append(settings)
             cells.sat.append(None if failure else self._sit(self.exam, settings, is_drawn=not any(cells.sat)))
         return cells
 
-    def _best(self, cells: Cells, place: str) -> Variant | None:
-        """The variant that is best with another seed and on other prompts than the table's; None where all failed."""
+    def _best(self, cells: Cells, place: str, is_patient: bool) -> Variant | None:
+        """The variant that is best with another seed and on other prompts than the table's; None where all failed.
+
+        Raises:
+            LockedError: Another process works on one of them.
+        """
         best: tuple[float, Variant] | None = None
-        seed = max(self.study.seeds) + 1
+        seed, named = max(self.study.seeds) + 1, {}
         for variant in cells.row.variants:
             words = ", ".join(f"{name} {value}" for name, value in variant.options.items())
-            self.watcher.say(f"{place}, trying {words}: {cells.row.name}")
-            settings = self._settled(variant.given, seed)
-            failure = self._finish(settings)
+            named[f"{place}, trying {words}"] = self._settled(variant.given, seed)
+        failures = self._finish(named, cells.row.name, is_patient)
+        for variant, settings, failure in zip(cells.row.variants, named.values(), failures, strict=True):
             value = None
             if not failure:
                 value = METRICS[JUDGE].compute(self._sit(self.tuning, settings).readings)
@@ -245,11 +263,26 @@ class _Work:
             if len(tried) > 2 and value in (tried[0], tried[-1]):
                 self.watcher.warn(f"{place}: {name} {value} is best, at the end of what was tried: {row.name}")
 
-    def _finish(self, settings: Settings) -> str:
-        failure, run = finish(settings, self.study.base, self.device, self.command, self.watcher), run_of(settings)
-        spent = {name: seconds for name, seconds in seconds_of(run).items() if name != "saving"}  # part of training
-        self.seconds[run.folder.name] = float(sum(spent.values()))
-        return failure
+    def _finish(self, named: dict[str, Settings], name: str, is_patient: bool) -> list[str]:
+        """Finish some runs of a row; why each has no LoRA, empty where it has one.
+
+        Raises:
+            LockedError: Another process works on one of them; the others are finished.
+        """
+        failures, busy, common = [], None, (self.study.base, self.device, self.command, self.watcher)
+        for place, settings in named.items():
+            self.watcher.say(f"{place}: {name}")
+            try:
+                failures.append(finish(settings, *common, is_patient=is_patient))
+            except LockedError as error:
+                busy = error
+                continue
+            run = run_of(settings)
+            spent = {phase: seconds for phase, seconds in seconds_of(run).items() if phase != "saving"}  # in training
+            self.seconds[run.folder.name] = float(sum(spent.values()))
+        if busy:
+            raise busy
+        return failures
 
     def _sit(self, exam: StudyExam, settings: Settings, *, is_drawn: bool = False) -> Sat:
         run = run_of(settings)

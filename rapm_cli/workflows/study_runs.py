@@ -34,10 +34,10 @@ def run_of(settings: Settings) -> Run:
     return Run(study_runs_dir() / "-".join([settings.fingerprint, machine, str(settings.training.iterations), *named]))
 
 
-def finish(settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher) -> str:
+def finish(
+    settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher, *, is_patient: bool
+) -> str:
     """Bring the run of these settings to its end; nothing is done where it is there.
-
-    While another study works on it, this one waits.
 
     Args:
         settings: Of the run, with no comparison at its end.
@@ -45,11 +45,13 @@ def finish(settings: Settings, base: Base, device: torch.device, command: str, w
         device: Where to compute.
         command: What to type to go on with the study.
         watcher: Sees bars and talk.
+        is_patient: Wait for another process that works on it.
 
     Returns:
         Why there is no LoRA: training diverged, or cannot be with these settings. Empty where there is one.
 
     Raises:
+        LockedError: Another process works on it.
         RapmError: Something else failed, which another row would not mend: a full disk, memory.
         Stopped: A signal came; what was done is kept.
     """
@@ -61,6 +63,8 @@ def finish(settings: Settings, base: Base, device: torch.device, command: str, w
                     distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
                     break
                 except LockedError as error:
+                    if not is_patient:
+                        raise
                     if not is_told:
                         watcher.say(f"waiting: {error.message}")
                     is_told = True

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -171,17 +173,42 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
 
 
 @pytest.mark.slow
-def test_a_study_waits_for_the_run_that_another_works_on(rapm, whole, monkeypatch, file, home):
+def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, monkeypatch, file, home):
     shutil.copytree(whole[0], home)
-    shared = home / "data" / "studies" / "runs" / row_of(whole[1], "absolute")["seeds"][0]["run"]
-    (shared / "result.json").unlink()  # as if not finished
+    places = [seed["run"] for name in ("default", "absolute") for seed in row_of(whole[1], name)["seeds"]]
+    places = [home / "data" / "studies" / "runs" / place for place in places]
+    for place in places:
+        (place / "result.json").unlink()  # as if unfinished
+    finished = []
     with contextlib.ExitStack() as other:
-        other.enter_context(locked(shared, Output(as_json=True, quiet=True), ""))
-        monkeypatch.setattr(study_runs.stop, "pause", lambda seconds: other.close())
+        other.enter_context(locked(places[0], Output(as_json=True, quiet=True), ""))
+
+        def pause(seconds):
+            finished.extend(place for place in places if Run(place).is_finished)
+            other.close()  # the other process is done with it, or gone
+
+        monkeypatch.setattr(study_runs.stop, "pause", pause)
         code, out, err = rapm("eval", "--study", str(file), "--json")
     assert code == 0
-    assert len([line for line in err.splitlines() if line.startswith(f"waiting: {shared} is in use by pid")]) == 1
+    assert finished == places[1:]
+    waits = [line for line in err.splitlines() if line.startswith("waiting: ")]
+    assert len(waits) == 1
+    assert waits[0].startswith(f"waiting: {places[0]} is in use by pid {os.getpid()} ")
     assert untimed(json.loads(out)) == untimed(whole[1])
+
+
+@pytest.mark.slow
+def test_two_processes_train_each_run_of_a_study_once(whole, file, home):
+    command = [sys.executable, "-m", "rapm_cli", "eval", "--study", str(file), "--json"]
+    ways = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **ways) for _ in range(2)]
+    told = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    records = [whole[1], *(json.loads(out) for out, _ in told)]
+    digests = [[[seed["lora_sha256"] for seed in row.get("seeds", [])] for row in record["rows"]] for record in records]
+    assert digests[0] == digests[1] == digests[2]
+    trained = [line for _, err in told for line in err.splitlines() if line.startswith("training 2/2")]
+    assert len(trained) == 4
 
 
 @pytest.mark.slow
