@@ -54,6 +54,9 @@ def distill(
         int,
         typer.Option(help="dmd2: updates of the fake score for each of the student's.", rich_help_panel=METHOD),
     ] = 5,
+    lcm_times: Annotated[
+        int, typer.Option(help="lcm: times that it is trained at; fewer learn faster.", rich_help_panel=METHOD)
+    ] = 50,
     discriminator: Annotated[
         str,
         typer.Option(help="unet (frozen features), unet-mid (the deepest), latent (light).", rich_help_panel=METHOD),

@@ -89,6 +89,7 @@ class TrainConfig:
         start_from: Whether a slot starts where the student ended the last one, or at the teacher's position.
         discriminators: Which positions have a discriminator.
         fake_updates: Updates of DMD2's fake score for each of the student's.
+        lcm_times: Times that LCM is trained at, between which its teacher takes one step.
         discriminator: Kind of discriminator.
         discriminator_times: The noise that discriminators see latents under: a random time of the slot above them,
             none ("edge"), or a random time of all above them.
@@ -119,6 +120,7 @@ class TrainConfig:
     start_from: str = "student"
     discriminators: str = "both"
     fake_updates: int = 5
+    lcm_times: int = 50
     discriminator: str = "unet"
     discriminator_times: str = "slot"
     checkpointing: bool = False
@@ -167,6 +169,7 @@ class TrainConfig:
             f"one of {', '.join(DISCRIMINATOR_TIMES)}",
         )
         _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
+        _check(1 <= self.lcm_times <= 1000, "lcm-times", self.lcm_times, "1 to 1000")
         _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
         if not (self.relative_weight or self.absolute_weight or self.positions_judged):
             raise ConfigError("every loss is switched off", "give one of the weights a value above 0")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from rapm_cli.core.schedule import CLEAN, DDIM_SETTINGS, add_noise, clean_estima
 from rapm_cli.core.targets import student_step
 from rapm_cli.core.transfer import upload
 
-LCM_TIMES = 50  # that LCM's own are chosen from
+LCM_TIMES = 50  # that LCM is trained at, and its own are chosen from, in diffusers' script
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,28 @@ def _edges(num_slots: int, length: int) -> list[int]:
     return slot_edges(num_slots, length)[:0:-1]
 
 
-def _lcm_times(num_slots: int, length: int) -> list[int]:
-    """As diffusers' LCMScheduler chooses them.
+def _lcm_times(num_slots: int, length: int, among: int) -> list[int]:
+    """As diffusers' LCMScheduler chooses them among so many.
 
     Raises:
         ConfigError: There are not so many, or the slots do not divide the schedule.
     """
     slot_edges(num_slots, length)
-    if num_slots > LCM_TIMES:
-        raise ConfigError(f"--steps {num_slots} is above the {LCM_TIMES} times of LCM", f"give at most {LCM_TIMES}")
-    step = length // LCM_TIMES
-    return [(LCM_TIMES - LCM_TIMES * k // num_slots) * step - 1 for k in range(num_slots)]
+    if num_slots > among:
+        raise ConfigError(f"--steps {num_slots} is above the {among} times of LCM", f"give at most {among}")
+    step = length // among
+    return [(among - among * k // num_slots) * step - 1 for k in range(num_slots)]
+
+
+def lcm_sampler(among: int) -> Sampler:
+    """That of a student of LCM which was trained at so many times."""
+    times = partial(_lcm_times, among=among)
+    return Sampler("LCM", {"original_inference_steps": among}, times, is_renoised=True)
 
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 DDIM = SAMPLERS.add("ddim")(Sampler("DDIM", DDIM_SETTINGS, _edges))
-LCM = SAMPLERS.add("lcm")(Sampler("LCM", {"original_inference_steps": LCM_TIMES}, _lcm_times, is_renoised=True))
+LCM = SAMPLERS.add("lcm")(lcm_sampler(LCM_TIMES))
 RENOISED = SAMPLERS.add("dmd2")(Sampler("LCM", {"original_inference_steps": 1000}, _edges, is_renoised=True))
 
 

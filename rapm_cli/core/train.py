@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from rapm_cli.core.average import RunningAverage
 from rapm_cli.core.backbone import Backbone, Conditioning, Passes
-from rapm_cli.core.config import TrainConfig
+from rapm_cli.core.config import TrainConfig, to_json
 from rapm_cli.core.course import Course
 from rapm_cli.core.discriminators import DISCRIMINATORS
 from rapm_cli.core.errors import ConfigError, require_shortage
 from rapm_cli.core.learner import Learner
-from rapm_cli.core.methods import METHODS
+from rapm_cli.core.methods import METHODS, sampler_of
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.prefetch import prefetched
 from rapm_cli.core.randomness import generator_for
@@ -60,7 +60,7 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
             slot weights are too many or too few.
     """
     DISCRIMINATORS[config.discriminator]
-    METHODS[config.method].sampler.recipe(num_slots)
+    sampler_of(to_json(config)).recipe(num_slots)
     if config.slot_weights and len(config.slot_weights) != num_slots:
         raise ConfigError(
             f"--slot-weights has {len(config.slot_weights)} numbers for {num_slots} slots",

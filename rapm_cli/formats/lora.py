@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.errors import InputError
-from rapm_cli.core.methods import METHODS
+from rapm_cli.core.methods import sampler_of
 from rapm_cli.core.sample import Sampler
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.forms import by_module, refuse_broken, refused
@@ -45,7 +45,7 @@ class LoraFile:
         Raises:
             ConfigError: It was made by a method that this version does not know.
         """
-        return METHODS[self.recipe.get("training", {}).get("method", "rapm")].sampler
+        return sampler_of(self.recipe.get("training", {}))
 
     @property
     def modules(self) -> list[str]:

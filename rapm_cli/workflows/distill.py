@@ -9,9 +9,10 @@ import torch
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
+from rapm_cli.core.config import to_json
 from rapm_cli.core.errors import DiskError, DivergedError, RapmError
 from rapm_cli.core.files import replace_file
-from rapm_cli.core.methods import METHODS
+from rapm_cli.core.methods import sampler_of
 from rapm_cli.core.parallel import ALONE, Ranks
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.watch import Watcher
@@ -182,7 +183,7 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
 def _settled(trainer: Trainer, settings: Settings) -> LoraFile:
     """What training made; the network draws with it from here on."""
     trainer.settle()
-    sampler = METHODS[settings.training.method].sampler
+    sampler = sampler_of(to_json(settings.training))
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.config import to_json
 from rapm_cli.core.errors import DiskError, require_shortage
 from rapm_cli.core.files import make_folder, replace_file
-from rapm_cli.core.methods import METHODS
+from rapm_cli.core.methods import sampler_of
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
@@ -65,7 +66,7 @@ class Previews:
     ) -> None:
         self._every, self._folder, self._loaded, self._watcher = every, run.previews, loaded, watcher
         self._num_slots, self._title = settings.teacher.num_slots, teacher.title
-        self._sampler = METHODS[settings.training.method].sampler
+        self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.prompts)
         self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
         self._teacher = self._draw(teacher.draw)

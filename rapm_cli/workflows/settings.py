@@ -16,6 +16,7 @@ CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
 LATER = {  # settings that came later, with what was done before
     "method": "rapm",
     "fake_updates": 5,
+    "lcm_times": 50,
     "lora_init": "kaiming",
     "final_rate": 0.1,
     "ema_decay": 0.0,

@@ -11,7 +11,7 @@ from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods import METHODS
-from rapm_cli.core.sample import DDIM, LCM, RENOISED, sample_student
+from rapm_cli.core.sample import DDIM, LCM, RENOISED, lcm_sampler, sample_student
 from rapm_cli.core.schedule import add_noise
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.train import Trainer, check_fit, check_heeded, train
@@ -270,7 +270,7 @@ def test_a_second_lora_changes_no_other_role(trainer_of, trajectories):
 def test_the_times_of_every_sampler_are_diffusers(num_slots):
     import diffusers
 
-    for sampler in (DDIM, LCM, RENOISED):
+    for sampler in (DDIM, LCM, lcm_sampler(10), RENOISED):
         kind = getattr(diffusers, f"{sampler.scheduler}Scheduler")
         scheduler = kind(num_train_timesteps=1000, **sampler.settings)
         scheduler.set_timesteps(num_slots)

@@ -27,7 +27,7 @@ def test_runs_outlive_settings_that_came_after_them():
 
 @pytest.mark.parametrize("name", LATER)
 def test_a_setting_that_came_later_makes_another_run(name):
-    other = {"method": "pcm", "lora_init": "gaussian", "discriminator_times": "all", "fake_updates": 1}
+    other = {"method": "pcm", "lora_init": "gaussian", "discriminator_times": "all", "fake_updates": 1, "lcm_times": 10}
     changed = with_training(**{name: other.get(name, 0.5)})
     assert changed.fingerprint != MADE.fingerprint
     assert MADE.differences(changed, may_round=True)

@@ -3,6 +3,9 @@
 Source: arXiv:2405.14867 and its published code for SDXL.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from rapm_cli.core.learner import Learner, take_gradients
 from rapm_cli.core.losses import softplus_mean
 from rapm_cli.core.methods.method import METHODS, Method
 from rapm_cli.core.randomness import generator_for
-from rapm_cli.core.sample import RENOISED, student_clean
+from rapm_cli.core.sample import RENOISED, Sampler, student_clean
 from rapm_cli.core.schedule import add_noise, clean_estimate
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.student import attach_lora, lora_parameters
@@ -36,9 +39,13 @@ class DistributionMatching(Method):
     # Differs: the fake score is a LoRA of the student's rank, so that one network serves all; it and its
     # discriminator's head have the discriminators' rate, not the student's; the head judges patches, so that pictures
     # of any size fit. The teacher's pictures keep the noise of the first timestep, 2.9 %, and count as clean.
-    sampler = RENOISED
     asks_teacher = True
     options = frozenset({"fake_updates", "discriminator_learning_rate"})
+
+    @classmethod
+    def sampler(cls, training: Mapping[str, Any]) -> Sampler:
+        """New noise after each step, at the slots' borders."""
+        return RENOISED
 
     def __init__(self, course: Course, student: Learner) -> None:
         super().__init__(course, student)

@@ -3,6 +3,9 @@
 Source: arXiv:2310.04378 and diffusers' script for LoRA.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,7 @@ from rapm_cli.core.adapters import STUDENT
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.losses import pseudo_huber_mean
 from rapm_cli.core.methods.method import METHODS, Method
-from rapm_cli.core.sample import LCM, LCM_TIMES
+from rapm_cli.core.sample import LCM_TIMES, Sampler, lcm_sampler
 from rapm_cli.core.schedule import add_noise, clean_estimate, ddim_step
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.trajectories import Trajectories
@@ -21,21 +24,27 @@ SIGMA_DATA, TIME_SCALE = 0.5, 10.0
 
 @METHODS.add("lcm")
 class LatentConsistency(Method):
-    """N updates an iteration, each for every picture at a random one of 50 times.
+    """N updates an iteration, each for every picture at a random one of some times.
 
     Its noised pictures are the teacher's own, because there are no real ones.
     """
 
     # Differs: the teacher's guidance is one number, the one that RAPM's teacher has, instead of a range.
-    sampler = LCM
     asks_teacher = True
+    options = frozenset({"lcm_times"})
+
+    @classmethod
+    def sampler(cls, training: Mapping[str, Any]) -> Sampler:
+        """LCM's own, on the times that it was trained at."""
+        return lcm_sampler(training.get("lcm_times", LCM_TIMES))
 
     def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
         """The student's clean latent from a noised picture, and from one teacher step on."""
         course, cond, clean = self.course, batch.cond, batch.z_teacher[:, 0]
         schedule = course.backbone.schedule
-        length = schedule.length // LCM_TIMES
-        place = course.integers(1, LCM_TIMES + 1, len(cond), "fine step", iteration, n)
+        count = course.config.lcm_times
+        length = schedule.length // count
+        place = course.integers(1, count + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1
         noise = course.noise(clean, "noised picture", iteration, n)
         z = add_noise(clean, noise, t, schedule)

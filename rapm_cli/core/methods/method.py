@@ -1,7 +1,8 @@
 """What a method of distillation is to the trainer, and the registry of those that there are."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,12 +22,16 @@ class Method(ABC):
         student: The LoRA's learner.
     """
 
-    sampler: ClassVar[Sampler] = DDIM
     asks_teacher: ClassVar[bool] = False  # for more than its stored trajectories
     options: ClassVar[frozenset[str]] = frozenset()  # settings that this one heeds and others may not
 
     def __init__(self, course: Course, student: Learner) -> None:
         self.course, self.student = course, student
+
+    @classmethod
+    def sampler(cls, training: Mapping[str, Any]) -> Sampler:
+        """How its students are sampled, for settings as JSON values."""
+        return DDIM
 
     @property
     def others(self) -> dict[str, Learner]:
@@ -62,3 +67,12 @@ class Method(ABC):
 
 
 METHODS: Registry[type[Method]] = Registry("method")
+
+
+def sampler_of(training: Mapping[str, Any]) -> Sampler:
+    """How a student is sampled that was trained with these settings, as JSON values; files of before have no method.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    return METHODS[training.get("method", "rapm")].sampler(training)
