@@ -23,6 +23,7 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l slot-weights -x -d 
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l start-from -x -a "student teacher" -d 'Where a step starts: student (its own position) or teacher'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminators -x -a "both relative absolute none" -d 'both, relative, absolute or none'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l fake-updates -x -d 'dmd2: updates of the fake score for each of the student\'s'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l lcm-times -x -d 'lcm: times that it is trained at; fewer learn faster'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminator -x -a "unet unet-mid latent" -d 'unet (frozen features), unet-mid (the deepest), latent (light)'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminator-times -x -a "slot edge all" -d 'Noise that it sees latents under: slot (of the slot above), edge (none), all'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l rank -x -d 'LoRA rank'
@@ -103,8 +104,9 @@ complete -c rapm -n __fish_use_subcommand -a export -d 'Write the LoRA, or the b
 complete -c rapm -n "__fish_seen_subcommand_from export" -F -a "(__rapm_runs)"
 complete -c rapm -n "__fish_seen_subcommand_from export" -l base -r -F -a "demo sdxl sd15" -d 'Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l fuse -d 'Merge into the base: a diffusers folder'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l single-file -d 'With --fuse: one checkpoint that ComfyUI and A1111 open'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l dtype -x -a "base fp16 bf16 fp32" -d 'Of what is written: base (as it is), fp16, bf16 or fp32'
-complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'File to write, or with --fuse the folder'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'File to write, or with --fuse alone the folder'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l offline -d 'Use no network; HF_HUB_OFFLINE=1 says the same'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l json -d 'Print the result as JSON on standard output, and nothing else'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l quiet -s q -d 'No talk and no bars'

@@ -61,6 +61,14 @@ class Weights:
             raise InputError(f"{self.folder / part} has no safetensors weights", WHOLE)
         return None if None in variants else FP16
 
+    def files_of(self, part: str) -> list[Path]:
+        """The files of a part's weights, in one or in shards.
+
+        Raises:
+            InputError: There are no weights that rapm reads.
+        """
+        return [self.folder / name for name in self._variants(part)[self.variant(part)]]
+
     def check(self, part: str) -> None:
         """See that a part's weights are all there; reads no more than the headers of a folder's files.
 
@@ -71,15 +79,15 @@ class Weights:
 
         if self.checkpoint:
             return  # it was looked into when it was found
-        names = self._variants(part)[self.variant(part)]
-        for path in (self.folder / name for name in names):
+        paths = self.files_of(part)
+        for path in paths:
             try:
                 with safe_open(path, "pt"):
                     pass
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{path} is not a whole safetensors file", "copy or download it again") from error
-            if (count := re.search(r"-of-(\d+)", path.name)) and len(names) < int(count[1]):
-                raise InputError(f"{path.parent} has {len(names)} of {int(count[1])} files of weights", WHOLE)
+            if (count := re.search(r"-of-(\d+)", path.name)) and len(paths) < int(count[1]):
+                raise InputError(f"{path.parent} has {len(paths)} of {int(count[1])} files of weights", WHOLE)
 
     def plain_names(self) -> dict[str, str]:
         """Names of the folder's files, each with its name in a folder that has one variant of each part.

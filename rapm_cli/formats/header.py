@@ -27,15 +27,21 @@ STRANGERS = (  # how files begin that are taken for safetensors, and what they a
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Type and shape of one stored tensor."""
+    """Type and shape of one stored tensor, and where in the file it starts."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0
 
     @property
     def count(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return self.count * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def read_header(path: Path) -> Header:
             file.seek(8)
             record: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         metadata = record.pop("__metadata__", {})
-        tensors, end = _read_entries(record)
+        tensors, end = _read_entries(record, 8 + length)
         if not all(isinstance(text, str) for item in metadata.items() for text in item):
             raise ValueError("its metadata are not text")
     except OSError as error:
@@ -80,8 +86,8 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, size)
 
 
-def _read_entries(record: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
-    """Type and shape of every tensor, and where the last ends.
+def _read_entries(record: dict[str, Any], data: int) -> tuple[dict[str, TensorInfo], int]:
+    """Every tensor, and where the last ends, counted from where the data start in the file.
 
     Raises:
         ValueError: The tensors do not lie one after the other, each as long as its shape.
@@ -97,7 +103,11 @@ def _read_entries(record: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
         if first != end or last - first != math.prod(shape) * DTYPE_BYTES[entry["dtype"]]:
             raise ValueError(f"{name} overlaps another tensor, or is not as long as its shape")
         end = last
-    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in record.items()}, end
+    found = {
+        name: TensorInfo(entry["dtype"], tuple(entry["shape"]), data + entry["data_offsets"][0])
+        for name, entry in record.items()
+    }
+    return found, end
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rapm_cli.core.commit import verify
 from rapm_cli.core.errors import ConfigError, DiskError, InputError
 from rapm_cli.core.sample import sample_student
 from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_weights
-from rapm_cli.formats.fuse import FuseReport, lora_update
+from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
 from rapm_cli.workflows.generate import noise_for
@@ -140,8 +140,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
-    report = FuseReport(0, 0.0, 0.0)
-    monkeypatch.setattr("rapm_cli.workflows.export.fuse_folder", lambda *a: (tmp_path / "mine").mkdir() or report)
+    monkeypatch.setattr("rapm_cli.workflows.merge.set_sampler", lambda *_: (tmp_path / "mine").mkdir())
     with pytest.raises(InputError, match="appeared meanwhile"):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", watcher=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
