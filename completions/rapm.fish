@@ -103,10 +103,11 @@ complete -c rapm -n "__fish_seen_subcommand_from eval" -l help -s h -d 'Show thi
 complete -c rapm -n __fish_use_subcommand -a export -d 'Write the LoRA, or the base with the LoRA merged in, for other programs'
 complete -c rapm -n "__fish_seen_subcommand_from export" -F -a "(__rapm_runs)"
 complete -c rapm -n "__fish_seen_subcommand_from export" -l base -r -F -a "demo sdxl sd15" -d 'Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l format -x -a "diffusers kohya diffusers,kohya" -d 'Of a LoRA: diffusers, kohya, or both with a comma; both by default'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l fuse -d 'Merge into the base: a diffusers folder'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l single-file -d 'With --fuse: one checkpoint that ComfyUI and A1111 open'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l dtype -x -a "base fp16 bf16 fp32" -d 'Of what is written: base (as it is), fp16, bf16 or fp32'
-complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'File to write, or with --fuse alone the folder'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'Folder to write, or a file whose name ends in .safetensors'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l offline -d 'Use no network; HF_HUB_OFFLINE=1 says the same'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l json -d 'Print the result as JSON on standard output, and nothing else'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l quiet -s q -d 'No talk and no bars'

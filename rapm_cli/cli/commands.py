@@ -13,9 +13,6 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError, InputError
 
 
-MOSTLY = 0.5  # of an update
-
-
 def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="What to draw; - reads prompts from stdin.")] = None,
     steps: Annotated[int | None, typer.Option(help="N; by default what the LoRA was distilled for.")] = None,
@@ -167,12 +164,17 @@ def evaluate(
 def export(
     lora: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run's.")] = None,
     base: options.Base = None,
+    form: Annotated[
+        str, typer.Option("--format", help="Of a LoRA: diffusers, kohya, or both with a comma; both by default.")
+    ] = "",
     fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="With --fuse: one checkpoint that ComfyUI and A1111 open.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of what is written: base (as it is), fp16, bf16 or fp32.")] = "base",
-    output: Annotated[Path | None, typer.Option(help="File to write, or with --fuse alone the folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write, or a file whose name ends in .safetensors.")
+    ] = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -182,29 +184,21 @@ def export(
     out.say("starting")
     from rapm_cli.workflows import export as workflow
     from rapm_cli.workflows.choose import choose
-    from rapm_cli.workflows.inspect import size_in_words
 
     chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse, single_file=single_file)
     made = workflow.export(
-        chosen.lora_path, chosen.base, target, fuse=fuse, dtype=dtype, watcher=out, single_file=single_file
+        chosen.lora_path,
+        chosen.base,
+        target,
+        watcher=out,
+        formats=options.parse_names(form),
+        fuse=fuse,
+        single_file=single_file,
+        dtype=dtype,
     )
-    record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True}
-    out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
-    if made.report:
-        record |= {
-            "modules": made.report.modules,
-            "mean_lost": made.report.mean_lost,
-            "worst_lost": made.report.worst_lost,
-        }
-        out.data(
-            f"{made.report.modules} modules merged; rounding changed the update by {made.report.mean_lost:.2%} "
-            f"on average, {made.report.worst_lost:.2%} at worst"
-        )
-        if made.report.mean_lost > MOSTLY:
-            out.warn("rounding has lost most of the update; --dtype fp32 keeps it, and so does the LoRA by itself")
-    out.result(record)
+    show.exported(out, made)
 
 
 def inspect(

@@ -17,6 +17,7 @@ VALUES = {
     "vram": ("auto", "24", "16", "12", "8"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "rng": ("cpu", "device"),
+    "format": ("diffusers", "kohya", "diffusers,kohya"),
     "dtype": ("base", "fp16", "bf16", "fp32"),
     "method": ("rapm", "pcm", "lcm", "dmd2", "kd"),
     "discriminators": ("both", "relative", "absolute", "none"),

@@ -1,13 +1,17 @@
 """Results as a person reads them: one function for each kind of result."""
 
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
 
+MOSTLY = 0.5  # of an update
+
 if TYPE_CHECKING:
     from rapm_cli.workflows.comparison import Part
     from rapm_cli.workflows.distill import Distilled
+    from rapm_cli.workflows.export import Exported
     from rapm_cli.workflows.start import Start
 
 
@@ -86,6 +90,32 @@ def lora(out: Output, facts: dict[str, Any]) -> None:
         rows += [[group, text]] if text else []
     for name, text in rows:
         out.fact(name, text)
+
+
+def exported(out: Output, made: "Exported") -> None:
+    """What an export wrote, which programs read it, and what rounding has cost."""
+    from rapm_cli.workflows.inspect import size_in_words
+
+    out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
+    for file in made.files:
+        if file.path != made.path:
+            out.data(f"{file.path}  {size_in_words(file.bytes)}")
+        out.fact("sha256", file.sha256)
+        if file.verdicts:
+            out.fact("loads in", ", ".join(one.program for one in file.verdicts if not one.reason))
+        for reason in dict.fromkeys(one.reason for one in file.verdicts if one.reason):
+            out.fact("not in", f"{', '.join(one.program for one in file.verdicts if one.reason == reason)}: {reason}")
+    record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True}
+    record["files"] = [asdict(file) | {"path": str(file.path)} for file in made.files]
+    if report := made.report:
+        record |= asdict(report)
+        out.data(
+            f"{report.modules} modules merged; rounding changed the update by {report.mean_lost:.2%} "
+            f"on average, {report.worst_lost:.2%} at worst"
+        )
+        if report.mean_lost > MOSTLY:
+            out.warn("rounding has lost most of the update; --dtype fp32 keeps it, and so does the LoRA by itself")
+    out.result(record)
 
 
 def comparison(out: Output, part: "Part") -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import VerificationError
+from rapm_cli.core.errors import InputError, VerificationError
 from rapm_cli.formats.header import DTYPE_BYTES, TensorInfo, read_header
 
 DIGEST = "0" * 64  # stands in metadata for the sha256 of the data
 CHUNK = 2**24  # bytes that are copied at once
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ class Piece:
             yield made.view(torch.uint8).numpy().tobytes()
 
 
-def write_pieces(path: Path, pieces: dict[str, Piece], metadata: dict[str, str], advance: Callable[[int], None]) -> str:
+def _nothing(size: int) -> None:
+    """Nobody wants to be told."""
+
+
+def write_pieces(
+    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], advance: Callable[[int], object] = _nothing
+) -> None:
     """Write a file; not atomic, and not verified.
 
     Args:
@@ -82,9 +89,6 @@ def write_pieces(path: Path, pieces: dict[str, Piece], metadata: dict[str, str],
         pieces: By name.
         metadata: Of the header; `DIGEST` in it becomes the sha256 of all data.
         advance: Is told of every tensor's bytes once they are written.
-
-    Returns:
-        The sha256 of all data.
     """
     ordered = dict(sorted(pieces.items(), key=lambda item: (-DTYPE_BYTES[item[1].dtype], item[0])))  # aligned
     header, digest = _header(ordered, metadata), hashlib.sha256()
@@ -100,11 +104,10 @@ def write_pieces(path: Path, pieces: dict[str, Piece], metadata: dict[str, str],
             advance(written)
         file.seek(0)
         file.write(header.replace(DIGEST.encode(), digest.hexdigest().encode()))
-    return digest.hexdigest()
 
 
 def verify_pieces(
-    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], advance: Callable[[int], None]
+    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], advance: Callable[[int], object] = _nothing
 ) -> None:
     """Read a file back: every byte is what it is made from, and every number is finite.
 
@@ -117,7 +120,10 @@ def verify_pieces(
     Raises:
         VerificationError: Something differs, or is not finite.
     """
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise VerificationError(f"{path} did not read back as a safetensors file", "check the disk") from error
     if header.tensors.keys() != pieces.keys() or header.metadata.keys() != metadata.keys():
         raise VerificationError(f"{path} did not read back with the names it was written with", "check the disk")
     for name, piece in pieces.items():

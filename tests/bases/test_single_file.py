@@ -226,7 +226,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
             export(
                 lora,
                 base_of(originals["sdxl"]),
-                tmp_path / "new",
+                tmp_path / ("new.safetensors" if single_file else "new"),
                 fuse=True,
                 dtype="base",
                 watcher=OUT,

@@ -150,7 +150,7 @@ def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, ca
     monkeypatch.setattr("rapm_cli.workflows.disk.WAITS", (0.0, 0.0))
     monkeypatch.setattr("rapm_cli.core.room.free_bytes", lambda place: 0)
     with pytest.raises(DiskError, match="nothing of it is left"):
-        export(made[0], BASES["demo"], tmp_path / "new.safetensors", fuse=False, dtype="base", watcher=OUT)
+        export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", watcher=OUT)
     assert capsys.readouterr().err.count("trying again") == 2
     assert list(tmp_path.iterdir()) == []
 
