@@ -12,7 +12,8 @@ import signal
 import pytest
 
 from rapm_cli.core.commit import commit
-from rapm_cli.workflows import training
+from rapm_cli.formats import tensors
+from rapm_cli.workflows import merge, training
 from rapm_cli.workflows.rundir import Run
 
 TINY = (
@@ -160,16 +161,18 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
     assert err.splitlines()[-1] == f"stopped: 2 of 4 iterations are saved; go on with: {command}"
 
 
-def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch):
-    lora = Run(next((whole / "data" / "runs").iterdir())).lora
-    monkeypatch.setattr(
-        "rapm_cli.workflows.export.fuse_folder", lambda *a: os.kill(os.getpid(), signal.SIGTERM), raising=True
-    )
-    code, _, err = rapm("export", str(lora), "--base", "demo", "--fuse", "--output", str(tmp_path / "model"))
+@pytest.mark.parametrize(
+    "argv", [("m.safetensors",), ("m",), ("m", "--fuse"), ("m.safetensors", "--fuse", "--single-file")], ids=" ".join
+)
+def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
+    lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
+    for module in (merge, tensors):
+        monkeypatch.setattr(module, "verify_pieces", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    output, *more = argv
+    code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))
     assert code == 143
     assert "nothing was left half done" in err
-    assert not (tmp_path / "model").exists()
-    assert not list(tmp_path.rglob(".rapm-*"))
+    assert list(place.iterdir()) == []
 
 
 def test_a_signal_among_pictures_finishes_the_batch_and_counts(rapm, tmp_path, monkeypatch):
