@@ -35,7 +35,7 @@ _rapm() {
         generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --device --precision --rng --offline --config --json --quiet -q --help" -- "$word")) ;;
         eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --benchmark --profile --study --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         export) COMPREPLY=($(compgen -W "--base --format --fuse --single-file --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;
-        inspect) COMPREPLY=($(compgen -W "--prune --all --yes -y --json --help" -- "$word")) ;;
+        inspect) COMPREPLY=($(compgen -W "--values --prune --all --yes -y --json --help" -- "$word")) ;;
     esac
     case "$command:$word" in
         export:[!-]*|export:|inspect:[!-]*|inspect:)

@@ -112,8 +112,9 @@ complete -c rapm -n "__fish_seen_subcommand_from export" -l offline -d 'Use no n
 complete -c rapm -n "__fish_seen_subcommand_from export" -l json -d 'Print the result as JSON on standard output, and nothing else'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l quiet -s q -d 'No talk and no bars'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l help -s h -d 'Show this message and exit'
-complete -c rapm -n __fish_use_subcommand -a inspect -d 'Show what a run or a LoRA is, without loading it: a run\'s commits are verified'
+complete -c rapm -n __fish_use_subcommand -a inspect -d 'Show what a thing is, without loading it; of a run or an export every file is verified'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -F -a "(__rapm_runs)"
+complete -c rapm -n "__fish_seen_subcommand_from inspect" -l values -d 'Read the numbers too: norms by block, NaN'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l prune -d 'With cache: remove trajectories, readings and converted weights'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l all -d 'With --prune: also the trajectories of unfinished runs'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l yes -s y -d 'With --prune: do not ask'

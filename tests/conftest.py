@@ -2,11 +2,13 @@ import os
 import signal
 
 os.environ |= {
+    "DIFFUSERS_VERBOSITY": "error",  # as main has them, for tests that import the libraries first
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": "/nonexistent",
     "NO_COLOR": "1",
     "OMP_NUM_THREADS": "1",  # small networks: a thread each, and a test process on every core
     "TERMINAL_WIDTH": "100",
+    "TRANSFORMERS_VERBOSITY": "error",
     "_TYPER_FORCE_DISABLE_TERMINAL": "1",
 }
 

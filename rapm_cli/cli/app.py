@@ -13,6 +13,7 @@ from rapm_cli import __version__
 from rapm_cli.cli import commands
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
+from rapm_cli.cli.inspect import inspect
 from rapm_cli.core.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
 from rapm_cli.workflows.stop import heeding
 
@@ -44,7 +45,7 @@ for _name, _function in (
     ("generate", commands.generate),
     ("eval", commands.evaluate),
     ("export", commands.export),
-    ("inspect", commands.inspect),
+    ("inspect", inspect),
 ):
     app.command(_name, context_settings={"auto_envvar_prefix": f"RAPM_{_name.upper()}"})(_function)
 

@@ -10,7 +10,7 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.errors import ConfigError
 
 
 def generate(
@@ -199,52 +199,6 @@ def export(
         dtype=dtype,
     )
     show.exported(out, made)
-
-
-def inspect(
-    thing: Annotated[
-        str | None,
-        typer.Argument(help="LoRA file, run folder or run name, or the word cache; without it the newest LoRA."),
-    ] = None,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="With cache: remove trajectories, readings and converted weights.")
-    ] = False,
-    everything: Annotated[
-        bool, typer.Option("--all", help="With --prune: also the trajectories of unfinished runs.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask.")] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Show what a run or a LoRA is, without loading it: a run's commits are verified.
-
-    rapm inspect cache shows what rapm and its models take on the disk. A run of that name is ./cache.
-    """
-    out = Output(as_json=as_json)
-    if (prune and thing != "cache") or ((everything or yes) and not prune):
-        raise ConfigError("--all and --yes go with --prune, and --prune with cache", "see rapm inspect --help")
-    if thing == "cache":
-        from rapm_cli.cli import disk
-
-        disk.prune(out, is_all=everything, is_sure=yes) if prune else disk.survey(out)
-        return
-    from rapm_cli.workflows.inspect import inspect_lora, inspect_run
-    from rapm_cli.workflows.rundir import newest_lora
-
-    name = str(newest_lora()) if thing is None else thing
-    run = inspect_run(name)
-    if run is None:
-        facts = inspect_lora(name)
-        show.lora(out, facts)
-        out.result(facts)
-        return
-    show.commits(out, run)
-    if run["lora"]:
-        show.lora(out, run["lora"])
-    elif run["lora_damage"]:
-        out.fact("LoRA", run["lora_damage"])
-    out.result(run)
-    if run["damaged"]:
-        raise InputError(f"{run['run']} is damaged: {', '.join(run['damaged'])}", run["repair"])
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -53,45 +53,6 @@ def run_folder(out: Output, begun: "Start") -> None:
     out.fact("next", f"rapm generate {shlex.quote(prompt)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
-def commits(out: Output, run: dict[str, Any]) -> None:
-    """What `inspect_run` found: every commit, and whether it verifies."""
-    from rapm_cli.workflows.inspect import size_in_words
-
-    out.fact("run", run["run"])
-    out.fact("state", f"{run['state']}, {run['iterations']} iterations saved")
-    rows = []
-    for commit in run["commits"]:
-        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
-        size = size_in_words(commit["bytes"]) if "bytes" in commit else ""
-        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
-        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
-    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
-    if run["resume"]:
-        out.fact("next", run["resume"])
-
-
-def lora(out: Output, facts: dict[str, Any]) -> None:
-    """What `inspect_lora` found."""
-    from rapm_cli.formats.recipe import GROUPS
-    from rapm_cli.workflows.inspect import size_in_words
-
-    recipe = facts["recipe"]
-    rows = [
-        ["file", facts["file"]],
-        ["size", f"{size_in_words(facts['bytes'])}, {facts['dtype']}"],
-        ["rank, alpha", f"{facts['rank']}, {facts['alpha']:g}: the update is {facts['scale']:g} x B A"],
-        ["adapts", f"{facts['modules']} modules, {facts['parameters']:,} parameters"],
-        ["by block", ", ".join(f"{name} {count}" for name, count in facts["blocks"].items())],
-        ["base", str(recipe.get("base", "not said"))],
-    ]
-    for group in GROUPS:
-        settings = recipe.get(group, {})
-        text = ", ".join(f"{name} {value}" for name, value in settings.items())
-        rows += [[group, text]] if text else []
-    for name, text in rows:
-        out.fact(name, text)
-
-
 def exported(out: Output, made: "Exported") -> None:
     """What an export wrote, which programs read it, and what rounding has cost."""
     from rapm_cli.workflows.inspect import size_in_words

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.errors import InputError
+from rapm_cli.formats.programs import OTHER_KINDS
 from rapm_cli.formats.recipe import PREFIX
 
-OTHER_KINDS = {  # pieces of keys that no plain LoRA has, or none that diffusers loads
-    "diffusion_model.": "one under ComfyUI's own keys, which diffusers does not load",
-    "dora_scale": "a DoRA", "lora_magnitude_vector": "a DoRA", "hada_": "a LoHa", "lokr_": "a LoKr",
-    "lora_mid": "a LoCon with a core tensor", "oft_": "an OFT", ".diff": "one with whole weights",
-    ".bias": "one with biases", "lora_embedding_": "one with embeddings", "bundle_emb": "one with embeddings",
-}  # fmt: skip
 KOHYA, WRAPPER = "lora_unet_", "base_model.model."
 TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_")
 UP_HALVES = (".up.", ".lora_up.", ".lora_B.")

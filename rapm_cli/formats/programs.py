@@ -7,6 +7,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+OTHER_KINDS = {  # pieces of keys that no plain LoRA has, or none that diffusers loads
+    "diffusion_model.": "one under ComfyUI's own keys, which diffusers does not load",
+    "dora_scale": "a DoRA", "lora_magnitude_vector": "a DoRA", "hada_": "a LoHa", "lokr_": "a LoKr",
+    "lora_mid": "a LoCon with a core tensor", "oft_": "an OFT", ".diff": "one with whole weights",
+    ".bias": "one with biases", "lora_embedding_": "one with embeddings", "bundle_emb": "one with embeddings",
+}  # fmt: skip
 PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
 KOHYA = "rapm export --format kohya writes one that is"
 PIPELINE = f"keys that begin with unet. are not read there; {KOHYA}"

@@ -22,7 +22,7 @@ from rapm_cli.bases.places import (
     study_runs_dir,
     trajectories_dir,
 )
-from rapm_cli.core.commit import MANIFEST, Manifest, read_manifest
+from rapm_cli.core.commit import MANIFEST, Manifest, read_manifest, verify
 from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.files import is_marked, leftovers
 from rapm_cli.workflows.lock import HOLDER, LOCK, holder
@@ -151,6 +151,20 @@ def needs_of_runs() -> list[Need]:
             written = run.written_settings()
             needs.append(Need(run, written.get("teacher"), written.get("base_identity"), is_at_work))
     return needs
+
+
+def trajectories_at(path: Path) -> dict[str, Any]:
+    """What a folder of trajectories holds, each shard verified; empty where it is none."""
+    if not _is_store(path):
+        return {}
+    damaged = []
+    for shard in _children(path):
+        if _SHARD.fullmatch(shard.name):
+            try:
+                verify(shard)
+            except DamagedError as error:
+                damaged.append(f"{shard.name}: {error.damage}")
+    return _store(path, needs_of_runs()).record() | {"damaged": damaged}
 
 
 def _store(path: Path, needs: list[Need]) -> Entry:

@@ -1,24 +1,47 @@
-"""What a run or a LoRA is, from manifests and headers alone: neither torch nor any weight is loaded."""
+"""What a thing is, from manifests and headers alone: neither torch nor any weight is loaded."""
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import InputError
-from rapm_cli.formats.header import DTYPE_BYTES, read_header
-from rapm_cli.formats.recipe import lora_facts
+from rapm_cli.core.commit import MANIFEST, verify
+from rapm_cli.core.errors import DamagedError, InputError
+from rapm_cli.formats.contents import is_lora, lora_contents, model_contents
+from rapm_cli.formats.header import read_header
+from rapm_cli.formats.pickled import SAFE, imports_of, is_pickle
+from rapm_cli.formats.png import MAGIC, read_png
+from rapm_cli.workflows.cache import trajectories_at
 from rapm_cli.workflows.rundir import LORA, Run, find_lora, find_run
 
+INDEX, SCHEDULER, RECIPE = "model_index.json", "scheduler/scheduler_config.json", "rapm_recipe.json"
+PICTURE_KEY = "rapm"  # of a PNG's text
+LOADERS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
-def inspect_lora(name: str) -> dict[str, Any]:
-    """Facts of a LoRA file, or of that of a run.
+
+def inspect(name: str) -> dict[str, Any]:
+    """Facts of a run, a LoRA, a model in a file or a folder, trajectories, a picture or a pickle.
+
+    Args:
+        name: Path, or name of a run.
 
     Returns:
-        JSON values: path, bytes, dtype, rank, alpha, scale, modules, parameters, where they are, and the recipe.
+        JSON values; `kind` says which it is.
 
     Raises:
-        InputError: There is none, or the file is damaged.
+        InputError: There is no such thing, or it is damaged.
     """
-    return _lora_facts(find_lora(name))
+    if (run := inspect_run(name)) is not None:
+        return run
+    path = Path(name)
+    with contextlib.suppress(OSError, ValueError):  # no file has such a name
+        if name and path.is_dir():
+            return _folder(path)
+    path = find_lora(name)
+    start = _start(path)
+    if start.startswith(MAGIC):
+        return _picture(path)
+    return _pickle(path) if is_pickle(start) else _safetensors(path)
 
 
 def inspect_run(name: str) -> dict[str, Any] | None:
@@ -40,13 +63,14 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     facts_of_lora, damage_of_lora = None, ""
     if run.has_lora:
         try:
-            facts_of_lora = _lora_facts(run.sound_lora())
+            facts_of_lora = _safetensors(run.sound_lora())
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
     damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
     again, whole = run.resume_command, "its LoRA is whole; more --iterations would go on from the newest good one"
     good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
     return {
+        "kind": "run",
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
@@ -59,36 +83,103 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     }
 
 
-def _lora_facts(path: Path) -> dict[str, Any]:
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8) if path.is_file() else b""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
-    rank, alpha, recipe = lora_facts(path, header)
-    modules = [key.removesuffix(".lora_A.weight") for key in header.tensors if key.endswith(".lora_A.weight")]
-    facts: dict[str, Any] = {
-        "file": str(path),
-        "bytes": header.file_bytes,
-        "dtype": "/".join(sorted({tensor.dtype for tensor in header.tensors.values()} & DTYPE_BYTES.keys())),
-        "rank": rank,
-        "alpha": alpha,
-        "scale": alpha / rank,
-        "modules": len(modules),
-        "parameters": sum(tensor.count for tensor in header.tensors.values()),
-        "blocks": _count_by_block(modules),
-        "recipe": recipe,
-    }
+    facts = lora_contents(path, header) if is_lora(header.tensors) else model_contents(path, header)
     run = Run(path.parent)
     if run.lora == path and (comparison := run.result().get("comparison")):
         facts["comparison"] = comparison
     return facts
 
 
-def _count_by_block(modules: list[str]) -> dict[str, int]:
-    """Adapted modules in each block, such as `down_blocks.1`."""
-    counts: dict[str, int] = {}
-    for module in modules:
-        parts = module.removeprefix("unet.").split(".")
-        block = ".".join(parts[:2]) if parts[1:2] and parts[1].isdigit() else parts[0]
-        counts[block] = counts.get(block, 0) + 1
-    return counts
+def _picture(path: Path) -> dict[str, Any]:
+    png = read_png(path)
+    recipe: Any = {}
+    with contextlib.suppress(ValueError, RecursionError):
+        recipe = json.loads(png.texts.get(PICTURE_KEY, "{}"))
+    is_ours = isinstance(recipe, dict) and bool(recipe)
+    return {
+        "kind": "picture",
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "width": png.width,
+        "height": png.height,
+        "recipe": recipe if is_ours else {},
+        "parameters": png.texts.get("parameters", ""),
+        "again": f"rapm generate --from {path}" if is_ours else "",
+    }
+
+
+def _pickle(path: Path) -> dict[str, Any]:
+    names = imports_of(path)
+    return {
+        "kind": "pickle",
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "imports": names,
+        "unusual": [name for name in names if name not in SAFE],
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    facts = {"folder": str(path), **_sealed(path)}
+    if (path / INDEX).is_file():
+        return facts | _model(path)
+    if store := trajectories_at(path):
+        return facts | {"kind": "trajectories", **store}
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{path} is no run, no model and no export", "see rapm inspect --help")
+    return facts | {"kind": "files that lie together", "files": [_safetensors(file) for file in files]}
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    """Whether a folder of ours is what was written; empty for one of others."""
+    if not (path / MANIFEST).is_file():
+        return {}
+    try:
+        return {"bytes": verify(path).total_bytes, "damage": ""}
+    except DamagedError as error:
+        return {"damage": error.damage}
+
+
+def _model(path: Path) -> dict[str, Any]:
+    index, scheduler, recipe = (_json(path / name) for name in (INDEX, SCHEDULER, RECIPE))
+    parts = {}
+    for name, kind in index.items():
+        files = sorted((path / name).glob("*.safetensors")) if isinstance(kind, list) else []
+        headers = [read_header(file) for file in files]
+        if headers:
+            tensors = [one for header in headers for one in header.tensors.values()]
+            parts[name] = {
+                "class": kind[-1],
+                "bytes": sum(header.file_bytes for header in headers),
+                "dtype": "/".join(sorted({one.dtype for one in tensors})),
+                "parameters": sum(one.count for one in tensors),
+            }
+    return {
+        "kind": "model in diffusers layout",
+        "class": index.get("_class_name"),
+        "parts": parts,
+        "scheduler": {"class": scheduler.get("_class_name"), "timestep_spacing": scheduler.get("timestep_spacing")},
+        "programs": LOADERS,
+        "recipe": recipe,
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def size_in_words(count: int) -> str:

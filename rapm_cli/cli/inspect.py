@@ -1,0 +1,256 @@
+"""The `inspect` command: what a thing is, as a person reads it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from rapm_cli.cli import options
+from rapm_cli.cli.console import Output
+from rapm_cli.core.errors import ConfigError, InputError
+
+BAR = 30  # letters of the longest
+
+
+def inspect(
+    things: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[THING] [OTHER]",
+            help="LoRA, checkpoint, model folder, run, trajectories, picture or pickle; or the word cache or device. "
+            "Without it the newest LoRA; with two, LoRAs side by side.",
+        ),
+    ] = None,
+    values: Annotated[bool, typer.Option("--values", help="Read the numbers too: norms by block, NaN.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="With cache: remove trajectories, readings and converted weights.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --prune: also the trajectories of unfinished runs.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a thing is, without loading it; of a run or an export every file is verified.
+
+    rapm inspect cache shows what rapm and its models take on the disk. A run of that name is ./cache.
+    """
+    out = Output(as_json=as_json)
+    names = things or []
+    if (prune and names != ["cache"]) or ((everything or yes) and not prune):
+        raise ConfigError("--all and --yes go with --prune, and --prune with cache", "see rapm inspect --help")
+    if len(names) > 2:
+        raise ConfigError(f"there is an argument too many: {names[2]}", "give one thing, or two LoRAs")
+    if names == ["cache"]:
+        from rapm_cli.cli import disk
+
+        disk.prune(out, is_all=everything, is_sure=yes) if prune else disk.survey(out)
+        return
+    if names == ["device"]:
+        _device(out)
+        return
+    from rapm_cli.workflows.inspect import inspect as look
+    from rapm_cli.workflows.rundir import newest_lora
+
+    found = [look(name) for name in names or [str(newest_lora())]]
+    if values:
+        from rapm_cli.workflows.numbers import add_values
+
+        add_values(found)
+    if len(found) == 2:
+        _side_by_side(out, found)
+        out.result(found)
+        return
+    SHOW.get(found[0]["kind"], _model)(out, found[0])
+    out.result(found[0])
+    if found[0].get("damaged") or found[0].get("damage"):
+        _refuse_damaged(found[0])
+
+
+def _refuse_damaged(facts: dict[str, Any]) -> None:
+    place = facts.get("run") or facts.get("folder") or facts.get("path")
+    what = facts.get("damage") or ", ".join(facts["damaged"])
+    raise InputError(f"{place} is damaged: {what}", facts.get("repair") or "make it again, or copy it again")
+
+
+def _device(out: Output) -> None:
+    from rapm_cli.workflows.machine import machine
+
+    facts = machine()
+    for name, text in facts.items():
+        out.fact(name, str(text))
+    out.result(facts)
+
+
+def _run(out: Output, run: dict[str, Any]) -> None:
+    """A run: every commit, and whether it verifies; its LoRA, where it has one."""
+    out.fact("run", run["run"])
+    out.fact("state", f"{run['state']}, {run['iterations']} iterations saved")
+    rows = []
+    for commit in run["commits"]:
+        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
+        size = _size(commit["bytes"]) if "bytes" in commit else ""
+        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
+        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
+    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
+    if run["resume"]:
+        out.fact("next", run["resume"])
+    if run["lora"]:
+        _lora(out, run["lora"])
+    elif run["lora_damage"]:
+        out.fact("LoRA", run["lora_damage"])
+
+
+def _lora(out: Output, facts: dict[str, Any]) -> None:
+    """A LoRA in any form."""
+    for name, text in _lora_rows(facts).items():
+        out.fact(name, text)
+    _recipe(out, facts["recipe"])
+    _programs(out, facts["programs"])
+    _values(out, facts)
+
+
+def _lora_rows(facts: dict[str, Any]) -> dict[str, str]:
+    recipe, rank, alpha = facts["recipe"], facts["rank"], facts["alpha"]
+    strength = f"{_counted(facts['ranks'])}, {_counted(facts['alphas']) if alpha is None else f'{alpha:g}'}"
+    if facts["scale"] is not None:
+        strength += f": the update is {facts['scale']:g} x B A"
+    elif rank is not None and set(facts["alphas"]) == {"None"}:
+        strength = f"{rank}, not said, which most programs take for {rank}"
+    return {
+        "file": facts["file"],
+        "form": f"LoRA, {facts['form']}",
+        "size": f"{_size(facts['bytes'])}, {facts['dtype']}",
+        "rank, alpha": strength,
+        "adapts": f"{facts['modules']} modules, {facts['parameters']:,} parameters",
+        "by block": ", ".join(f"{name} {count}" for name, count in facts["blocks"].items()),
+        "base": str(recipe.get("base", "not said")),
+        "fits": facts["fits"],
+        **facts["said"],
+    }
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """Numbers with how often each comes; alone where it comes always."""
+    return (
+        next(iter(counts)) if len(counts) == 1 else " ".join(f"{value} ({count}x)" for value, count in counts.items())
+    )
+
+
+def _model(out: Output, facts: dict[str, Any]) -> None:
+    """A model in one file or in a folder, a part of one, or files that lie together."""
+    for name in ("file", "folder"):
+        if name in facts:
+            out.fact(name, facts[name])
+    out.fact("kind", ", ".join([facts["kind"], *([facts["class"]] if facts.get("class") else [])]))
+    if "bytes" in facts:
+        about = f", {facts['dtype']}, {facts['parameters']:,} numbers" if "dtype" in facts else ""
+        out.fact("size", f"{_size(facts['bytes'])}{about}")
+    for name, part in facts.get("parts", {}).items():
+        out.fact(name, f"{part['parameters']:,} parameters, {part['dtype']}")
+    if facts.get("predicts"):
+        out.fact("predicts", facts["predicts"])
+    if scheduler := facts.get("scheduler"):
+        out.fact("scheduler", f"{scheduler['class']}, {scheduler['timestep_spacing']} spacing")
+    for name, text in facts.get("said", {}).items():
+        out.fact(name, text)
+    _recipe(out, facts.get("recipe", {}))
+    if facts.get("programs"):
+        out.fact("loads in", ", ".join(facts["programs"]))
+    for file in facts.get("files", []):
+        SHOW.get(file["kind"], _model)(out, file)
+    _values(out, facts)
+
+
+def _trajectories(out: Output, facts: dict[str, Any]) -> None:
+    out.fact("folder", facts["folder"])
+    out.fact("kind", f"teacher trajectories of {facts['base']}, {facts['made']} of {facts['of']}")
+    out.fact("size", _size(facts["bytes"]))
+    out.fact("teacher", ", ".join(f"{name} {value}" for name, value in facts["teacher"].items()))
+    out.fact("needed by", ", ".join(facts["needed_by"]) or "no unfinished run")
+
+
+def _picture(out: Output, facts: dict[str, Any]) -> None:
+    out.fact("file", facts["file"])
+    out.fact("kind", f"picture of {facts['width']} x {facts['height']} pixels, {_size(facts['bytes'])}")
+    for name, value in facts["recipe"].items():
+        out.fact(name, str(value))
+    if facts["again"]:
+        out.fact("again", facts["again"])
+    elif facts["parameters"]:
+        out.fact("parameters", facts["parameters"])
+
+
+def _pickle(out: Output, facts: dict[str, Any]) -> None:
+    out.fact("file", facts["file"])
+    out.fact("kind", f"pickle, {_size(facts['bytes'])}, which was not opened")
+    out.fact("imports", ", ".join(facts["imports"]) or "nothing")
+    if facts["unusual"]:
+        out.warn(f"opening it would import what no weights need: {', '.join(facts['unusual'])}")
+
+
+def _recipe(out: Output, recipe: dict[str, Any]) -> None:
+    from rapm_cli.formats.recipe import GROUPS
+
+    for group in GROUPS:
+        settings = recipe.get(group, {})
+        if text := ", ".join(f"{name} {value}" for name, value in settings.items()):
+            out.fact(group, text)
+
+
+def _programs(out: Output, programs: list[dict[str, str]]) -> None:
+    out.fact("loads in", ", ".join(one["program"] for one in programs if not one["reason"]) or "nothing known")
+    for reason in dict.fromkeys(one["reason"] for one in programs if one["reason"]):
+        out.fact("not in", f"{', '.join(one['program'] for one in programs if one['reason'] == reason)}: {reason}")
+
+
+def _values(out: Output, facts: dict[str, Any]) -> None:
+    """Norms by block as bars, and what is not finite."""
+    found = facts.get("values")
+    if not found:
+        return
+    norms, most = found["norms"], max(found["norms"].values(), default=0.0) or 1.0
+    width = max(map(len, norms), default=0)
+    for name, norm in norms.items():
+        out.data(f"{name:<{width}}  {'█' * max(1, round(BAR * norm / most)) if norm else '':<{BAR}}  {norm:.3g}")
+    out.fact("not finite", f"{found['not_finite']} values" if found["not_finite"] else "nothing")
+
+
+def _side_by_side(out: Output, found: list[dict[str, Any]]) -> None:
+    if any(facts["kind"] not in ("LoRA", "run") or (facts["kind"] == "run" and not facts["lora"]) for facts in found):
+        raise ConfigError("two things are shown side by side where both are LoRAs", "give one, or two LoRAs or runs")
+    loras = [facts["lora"] if facts["kind"] == "run" else facts for facts in found]
+    left, right = (_lora_rows(facts) for facts in loras)
+    for group, *settings in _unlike([facts["recipe"] for facts in loras]):
+        left[group], right[group] = settings
+    rows = [
+        ["" if left.get(name) == right.get(name) else "≠", name, left.get(name, ""), right.get(name, "")]
+        for name in dict.fromkeys([*left, *right])
+    ]
+    out.table("", ["", "", "first", "second"], rows, text_columns=(0, 1, 2, 3))
+    if compared := found[0].get("compared"):
+        out.fact("cosine", f"{compared['cosine']:.4f} between the updates")
+        out.fact("difference", f"{compared['relative']:.2%} of the first")
+        out.fact("only one", f"{compared['only_first']} and {compared['only_second']} layers are changed by one alone")
+
+
+def _unlike(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The settings of each group of two recipes that differ, in words."""
+    from rapm_cli.formats.recipe import GROUPS
+
+    rows = []
+    for group in GROUPS:
+        one, two = (recipe.get(group, {}) for recipe in recipes)
+        names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
+        if names:
+            first, second = (", ".join(f"{name} {each[name]}" for name in names if name in each) for each in (one, two))
+            rows.append((group, first, second))
+    return rows
+
+
+def _size(count: int) -> str:
+    from rapm_cli.workflows.inspect import size_in_words
+
+    return size_in_words(count)
+
+
+SHOW = {"run": _run, "LoRA": _lora, "trajectories": _trajectories, "picture": _picture, "pickle": _pickle}
