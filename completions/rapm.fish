@@ -74,6 +74,7 @@ complete -c rapm -n "__fish_seen_subcommand_from generate" -l compare -d 'Put th
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l grid -d 'Also write all pictures as one'
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l batch-size -x -d 'Pictures at once'
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l output -r -F -d 'Folder for the PNGs'
+complete -c rapm -n "__fish_seen_subcommand_from generate" -l preview -d 'Also show them in the terminal'
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l device -x -a "auto cpu cuda mps" -d 'auto, cpu, cuda, cuda:N or mps'
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l precision -x -a "auto fp32 bf16 fp16" -d 'Of the frozen weights: auto, fp32, bf16 or fp16'
 complete -c rapm -n "__fish_seen_subcommand_from generate" -l rng -x -a "cpu device" -d 'Where noise is drawn: cpu, the same on every machine, or device, as diffusers'
@@ -115,6 +116,7 @@ complete -c rapm -n "__fish_seen_subcommand_from export" -l help -s h -d 'Show t
 complete -c rapm -n __fish_use_subcommand -a inspect -d 'Show what a thing is, without loading it; of a run or an export every file is verified'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -F -a "(__rapm_runs)"
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l values -d 'Read the numbers too: norms by block, NaN'
+complete -c rapm -n "__fish_seen_subcommand_from inspect" -l preview -d 'Of a picture: show it in the terminal'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l prune -d 'With cache: remove trajectories, readings and converted weights'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l all -d 'With --prune: also the trajectories of unfinished runs'
 complete -c rapm -n "__fish_seen_subcommand_from inspect" -l yes -s y -d 'With --prune: do not ask'

@@ -1,8 +1,10 @@
 """The Typer app, and the one place where an error becomes a line and an exit code."""
 
 import gc
+import importlib.metadata
 import io
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, TextIO
@@ -22,6 +24,14 @@ LESS_MEMORY = {  # what helps a command that has run out of it
     "generate": "use a smaller --batch-size, or --precision bf16",
     "eval": "use --precision bf16, or close other programs on the device",
 }
+EXAMPLES = {
+    "distill": "rapm distill --base sdxl --rank 1",
+    "generate": 'rapm generate "a photo of a woman" --steps 4 --seed 7',
+    "eval": "rapm eval --base demo --samples 1000 --part held-out",
+    "export": "rapm export --fuse --single-file --output model.safetensors",
+    "inspect": "rapm inspect lora.safetensors --values",
+}
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "typer", "rich")
 LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
@@ -47,7 +57,8 @@ for _name, _function in (
     ("export", commands.export),
     ("inspect", inspect),
 ):
-    app.command(_name, context_settings={"auto_envvar_prefix": f"RAPM_{_name.upper()}"})(_function)
+    _settings = {"auto_envvar_prefix": f"RAPM_{_name.upper()}"}
+    app.command(_name, context_settings=_settings, epilog=f"Example: {EXAMPLES[_name]}")(_function)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -56,11 +67,43 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_versions(is_wanted: bool) -> None:
+    if is_wanted:
+        out = Output()
+        out.fact("rapm", __version__)
+        out.fact("python", platform.python_version())
+        for name in LIBRARIES:
+            out.fact(name, importlib.metadata.version(name))
+        raise typer.Exit
+
+
+def _install_completion(shell: str) -> None:
+    if shell:
+        from rapm_cli.cli.completion import install
+
+        path, next_step = install(shell)
+        Output().data(f"{path} is written; {next_step}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
     ] = False,
+    versions: Annotated[
+        bool,
+        typer.Option("--versions", help="Print the libraries' too.", is_eager=True, callback=_show_versions),
+    ] = False,
+    install_completion: Annotated[
+        str,
+        typer.Option(
+            metavar="SHELL",
+            help='Install completion for bash, zsh or fish; "$SHELL" for yours.',
+            is_eager=True,
+            callback=_install_completion,
+        ),
+    ] = "",
 ) -> None:
     pass
 

@@ -28,6 +28,7 @@ def generate(
     grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures as one.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Also show them in the terminal.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     rng: options.Rng = "cpu",
@@ -73,6 +74,8 @@ def generate(
     ):
         teacher = "" if picture.teacher_seconds is None else f", teacher {picture.teacher_seconds:.2f} s"
         out.data(f"{picture.path}  seed {picture.seed}, {picture.seconds:.2f} s{teacher}")
+        if preview:
+            out.picture(picture.path)
         made.append(
             {
                 "path": str(picture.path),

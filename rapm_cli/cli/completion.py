@@ -3,12 +3,16 @@
 Static, so that a press of TAB never starts Python. Run names are read by the shell from the runs folder.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+
+from rapm_cli.core.errors import ConfigError, DiskError
+from rapm_cli.core.files import replace_file
 
 # What an option takes, where it is not any text; a test holds these against the registries.
 VALUES = {
@@ -201,6 +205,37 @@ def _fish(text: str) -> str:
 
 
 SCRIPTS: dict[str, Callable[[], str]] = {"rapm.bash": bash, "_rapm": zsh, "rapm.fish": fish}
+SHELLS = {  # the script, the folder that the shell looks into, and what else has to be done
+    "bash": ("rapm.bash", ("XDG_DATA_HOME", "~/.local/share"), "bash-completion/completions/rapm", "open a new shell"),
+    "zsh": ("_rapm", ("ZDOTDIR", "~"), ".zfunc/_rapm", "have 'fpath+=(~/.zfunc)' before compinit in .zshrc"),
+    "fish": ("rapm.fish", ("XDG_CONFIG_HOME", "~/.config"), "fish/completions/rapm.fish", "open a new shell"),
+}
+
+
+def install(shell: str) -> tuple[Path, str]:
+    """Write a shell's script where it looks for it.
+
+    Args:
+        shell: Name or path of the shell, as in `SHELL`.
+
+    Returns:
+        Where it is, and what else has to be done.
+
+    Raises:
+        ConfigError: It is another shell.
+        DiskError: It cannot be written.
+    """
+    name = shell.rpartition("/")[2]
+    if name not in SHELLS:
+        raise ConfigError(f"there is no completion for the shell {name!r}", f"give one of {', '.join(SHELLS)}")
+    script, (variable, usual), place, next_step = SHELLS[name]
+    path = Path(os.environ.get(variable) or usual).expanduser() / place
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, SCRIPTS[script]().encode())
+    except OSError as error:
+        raise DiskError.of(error, path) from error
+    return path, next_step
 
 
 def main(folder: Path) -> None:

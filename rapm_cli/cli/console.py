@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import filesize
@@ -79,9 +80,12 @@ class Output:
         if self.as_json:
             return
         with _no_reader_needed():
-            is_above_bar = self._is_live and self._out.is_terminal  # only the bar's own console can print there
-            console = self._err if is_above_bar else self._out
+            console = self._place()
             console.print(_folded(_plain(line), console, head))
+
+    def _place(self) -> "_Console":
+        """Where a result is shown; above a bar only the bar's own console can print."""
+        return self._err if self._is_live and self._out.is_terminal else self._out
 
     def result(self, record: object) -> None:
         """The whole result for programs, shown under --json alone."""
@@ -126,6 +130,14 @@ class Output:
             for name, cell in zip(columns[1:], row[1:], strict=True):
                 if cell:
                     self._out.print(_folded(_plain(cell), self._out, f"  {name:<{wide}} "))
+
+    def picture(self, path: Path) -> None:
+        """A picture, where the result is shown to a person."""
+        if self._out.is_terminal and not self.as_json:
+            from rapm_cli.cli.preview import preview
+
+            with _no_reader_needed():
+                self._place().print(preview(path, self._out.width), soft_wrap=False)
 
     def say(self, line: str) -> None:
         """One line of talk."""

@@ -1,5 +1,6 @@
 """The `inspect` command: what a thing is, as a person reads it."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,12 +16,13 @@ def inspect(
     things: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[THING] [OTHER]",
+            metavar="THING",
             help="LoRA, checkpoint, model folder, run, trajectories, picture or pickle; or the word cache or device. "
             "Without it the newest LoRA; with two, LoRAs side by side.",
         ),
     ] = None,
     values: Annotated[bool, typer.Option("--values", help="Read the numbers too: norms by block, NaN.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Of a picture: show it in the terminal.")] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="With cache: remove trajectories, readings and converted weights.")
     ] = False,
@@ -61,6 +63,8 @@ def inspect(
         out.result(found)
         return
     SHOW.get(found[0]["kind"], _model)(out, found[0])
+    if preview and found[0]["kind"] == "picture":
+        out.picture(Path(found[0]["file"]))
     out.result(found[0])
     if found[0].get("damaged") or found[0].get("damage"):
         _refuse_damaged(found[0])

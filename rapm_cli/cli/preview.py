@@ -1,0 +1,32 @@
+"""A picture in the terminal, two pixels to a letter."""
+
+from pathlib import Path
+
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+HALF = "▀"  # its upper half has the letter's colour, its lower half that of the ground
+MOST_COLUMNS = 64
+
+
+def preview(path: Path, columns: int) -> Text:
+    """A picture as half blocks.
+
+    Args:
+        path: Of a picture.
+        columns: Of the terminal.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width = min(columns, MOST_COLUMNS, image.width)
+        height = max(2, 2 * round(width * image.height / image.width / 2))
+        small = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
+    data, text = small.tobytes(), Text(no_wrap=True)
+    for y in range(0, height, 2):
+        for x in range(width):
+            upper, lower = (Color.from_rgb(*data[k : k + 3]) for k in (3 * (y * width + x), 3 * ((y + 1) * width + x)))
+            text.append(HALF, Style(color=upper, bgcolor=lower))
+        text.append("\n")
+    return text

@@ -1,0 +1,57 @@
+"""Pictures in the terminal."""
+
+import numpy as np
+from PIL import Image
+
+from rapm_cli.cli.completion import SCRIPTS, SHELLS
+from rapm_cli.cli.preview import HALF, MOST_COLUMNS, preview
+
+
+def test_a_letter_has_the_colours_of_two_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    text = preview(tmp_path / "x.png", 80)
+    lines = text.plain.splitlines()
+    assert lines == [HALF * 5] * 3
+    for span in text.spans:
+        row, column = divmod(span.start, 6)  # with the line's end
+        upper, lower = span.style.color.triplet, span.style.bgcolor.triplet
+        assert (tuple(upper), tuple(lower)) == (tuple(pixels[2 * row, column]), tuple(pixels[2 * row + 1, column]))
+    assert len(text.spans) == 15
+
+
+def test_a_large_picture_fits_and_keeps_its_shape(tmp_path):
+    Image.new("RGB", (400, 200), (10, 20, 30)).save(tmp_path / "x.png")
+    for columns, width in ((40, 40), (200, MOST_COLUMNS)):
+        lines = preview(tmp_path / "x.png", columns).plain.splitlines()
+        assert (len(lines[0]), len(lines)) == (width, width // 4)
+
+
+def test_programs_get_no_picture(rapm, tmp_path):
+    argv = ("generate", "a red cube", "--base", "demo", "--output", str(tmp_path), "--preview")
+    code, out, err = rapm(*argv)
+    assert code == 0
+    assert HALF not in out + err
+
+
+def test_completion_is_installed_where_shells_look(rapm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(variable, raising=False)
+    for shell, (script, *_) in SHELLS.items():
+        code, out, _ = rapm("--install-completion", f"/usr/bin/{shell}")
+        assert code == 0
+        path = out.split(" is written; ")[0]
+        assert path.startswith(str(tmp_path))
+        with open(path) as file:
+            assert file.read() == SCRIPTS[script]()
+    code, _, err = rapm("--install-completion", "tcsh")
+    assert (code, "bash, zsh, fish" in err) == (2, True)
+
+
+def test_versions_of_the_libraries(rapm):
+    import torch
+
+    code, out, _ = rapm("--versions")
+    assert code == 0
+    assert dict(line.split() for line in out.splitlines())["torch"] == torch.__version__
