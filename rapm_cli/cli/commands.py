@@ -190,7 +190,7 @@ def export(
 
     chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
-    target = output or workflow.default_output(chosen.lora_path, fuse=fuse, single_file=single_file)
+    target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     made = workflow.export(
         chosen.lora_path,
         chosen.base,

@@ -96,7 +96,7 @@ def _usage(subject: Subject) -> str:
     sampler, file = subject.recipe.get("sampler", {}), subject.files[0].name
     steps, scheduler = sampler.get("steps", 4), f"{sampler.get('scheduler', 'DDIM')}Scheduler"
     settings = "".join(f", {name}={value!r}" for name, value in sampler.items() if name not in NO_SETTINGS)
-    pipeline, is_file = PIPELINES[subject.is_xl], file.endswith(".safetensors") and not subject.is_lora
+    pipeline, is_file = PIPELINES[subject.is_xl], "/" not in file and not subject.is_lora
     load = f"from_single_file({file!r}" if is_file else f"from_pretrained({subject.base if subject.is_lora else '.'!r}"
     lines = [
         "import torch",

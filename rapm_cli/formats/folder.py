@@ -1,17 +1,21 @@
 """The sampler that a model in a diffusers folder names."""
 
 import json
-from pathlib import Path
+from typing import Any
 
 from rapm_cli.core.sample import Sampler
 
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 
-def set_sampler(folder: Path, sampler: Sampler) -> None:
-    """Make the student's scheduler the folder's, which for most is DDIM with trailing spacing."""
-    index_path, path = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
-    index, scheduler = json.loads(index_path.read_text()), json.loads(path.read_text())
-    name = f"{sampler.scheduler}Scheduler"
-    index["scheduler"] = ["diffusers", name]
-    scheduler |= {"_class_name": name, **sampler.settings}
-    index_path.write_text(json.dumps(index, indent=2) + "\n")
-    path.write_text(json.dumps(scheduler, indent=2) + "\n")
+
+def with_sampler(name: str, record: dict[str, Any], sampler: Sampler) -> bytes:
+    """One of a folder's two files that name its scheduler, with the student's, which for most is DDIM, trailing.
+
+    Args:
+        name: `INDEX` or `SCHEDULER`.
+        record: What it says of the base.
+        sampler: The student's.
+    """
+    kind = f"{sampler.scheduler}Scheduler"
+    new = {"scheduler": ["diffusers", kind]} if name == INDEX else {"_class_name": kind, **sampler.settings}
+    return (json.dumps(record | new, indent=2) + "\n").encode()

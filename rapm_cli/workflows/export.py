@@ -2,51 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rapm_cli.bases import BASES, Base
+from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
-from rapm_cli.bases.published import PUBLISHED
-from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.commit import committing, read_manifest
 from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.core.files import sweep, write_file
+from rapm_cli.core.files import replacing, sweep, write_file
 from rapm_cli.core.watch import Watcher
-from rapm_cli.formats.card import Line, Subject, card
-from rapm_cli.formats.comfy import workflow_bytes
-from rapm_cli.formats.exports import EXPORTS, verify_lora
+from rapm_cli.formats.exports import EXPORTS
 from rapm_cli.formats.fuse import FuseReport, Merge
 from rapm_cli.formats.kohya import Target
 from rapm_cli.formats.lora import LoraFile, load_lora
-from rapm_cli.formats.programs import Verdict
+from rapm_cli.workflows.companions import companions
+from rapm_cli.workflows.content import FILE, Content, File, checkpoint, folder, loras, written
 from rapm_cli.workflows.disk import with_retries
-from rapm_cli.workflows.merge import AGAIN, NOTHING, merge_to_file, merge_to_folder
-from rapm_cli.workflows.rundir import Run
 
 STORED = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by what --dtype is given
-FILE = ".safetensors"
-CARD, WORKFLOW, SHEET = "README.md", "comfyui.json", "sheet.png"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of an export that was read back.
-
-    Args:
-        path: Of it.
-        bytes: Its size.
-        sha256: Its checksum.
-        verdicts: What each program makes of it.
-    """
-
-    path: Path
-    bytes: int
-    sha256: str
-    verdicts: Sequence[Verdict] = ()
+NOTHING, AGAIN = "nothing of it is left", "free space, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -82,8 +57,8 @@ def export(
     Args:
         lora_path: LoRA to export.
         base: The base that it was distilled from.
-        output: What to write: a folder with all forms, or one file where the name ends so.
-        watcher: Sees a bar, and is told of a full disk.
+        output: What to write: a folder with a card and all forms, or one file where the name ends so.
+        watcher: Sees bars, and is told of a full disk.
         formats: Names from `EXPORTS`; by default all of them, and in one file diffusers'.
         fuse: Merge the LoRA into the base's weights.
         single_file: With `fuse`: one checkpoint in the original layout.
@@ -101,20 +76,19 @@ def export(
     if output.exists():
         raise InputError(f"{output} exists", "give --output another name, or remove it")
     sweep(output.parent)
-    if not fuse:
-        target, kind = target_of(base, watcher), DTYPES.get(dtype)
-        if is_file:
-            form, size = (formats or ["diffusers"])[0], 2 * sum(value.nbytes for value in lora.state.values())
-            write = partial(_write_lora, output, output, lora, target, form, kind)
-            file = with_retries(write, output, size, watcher, NOTHING, AGAIN)
-            return Exported(output, file.bytes, [file])
-        return _write_folder(lora_path, lora, base, target, output, formats or EXPORTS.names(), kind, watcher)
-    merge = Merge(lora, STORED[dtype])
-    if single_file:
-        report = merge_to_file(base, merge, output, watcher)
-        return Exported(output, output.stat().st_size, [_file(output)], report)
-    report = merge_to_folder(base, merge, output, watcher)
-    return Exported(output, read_manifest(output).total_bytes, report=report)
+    merge = Merge(lora, STORED[dtype]) if fuse else None
+    if merge:
+        name = output.stem if is_file else output.name
+        content = checkpoint(base, merge, name, watcher) if single_file else folder(base, merge, watcher)
+    else:
+        forms = formats or (["diffusers"] if is_file else EXPORTS.names())
+        content = loras(lora, target_of(base, watcher), output.name, forms, DTYPES.get(dtype))
+
+    def write() -> tuple[list[File], int]:
+        return _as_file(content, output) if is_file else _as_folder(content, output, lora_path, lora, base, watcher)
+
+    files, total = with_retries(write, output, content.nbytes, watcher, NOTHING, AGAIN)
+    return Exported(output, total, files, merge.report() if merge else None)
 
 
 def _check(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is_file: bool) -> None:
@@ -122,11 +96,8 @@ def _check(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is
         raise ConfigError("--single-file goes with --fuse", "a LoRA is one file anyway")
     if fuse and formats:
         raise ConfigError("--format is of a LoRA, and --fuse writes none", "leave one of the two out")
-    if fuse and is_file != single_file:
-        raise ConfigError(
-            f"--fuse {'--single-file ' if single_file else ''}writes a {'file' if single_file else 'folder'}",
-            f"give --output a name that {'ends' if single_file else 'does not end'} in {FILE}",
-        )
+    if fuse and is_file and not single_file:
+        raise ConfigError("--fuse writes a folder", f"give --single-file, or an --output that does not end in {FILE}")
     for name in formats:
         EXPORTS[name]
     if is_file and len(formats) > 1:
@@ -143,105 +114,33 @@ def target_of(base: Base, watcher: Watcher) -> Target:
     return Target(architecture.has_pooled_text, layers, architecture.side_px)
 
 
-def _write_folder(
-    lora_path: Path,
-    lora: LoraFile,
-    base: Base,
-    target: Target,
-    output: Path,
-    formats: Sequence[str],
-    dtype: torch.dtype | None,
-    watcher: Watcher,
-) -> Exported:
-    """All forms, with a card and a ComfyUI workflow."""
-    run, name = Run(lora_path.parent), output.name
-    files: list[File] = []
-
-    def write() -> None:
-        files.clear()
-        with committing(output, fingerprint=lora.digest()) as temporary:
-            for form in formats:
-                file = f"{name}-{form}{FILE}"
-                files.append(_write_lora(temporary / file, output / file, lora, target, form, dtype))
-            picture = run.sheet if run.lora == lora_path and run.sheet.is_file() else None
-            if picture:
-                write_file(temporary / SHEET, picture.read_bytes())
-            subject = _subject(lora, base, target, files, run if picture else None)
-            write_file(temporary / CARD, card(subject).encode())
-            if comfy := next((file.path.name for file in files if _reads("ComfyUI", file)), None):
-                known = {"checkpoint": _checkpoint(base), "lora": comfy, "side_px": target.side_px}
-                write_file(temporary / WORKFLOW, workflow_bytes(lora.recipe, **known, prompt=subject.prompt))
-            if output.exists():
-                raise InputError(f"{output} has appeared meanwhile", "give --output another name")
-
-    size = len(formats) * 2 * sum(value.nbytes for value in lora.state.values())
-    with_retries(write, output, size, watcher, NOTHING, AGAIN)
-    return Exported(output, read_manifest(output).total_bytes, files)
+def _as_file(content: Content, output: Path) -> tuple[list[File], int]:
+    ((_, write),) = content.files.items()
+    with replacing(output) as temporary:
+        file = written(temporary, output, write)
+        _refuse_taken(output)
+    return [file], file.bytes
 
 
-def _write_lora(path: Path, final: Path, lora: LoraFile, target: Target, form: str, dtype: torch.dtype | None) -> File:
-    """One file, which will lie at `final`; gone again where it cannot be verified."""
-    EXPORTS[form](path, lora, target, dtype)
-    try:
-        verdicts = verify_lora(path, lora, target)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return _file(path, final, verdicts)
+def _as_folder(
+    content: Content, output: Path, lora_path: Path, lora: LoraFile, base: Base, watcher: Watcher
+) -> tuple[list[File], int]:
+    with committing(output, fingerprint=lora.digest()) as temporary:
+        files = [written(temporary / name, output / name, write) for name, write in content.files.items()]
+        told = [file for file in files if file.readers]
+        beside = companions(lora_path, lora, base, output, told, is_lora=content.is_lora, watcher=watcher)
+        for name, data in beside.items():
+            write_file(temporary / name, data)
+        _refuse_taken(output)
+    return told, read_manifest(output).total_bytes
 
 
-def _file(path: Path, final: Path | None = None, verdicts: Sequence[Verdict] = ()) -> File:
-    return File(final or path, path.stat().st_size, file_sha256(path), verdicts)
+def _refuse_taken(output: Path) -> None:
+    if output.exists():
+        raise InputError(f"{output} has appeared meanwhile", "give --output another name")
 
 
-def _reads(program: str, file: File) -> bool:
-    return any(one.program == program and not one.reason for one in file.verdicts)
-
-
-def _subject(lora: LoraFile, base: Base, target: Target, files: Sequence[File], run: Run | None) -> Subject:
-    lines = [Line(file.path.name, [one.program for one in file.verdicts if not one.reason]) for file in files]
-    is_on_hub = base.name in PUBLISHED or (base.source not in BASES.names() and not Path(base.source).exists())
-    name = PUBLISHED[base.name].repo if base.name in PUBLISHED else base.name
-    metrics, provenance = _metrics(run) if run else ((), "")
-    return Subject(
-        lora.recipe,
-        name,
-        is_on_hub,
-        target.is_xl,
-        True,
-        lines,
-        prompt=min(base.training_prompts(8, 0), key=len),
-        picture=SHEET if run else None,
-        metrics=metrics,
-        provenance=provenance,
-    )
-
-
-def _metrics(run: Run) -> tuple[list[list[str]], str]:
-    """What the run measured at its end, as a table, and where."""
-    result: dict[str, Any] = run.result()
-    rows = (result.get("comparison") or {}).get("rows", [])
-    if not rows:
-        return [], ""
-    names = list(rows[0]["metrics"])
-    lines = [["", "evaluations", *names]]
-    for row in rows:
-        scores = [row["metrics"][name] for name in names]
-        cells = [f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]" for score in scores]
-        lines.append([row["name"], str(row["evaluations"]), *cells])
-    about = result["comparison"]
-    said = f"{about['samples']} {about['part']}, seed {about['seed']}, 95 % intervals; {result['machine']}."
-    return lines, said
-
-
-def _checkpoint(base: Base) -> str:
-    """What ComfyUI calls the base's file."""
-    known = {"sdxl": "sd_xl_base_1.0.safetensors", "sd15": "v1-5-pruned-emaonly.safetensors"}
-    return known.get(base.name, f"{base.name.rpartition('/')[2]}{FILE}")
-
-
-def default_output(lora_path: Path, *, fuse: bool, single_file: bool) -> Path:
+def default_output(lora_path: Path, *, fuse: bool) -> Path:
     """Where an export goes unless the user names a place: the working folder, named after the run."""
     name = lora_path.parent.name if lora_path.name == "lora.safetensors" else lora_path.stem
-    name = f"{name}-fused" if fuse else f"{name}-lora"
-    return Path(f"{name}{FILE}" if single_file else name)
+    return Path(f"{name}-fused" if fuse else f"{name}-lora")

@@ -15,6 +15,7 @@ from rapm_cli.bases.base import Base
 from rapm_cli.bases.find import checkpoint_kind
 from rapm_cli.cli.console import Output
 from rapm_cli.core.adapters import STUDENT
+from rapm_cli.core.commit import verify
 from rapm_cli.core.errors import ConfigError, InputError, VerificationError
 from rapm_cli.core.student import attach_lora, lora_weights
 from rapm_cli.formats import stream
@@ -202,6 +203,22 @@ def test_what_overflows_or_does_not_fit_is_refused_and_nothing_is_left(
     assert set(tmp_path.iterdir()) == before | {lora}
 
 
+def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lora_of, tmp_path):
+    folder, out = originals["sdxl"], tmp_path / "mine"
+    lora = lora_of(folder)
+    done = export(lora, base_of(folder), out, fuse=True, dtype="base", watcher=OUT, single_file=True)
+    assert sorted(verify(out).files) == ["README.md", "comfyui.json", "mine.safetensors"]
+    assert [file.path for file in done.files] == [out / "mine.safetensors"]
+    nodes = json.loads((out / "comfyui.json").read_text())
+    assert nodes["1"]["inputs"] == {"ckpt_name": "mine.safetensors"}
+    assert "LoraLoaderModelOnly" not in {node["class_type"] for node in nodes.values()}
+    said = (out / "README.md").read_text()
+    assert "from_single_file('mine.safetensors'" in said
+    assert "tags:\n- text-to-image\n- stable-diffusion-xl\n" in said
+    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", watcher=OUT)
+    assert "from_pretrained('.'" in (tmp_path / "folder" / "README.md").read_text()
+
+
 def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
     folder, output = copy_of("sdxl"), tmp_path / "one.safetensors"
     edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
@@ -219,7 +236,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr("rapm_cli.workflows.merge.write_pieces", spoiled)
+    monkeypatch.setattr("rapm_cli.workflows.content.write_pieces", spoiled)
     lora = lora_of(originals["sdxl"])
     for single_file in (True, False):
         with pytest.raises(VerificationError, match="did not read back"):

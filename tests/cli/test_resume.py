@@ -13,7 +13,7 @@ import pytest
 
 from rapm_cli.core.commit import commit
 from rapm_cli.formats import tensors
-from rapm_cli.workflows import merge, training
+from rapm_cli.workflows import content, training
 from rapm_cli.workflows.rundir import Run
 
 TINY = (
@@ -166,7 +166,7 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
 )
 def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
     lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
-    for module in (merge, tensors):
+    for module in (content, tensors):
         monkeypatch.setattr(module, "verify_pieces", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     output, *more = argv
     code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))

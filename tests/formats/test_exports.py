@@ -156,7 +156,6 @@ def test_a_lora_of_another_base_and_contradictions_are_refused(originals, tmp_pa
     for options, says in (
         ({"formats": ["kohja"]}, "no format is called 'kohja'"),
         ({"formats": ["kohya"], "fuse": True}, "--format is of a LoRA"),
-        ({"fuse": True, "single_file": True}, "--fuse --single-file writes a file"),
     ):
         with pytest.raises(ConfigError, match=says):
             export(lora, base, tmp_path / "out", watcher=OUT, **options)

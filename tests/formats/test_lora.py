@@ -140,7 +140,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
-    monkeypatch.setattr("rapm_cli.workflows.merge.set_sampler", lambda *_: (tmp_path / "mine").mkdir())
+    monkeypatch.setattr("rapm_cli.workflows.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
     with pytest.raises(InputError, match="appeared meanwhile"):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", watcher=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
