@@ -34,7 +34,7 @@ _rapm() {
         distill) COMPREPLY=($(compgen -W "--base --method --steps --fine-steps --delta --guidance --relative-weight --absolute-weight --adversarial-weight --slot-weights --start-from --discriminators --fake-updates --lcm-times --discriminator --discriminator-times --rank --alpha --lora-init --iterations --trajectories --batch-size --learning-rate --final-rate --ema-decay --discriminator-learning-rate --warmup --weight-decay --max-grad-norm --checkpointing --vram --compile --channels-last --prompts --seed --samples --output --resume --new --save-every --report-to --preview-every --strict --deterministic --dry-run --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
         generate) COMPREPLY=($(compgen -W "--steps --seed --num-images --prompts --base --lora --from --compare --grid --batch-size --output --preview --device --precision --rng --offline --config --json --quiet -q --help" -- "$word")) ;;
         eval) COMPREPLY=($(compgen -W "--base --lora --samples --part --metrics --seed --benchmark --profile --study --output --device --precision --offline --config --json --quiet -q --help" -- "$word")) ;;
-        export) COMPREPLY=($(compgen -W "--base --format --fuse --single-file --dtype --output --offline --json --quiet -q --help" -- "$word")) ;;
+        export) COMPREPLY=($(compgen -W "--base --format --fuse --single-file --dtype --output --push-to-hub --offline --json --quiet -q --help" -- "$word")) ;;
         inspect) COMPREPLY=($(compgen -W "--values --preview --prune --all --yes -y --json --help" -- "$word")) ;;
     esac
     case "$command:$word" in

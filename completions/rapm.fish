@@ -109,6 +109,7 @@ complete -c rapm -n "__fish_seen_subcommand_from export" -l fuse -d 'Merge into 
 complete -c rapm -n "__fish_seen_subcommand_from export" -l single-file -d 'With --fuse: one checkpoint that ComfyUI and A1111 open'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l dtype -x -a "base fp16 bf16 fp32" -d 'Of what is written: base (as it is), fp16, bf16 or fp32'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l output -r -F -d 'Folder to write, or a file whose name ends in .safetensors'
+complete -c rapm -n "__fish_seen_subcommand_from export" -l push-to-hub -x -d 'Upload the folder to the Hugging Face hub, as you are there'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l offline -d 'Use no network; HF_HUB_OFFLINE=1 says the same'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l json -d 'Print the result as JSON on standard output, and nothing else'
 complete -c rapm -n "__fish_seen_subcommand_from export" -l quiet -s q -d 'No talk and no bars'

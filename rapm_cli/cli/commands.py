@@ -178,6 +178,10 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write, or a file whose name ends in .safetensors.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="Upload the folder to the Hugging Face hub, as you are there."),
+    ] = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -191,6 +195,8 @@ def export(
     chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
+    if push_to_hub:
+        workflow.check_push(push_to_hub, target)
     made = workflow.export(
         chosen.lora_path,
         chosen.base,
@@ -201,6 +207,8 @@ def export(
         single_file=single_file,
         dtype=dtype,
     )
+    if push_to_hub:
+        made = workflow.push(made, push_to_hub, out)
     show.exported(out, made)
 
 

@@ -66,7 +66,9 @@ def exported(out: Output, made: "Exported") -> None:
             out.fact("loads in", ", ".join(one.program for one in file.verdicts if not one.reason))
         for reason in dict.fromkeys(one.reason for one in file.verdicts if one.reason):
             out.fact("not in", f"{', '.join(one.program for one in file.verdicts if one.reason == reason)}: {reason}")
-    record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True}
+    if made.url:
+        out.fact("published", made.url)
+    record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True, "url": made.url}
     record["files"] = [asdict(file) | {"path": str(file.path)} for file in made.files]
     if report := made.report:
         record |= asdict(report)

@@ -1,14 +1,15 @@
 """A run's LoRA to files for elsewhere: the LoRA itself in some forms, or the base with the LoRA merged in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
-from rapm_cli.core.commit import committing, read_manifest
+from rapm_cli.bases.hub import check_login, publish
+from rapm_cli.core.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.files import replacing, sweep, write_file
 from rapm_cli.core.watch import Watcher
@@ -33,12 +34,14 @@ class Exported:
         total_bytes: Its size.
         files: Of weights that other programs read.
         report: What rounding did to a merged update; None for a LoRA.
+        url: Where it was published; empty for nowhere.
     """
 
     path: Path
     total_bytes: int
     files: list[File] = field(default_factory=list)
     report: FuseReport | None = None
+    url: str = ""
 
 
 def export(
@@ -138,6 +141,29 @@ def _as_folder(
 def _refuse_taken(output: Path) -> None:
     if output.exists():
         raise InputError(f"{output} has appeared meanwhile", "give --output another name")
+
+
+def check_push(repo: str, output: Path) -> None:
+    """Refuse what could not be published, before it is made.
+
+    Raises:
+        ConfigError: It is one file, or the name is no repository's.
+        WeightsError: The network is forbidden, or the user has no login.
+    """
+    if output.suffix == FILE:
+        raise ConfigError("--push-to-hub uploads a folder with its card", f"give an --output that ends not in {FILE}")
+    check_login(repo)
+
+
+def push(made: Exported, repo: str, watcher: Watcher) -> Exported:
+    """Publish an export on the hub.
+
+    Raises:
+        WeightsError: It may not be written, or the hub cannot be reached.
+        InputError: The hub refuses it.
+    """
+    watcher.say(f"uploading {made.path} to {repo}")
+    return replace(made, url=publish(made.path, repo, (MANIFEST,)))
 
 
 def default_output(lora_path: Path, *, fuse: bool) -> Path:

@@ -3,6 +3,7 @@
 Large files, those that the hub keeps in LFS, are redirected to another path as the real ones are to another host.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -35,6 +36,7 @@ class Hub:
         cut_after: After how many bytes of the body.
         wrong: Files of which another byte is sent.
         has_ranges: False for a server that always sends the whole.
+        writer: The token that may write; None for nobody's.
         requests: "GET /path" in the order they came.
         sent: Bytes of files that were sent.
         ranges: Range headers, as they came.
@@ -46,6 +48,7 @@ class Hub:
     cut_after: int = 0
     wrong: set[str] = field(default_factory=set)
     has_ranges: bool = True
+    writer: str | None = None
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     ranges: list[str] = field(default_factory=list)
@@ -132,6 +135,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self._answer()
+
+    def do_POST(self):
+        """Making a repository, asking how files are sent, and a commit with all of them in it."""
+        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.requests.append(f"POST {path}")
+        if self.hub.status or self.headers.get("Authorization") != f"Bearer {self.hub.writer}":
+            return self._send(self.hub.status or 403, {})
+        if path == "/api/repos/create":
+            record = json.loads(body)
+            repo = "/".join(filter(None, [record.get("organization"), record["name"]]))
+            self.hub.repos.setdefault(repo, {})
+            return self._json({"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        repo, _, act = path.removeprefix("/api/models/").rpartition("/main")[0].rpartition("/")
+        if act == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self._json({"files": [file | {"shouldIgnore": False, "oid": None} for file in files]})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.hub.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        commit = self.hub.commit(repo)
+        return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
 
     def _answer(self):
         path = unquote(urlsplit(self.path).path)

@@ -1,6 +1,7 @@
 """Weights of the Hugging Face hub, in the user's own Hugging Face cache: only what is needed, resumed, verified."""
 
+from rapm_cli.bases.hub.publish import check_login, publish
 from rapm_cli.bases.hub.selection import CONFIGS, OUTLINE, PIPELINE, Selection, one_file
 from rapm_cli.bases.hub.snapshot import Snapshot, fetch
 
-__all__ = ["CONFIGS", "OUTLINE", "PIPELINE", "Selection", "Snapshot", "fetch", "one_file"]
+__all__ = ["CONFIGS", "OUTLINE", "PIPELINE", "Selection", "Snapshot", "check_login", "fetch", "one_file", "publish"]
