@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rapm_cli.formats.contents import block_of
+from rapm_cli.formats.describe import block_of
 from rapm_cli.formats.fuse import Part
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.stream import DTYPES

@@ -7,7 +7,7 @@ from typing import Any
 
 from rapm_cli.core.commit import MANIFEST, verify
 from rapm_cli.core.errors import DamagedError, InputError
-from rapm_cli.formats.contents import is_lora, lora_contents, model_contents
+from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.pickled import SAFE, imports_of, is_pickle
 from rapm_cli.formats.png import MAGIC, read_png
@@ -93,7 +93,7 @@ def _start(path: Path) -> bytes:
 
 def _safetensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
-    facts = lora_contents(path, header) if is_lora(header.tensors) else model_contents(path, header)
+    facts = describe_lora(path, header) if is_lora(header.tensors) else describe_model(path, header)
     run = Run(path.parent)
     if run.lora == path and (comparison := run.result().get("comparison")):
         facts["comparison"] = comparison

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.formats.contents import block_of
+from rapm_cli.formats.describe import block_of
 from rapm_cli.formats.fuse import stored
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.formats.values import compare, norms, surveyed

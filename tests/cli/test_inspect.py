@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases.demo.base import WEIGHTS
-from rapm_cli.formats.contents import HALF
+from rapm_cli.formats.describe import HALF
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
 from tests.formats import lora_forms

@@ -53,7 +53,7 @@ def is_lora(names: Collection[str]) -> bool:
     return form_of(names) is not None or any(piece in name for name in names for piece in ("lora", "lokr_", "hada_"))
 
 
-def lora_contents(path: Path, header: Header) -> dict[str, Any]:
+def describe_lora(path: Path, header: Header) -> dict[str, Any]:
     """Facts of a LoRA as JSON values.
 
     Raises:
@@ -90,7 +90,7 @@ def lora_contents(path: Path, header: Header) -> dict[str, Any]:
     }
 
 
-def model_contents(path: Path, header: Header) -> dict[str, Any]:
+def describe_model(path: Path, header: Header) -> dict[str, Any]:
     """Facts of a file that is no LoRA: a whole model in the original layout, a part in diffusers', or just tensors."""
     names = header.tensors
     sizes = {part: _sum(header, start) for part, start in PARTS.items() if any(n.startswith(start) for n in names)}
