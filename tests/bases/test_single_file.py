@@ -106,6 +106,10 @@ def test_diffusers_reads_what_it_would_have_merged_itself(originals, lora_of, tm
             else:
                 assert torch.equal(found[part][name], value), name
     assert changed == done.report.modules > 50
+    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", watcher=OUT)
+    in_folder = load_file(tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert in_folder.keys() == found["unet"].keys()
+    assert all(torch.equal(in_folder[name], value) for name, value in found["unet"].items())
     assert done.report.worst_lost < 1e-4
     said, expected = (
         pipe.encode_prompt(PROMPT, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)

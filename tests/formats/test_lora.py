@@ -17,6 +17,7 @@ from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.workflows.export import export
 from rapm_cli.workflows.generate import noise_for
 from tests.conftest import authors_scheduler
+from tests.formats import lora_forms
 
 OUT = Output(quiet=True)
 PROMPT = "a large red cube left of a small blue sphere at dawn"
@@ -70,6 +71,18 @@ def test_plain_diffusers_draws_our_picture_from_our_file(made):
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
     torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
     assert (without - ours).abs().max() > 0.1
+
+
+def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
+    path, ours = made
+    done = export(path, BASES["demo"], tmp_path / "out", watcher=OUT)
+    lora = load_lora(path)
+    halves = {module: [lora.state[f"{module}.lora_{half}.weight"] for half in "AB"] for module in lora.modules}
+    blocks = lora_forms.write(tmp_path / "blocks.safetensors", halves, lora_forms.kohya, alphas=lora.alpha)
+    for file in (*(one.path for one in done.files), blocks):  # kohya's by the original code's blocks, and diffusers'
+        pipe = pipeline(BASES["demo"].locate(OUT).folder)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+        torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
 
 
 def test_a_fused_folder_draws_our_picture(made, tmp_path):
