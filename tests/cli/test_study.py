@@ -188,23 +188,23 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
             other.close()  # the other process is done with it, or gone
 
         monkeypatch.setattr(study_runs.stop, "pause", pause)
-        code, out, err = rapm("eval", "--study", str(file), "--json")
+        code, _, err = rapm("eval", "--study", str(file), "--output", str(home / "result"))
     assert code == 0
     assert finished == places[1:]
     waits = [line for line in err.splitlines() if line.startswith("waiting: ")]
     assert len(waits) == 1
     assert waits[0].startswith(f"waiting: {places[0]} is in use by pid {os.getpid()} ")
-    assert untimed(json.loads(out)) == untimed(whole[1])
+    assert untimed(json.loads((home / "result" / "study.json").read_text())) == untimed(whole[1])
 
 
 @pytest.mark.slow
 def test_two_processes_train_each_run_of_a_study_once(whole, file, home):
-    command = [sys.executable, "-m", "rapm_cli", "eval", "--study", str(file), "--json"]
+    command, results = [sys.executable, "-m", "rapm_cli", "eval", "--study", str(file)], [home / "one", home / "two"]
     ways = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, **ways) for _ in range(2)]
+    both = [subprocess.Popen([*command, "--output", str(place)], **ways) for place in results]
     told = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    records = [whole[1], *(json.loads(out) for out, _ in told)]
+    records = [whole[1], *(json.loads((place / "study.json").read_text()) for place in results)]
     digests = [[[seed["lora_sha256"] for seed in row.get("seeds", [])] for row in record["rows"]] for record in records]
     assert digests[0] == digests[1] == digests[2]
     trained = [line for _, err in told for line in err.splitlines() if line.startswith("training 2/2")]
