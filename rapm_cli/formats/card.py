@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rapm_cli.formats.modelspec import title, usage_hint
+from rapm_cli.formats.modelspec import method_of, title, usage_hint
 
 PAPER = "https://arxiv.org/abs/2503.20744"
 NO_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # of a scheduler
@@ -80,12 +80,11 @@ def _front_matter(subject: Subject) -> str:
 def _lead(subject: Subject) -> str:
     kind = "A LoRA that makes" if subject.is_lora else "The weights of"
     end = "draw" if subject.is_lora else "with a LoRA merged in that makes it draw"
-    method = str(subject.recipe.get("training", {}).get("method", "rapm")).upper()
-    return (
-        f"{kind} `{_plain(subject.base)}` {end} in {subject.recipe.get('sampler', {}).get('steps', 4)} steps, "
-        f"distilled by {_plain(method)} ([paper]({PAPER})) with `rapm`, without real images.\n\n"
-        f"**Sample it with {_plain(usage_hint(subject.recipe))}.** Other samplers and guidance spoil its pictures."
-    )
+    method, hint = method_of(subject.recipe), usage_hint(subject.recipe)
+    source = f" ([paper]({PAPER}))" if method == "RAPM" else ""
+    made = f"distilled by {_plain(method)}{source} with `rapm`, without real images" if method else "exported by `rapm`"
+    advice = f"**Sample it with {_plain(hint)}.** Other samplers and guidance spoil its pictures." if hint else ""
+    return f"{kind} `{_plain(subject.base)}` {end} in few steps, {made}.\n\n{advice}".rstrip()
 
 
 def _file_rows(subject: Subject) -> list[list[str]]:
@@ -108,9 +107,11 @@ def _usage(subject: Subject) -> str:
         f"prompt = {subject.prompt!r}",
         f"pipe(prompt, num_inference_steps={steps}, guidance_scale=1.0).images[0]",
     ]
-    code, name = "\n".join(lines), "LCM" if scheduler.startswith("LCM") else "DDIM"
+    code, name = "```python\n" + "\n".join(lines) + "\n```", "LCM" if scheduler.startswith("LCM") else "DDIM"
+    if not any("ComfyUI" in line.readers for line in subject.files):
+        return code
     return (
-        f"```python\n{code}\n```\n\nComfyUI: open the workflow that lies beside it. "
+        f"{code}\n\nComfyUI: open the workflow that lies beside it. "
         f"A1111: {steps} steps, CFG scale 1, sampler {name}, schedule type SGM Uniform."
     )
 

@@ -72,21 +72,19 @@ def save_kohya(path: Path, lora: LoraFile, target: Target, dtype: torch.dtype | 
 
 
 def _metadata(path: Path, lora: LoraFile, target: Target) -> dict[str, str]:
-    training, kohya = (
-        lora.recipe.get("training", {}),
-        {
-            "v2": "False",
-            "base_model_version": VERSIONS[target.is_xl],
-            "network_module": "networks.lora",
-            "network_dim": str(lora.rank),
-            "network_alpha": str(float(lora.rank)),
-            "network_args": json.dumps({"conv_dim": str(lora.rank), "conv_alpha": str(float(lora.rank))}),
-            "output_name": path.stem,
-            "sd_model_name": str(lora.recipe.get("base", "")),
-            "resolution": f"({target.side_px}, {target.side_px})",
-            "training_comment": f"{title(lora.recipe)}: {usage_hint(lora.recipe)}",
-        },
-    )
+    training, about = lora.recipe.get("training", {}), [title(lora.recipe), usage_hint(lora.recipe)]
+    kohya = {
+        "v2": "False",
+        "base_model_version": VERSIONS[target.is_xl],
+        "network_module": "networks.lora",
+        "network_dim": str(lora.rank),
+        "network_alpha": str(float(lora.rank)),
+        "network_args": json.dumps({"conv_dim": str(lora.rank), "conv_alpha": str(float(lora.rank))}),
+        "output_name": path.stem,
+        "sd_model_name": str(lora.recipe.get("base", "")),
+        "resolution": f"({target.side_px}, {target.side_px})",
+        "training_comment": ": ".join(filter(None, about)),
+    }
     told = {"seed": "seed", "steps": "iterations", "learning_rate": "learning_rate"}
     kohya |= {name: str(training[ours]) for name, ours in told.items() if ours in training}
     spec = model_spec(lora.recipe, is_xl=target.is_xl, is_lora=True, implementation=SGM, side_px=target.side_px)

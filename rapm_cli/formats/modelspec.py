@@ -12,12 +12,13 @@ from rapm_cli.formats.stream import DIGEST
 
 ARCHITECTURES = {True: "stable-diffusion-xl-v1-base", False: "stable-diffusion-v1"}  # by whether it is an SDXL
 SGM = "https://github.com/Stability-AI/generative-models"
-NAME = "RAPM"
 
 
 def usage_hint(recipe: Mapping[str, Any]) -> str:
-    """How a student is sampled, in words; of a few-step model the most needed ones."""
+    """How a student is sampled, in words, of a few-step model the most needed ones; empty where it is not said."""
     sampler = recipe.get("sampler", {})
+    if not sampler:
+        return ""
     steps = sampler.get("steps", 4)
     hint = f"{steps} steps, CFG scale 1, {sampler.get('scheduler', 'DDIM')}"
     if spacing := sampler.get("timestep_spacing"):
@@ -27,10 +28,16 @@ def usage_hint(recipe: Mapping[str, Any]) -> str:
     return hint
 
 
+def method_of(recipe: Mapping[str, Any]) -> str:
+    """By which method rapm trained it; empty where rapm did not."""
+    return str(recipe["training"].get("method", "rapm")).upper() if "training" in recipe else ""
+
+
 def title(recipe: Mapping[str, Any]) -> str:
     """What a student is called."""
-    steps = recipe.get("sampler", {}).get("steps", 4)
-    return f"{recipe.get('base', 'base')} in {steps} steps ({recipe.get('training', {}).get('method', NAME)})"
+    steps, method = recipe.get("sampler", {}).get("steps"), method_of(recipe)
+    name = str(recipe.get("base", "few-step model"))
+    return name + (f" in {steps} steps" if steps else "") + (f" ({method})" if method else "")
 
 
 def model_spec(
@@ -50,10 +57,10 @@ def model_spec(
         "architecture": ARCHITECTURES[is_xl] + ("/lora" if is_lora else ""),
         "implementation": implementation,
         "title": title(recipe),
-        "description": "Distilled with rapm into a model of few steps: relative and absolute position matching",
+        "description": f"Distilled by {method} with rapm" if (method := method_of(recipe)) else "Exported by rapm",
         "resolution": f"{side_px}x{side_px}",
         "usage_hint": usage_hint(recipe),
         "hash_sha256": f"0x{DIGEST}",
     }
-    named = {f"modelspec.{name}": value for name, value in spec.items()}
+    named = {f"modelspec.{name}": value for name, value in spec.items() if value}
     return {"format": "pt", RECIPE_KEY: json.dumps(recipe, sort_keys=True), **named}

@@ -1,5 +1,6 @@
 """What a pickle would import when it is opened, by its opcodes; nothing of it is run."""
 
+import io
 import pickletools
 import zipfile
 from pathlib import Path
@@ -10,11 +11,13 @@ from rapm_cli.core.files import regular_file
 SAFE = {  # what state dicts need
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
     "torch.FloatStorage", "torch.HalfStorage", "torch.BFloat16Storage", "torch.LongStorage", "torch.IntStorage",
-    "torch.DoubleStorage", "torch.BoolStorage", "torch.storage.UntypedStorage", "torch.serialization._get_layout",
+    "torch.DoubleStorage", "torch.BoolStorage", "torch.ByteStorage",
+    "torch.storage.UntypedStorage", "torch.serialization._get_layout",
 }  # fmt: skip
-MAX_BYTES, MAX_OPCODES = 2**28, 10**7
+MAX_BYTES = 2**28
 STRINGS = ("UNICODE", "STRING")
 REMEDY = "ask for a safetensors file"
+BROKEN = (ValueError, IndexError, EOFError, KeyError)  # what is raised of bytes that are no pickle
 
 
 def is_pickle(start: bytes) -> bool:
@@ -23,42 +26,57 @@ def is_pickle(start: bytes) -> bool:
 
 
 def imports_of(path: Path) -> list[str]:
-    """The names that it imports, such as `torch._utils._rebuild_tensor_v2`, sorted.
+    """The names that it imports, such as `torch._utils._rebuild_tensor_v2`, sorted; `?` for what it hides.
 
     Raises:
         InputError: It is no pickle, or is damaged.
     """
+    regular_file(path, REMEDY)
     found: set[str] = set()
-    recent: list[str] = []
-    memo: dict[int, str] = {}
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(_pickle(path))):
-            if count > MAX_OPCODES:
-                raise ValueError("it is too long")
-            if opcode.name == "GLOBAL":
-                found.add(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                found.add(".".join(recent[-2:]) if len(recent) > 1 else "?")
-            elif any(kind in opcode.name for kind in STRINGS):
-                recent.append(str(argument))
-            elif opcode.name == "MEMOIZE":
-                memo[len(memo)] = recent[-1] if recent else "?"
-            elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
-                memo[int(str(argument))] = recent[-1] if recent else "?"
-            elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-                recent.append(memo.get(int(str(argument)), "?"))
-    except (ValueError, IndexError, EOFError, OSError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return sorted(_imports(file.read(MAX_BYTES)))
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".pkl")]
+            if not names or any(archive.getinfo(name).file_size > MAX_BYTES for name in names):
+                raise ValueError("it has no pickle of a fair size")
+            for name in names:
+                found |= _imports(archive.read(name))
+    except (*BROKEN, OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError of a zip with a password
         raise InputError(f"{path} is no whole pickle", REMEDY) from error
     return sorted(found)
 
 
-def _pickle(path: Path) -> bytes:
-    regular_file(path, REMEDY)
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES)
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in [*archive.namelist(), ""] if name.endswith("data.pkl") or not name)
-        if archive.getinfo(name).file_size > MAX_BYTES:
-            raise ValueError("it is too long")
-        return archive.read(name)
+def _imports(data: bytes) -> set[str]:
+    """Of all pickles in a row: torch's older form is several, and then the numbers."""
+    file, found = io.BytesIO(data), set[str]()
+    found |= _of_one(file)
+    while file.tell() < len(data):
+        try:
+            found |= _of_one(file)
+        except BROKEN:
+            break  # the numbers
+    return found
+
+
+def _of_one(file: io.BytesIO) -> set[str]:
+    found: set[str] = set()
+    recent: list[str] = []
+    memo: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("GLOBAL", "INST"):
+            found.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(".".join(["?", *recent][-2:]))
+        elif opcode.name.startswith("EXT"):
+            found.add(f"?extension {argument}")
+        elif any(kind in opcode.name for kind in STRINGS):
+            recent.append(str(argument))
+        elif opcode.name in ("POP", "POP_MARK", "DUP"):
+            recent += ["?", "?"]  # the strings before may be on top again
+        elif opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
+            memo[len(memo) if argument is None else int(argument)] = recent[-1] if recent else "?"
+        elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+            recent.append(memo.get(int(str(argument)), "?"))
+    return found

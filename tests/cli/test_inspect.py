@@ -170,6 +170,11 @@ def test_a_pickle_is_never_opened(facts, rapm, tmp_path, monkeypatch, protocol):
         found = facts(path)
         assert found["unusual"] == [f"{os.mkdir.__module__}.mkdir"]
     assert not (tmp_path / "made-by-a-pickle").exists()
+    older = {"_use_new_zipfile_serialization": False}  # several pickles in a row
+    torch.save({"weights": torch.ones(2), "more": Evil()}, path, **older)
+    assert facts(path)["unusual"] == [f"{os.mkdir.__module__}.mkdir"]
+    torch.save({"weights": torch.ones(2)}, path, **older)
+    assert facts(path)["unusual"] == []
     torch.save({"weights": torch.ones(2), "half": torch.ones(2).half()}, path)
     found = facts(path)
     assert found["unusual"] == []
@@ -177,6 +182,19 @@ def test_a_pickle_is_never_opened(facts, rapm, tmp_path, monkeypatch, protocol):
     torch.save({"weights": torch.ones(2), "more": Evil()}, path)
     assert facts(path)["unusual"] == [f"{os.mkdir.__module__}.mkdir"]
     assert "would import what no weights need" in rapm("inspect", str(path))[2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x8c\x0bcollections\x8c\x0bOrderedDict00\x93.",  # other strings, and away
+        b"\x80\x02(iposix\nsystem\n.",  # INST
+        b"\x80\x02\x82\x07.",  # an extension's number
+    ],
+)
+def test_a_pickle_that_hides_its_imports_is_unusual(facts, tmp_path, data):
+    (tmp_path / "x.pt").write_bytes(data)
+    assert facts(tmp_path / "x.pt")["unusual"]
 
 
 def test_trajectories_are_verified(facts, rapm, home):
