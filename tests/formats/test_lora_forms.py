@@ -4,7 +4,6 @@ import copy
 import json
 import re
 
-import diffusers
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -37,13 +36,6 @@ from tests.formats.lora_forms import (
     settings_of,
     write,
 )
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    diffusers.utils.logging.set_verbosity_error()
-    yield
-    diffusers.utils.logging.set_verbosity_warning()
 
 
 def pipeline(name):
