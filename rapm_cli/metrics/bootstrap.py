@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+NORMAL_95 = 1.959963984540054  # half of a 95 % interval, in standard errors
+
 
 def bootstrap_interval(
     statistic: Callable[[Tensor], float], count: int, generator: torch.Generator, *, draws: int = 200

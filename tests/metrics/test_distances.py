@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torchmetrics.image.fid import _compute_fid
 
 from rapm_cli.metrics.bootstrap import bootstrap_interval
-from rapm_cli.metrics.frechet import frechet_distance, moments
-from rapm_cli.metrics.kernel import kernel_distance, paired_kernel_distance
+from rapm_cli.metrics.frechet import Moments, RunningMoments, frechet_distance, moments
+from rapm_cli.metrics.kernel import distance_interval, kernel_distance, paired_kernel_distance, subset_distances
 from rapm_cli.metrics.registry import METRICS, Readings
+from tests.metrics.peers import peer
 
 
 def features(count, width, seed, shift=0.0):
@@ -16,36 +16,110 @@ def features(count, width, seed, shift=0.0):
     return torch.randn(count, width, generator=generator) @ mix + shift
 
 
-PAIRS = [
-    (features(500, 16, 0), features(400, 16, 1, 0.3)),
-    (features(2000, 64, 2), features(2000, 64, 3)),
-    (features(300, 64, 4), features(300, 64, 4) * 1.1),
-]
+# (D, N): below, at and above full rank
+SIZES = [(2, 3), (2, 40), (64, 20), (64, 64), (64, 2000), (512, 64), (512, 700)]
+LARGE = [(2048, 100), (2048, 2048), (2048, 2500)]
 
 
-@pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_frechet_is_scipys_matrix_square_root(a, b):
-    x, y = a.double().numpy(), b.double().numpy()
-    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+def sizes(function):
+    slow = [pytest.param(*size, marks=pytest.mark.slow) for size in LARGE]
+    return pytest.mark.parametrize(("width", "count"), [*SIZES, *slow])(function)
 
 
-@pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_frechet_is_torchmetrics(a, b):
-    p, q = moments(a), moments(b)
-    expected = _compute_fid(p.mean, p.covariance, q.mean, q.covariance).item()
-    assert frechet_distance(p, q) == pytest.approx(expected, rel=1e-6)
+def two_sets(width, count):
+    """Of unlike covariances and sizes."""
+    return features(count, width, 0), 1.1 * features(count + 1, width, 1, 0.3)
 
 
-@pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_frechet_is_torch_fidelitys(a, b):
-    metric = pytest.importorskip(
-        "torch_fidelity.metric_fid", reason="torch-fidelity needs torchvision", exc_type=Exception
-    )
-    stats = [{"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (moments(a), moments(b))]
+def exact(a, b):
+    """From the features, where few rows make singular covariances: the cross term is a nuclear norm.
+
+    With S = X^T X / (n - 1), the trace of (S_a S_b)^(1/2) is the sum of the singular values of X Y^T, scaled.
+    """
+    x, y = ((side.double() - side.double().mean(dim=0)) / (len(side) - 1) ** 0.5 for side in (a, b))
+    cross = torch.linalg.svdvals(x @ y.T if len(x) < x.shape[1] else _triangle(x) @ _triangle(y).T).sum()
+    means = (a.double().mean(dim=0) - b.double().mean(dim=0)).square().sum()
+    return float(means + x.square().sum() + y.square().sum() - 2 * cross)
+
+
+def _triangle(x):
+    return torch.linalg.qr(x, mode="r").R
+
+
+def numpys(features):
+    x = features.double().numpy()
+    return x.mean(axis=0), np.cov(x, rowvar=False)
+
+
+@sizes
+def test_frechet_is_exact(width, count):
+    a, b = two_sets(width, count)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(exact(a, b), rel=1e-6)
+
+
+# Theirs is off where covariances are singular; by as much as is allowed here (reference figure: 2e-7 to 1e-3).
+def allowed(width, count):
+    return 1e-6 if count > width else 2e-3
+
+
+@pytest.mark.parametrize(("width", "count"), SIZES)
+def test_frechet_is_scipys_matrix_square_root(width, count):
+    a, b = two_sets(width, count)
+    (m, s), (n, t) = numpys(a), numpys(b)
+    expected = ((m - n) ** 2).sum() + np.trace(s + t) - 2 * np.trace(scipy.linalg.sqrtm(s @ t)).real
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=allowed(width, count))
+
+
+@sizes
+def test_frechet_is_torchmetrics(width, count):
+    p, q = (moments(side) for side in two_sets(width, count))
+    expected = peer("torchmetrics.image.fid")._compute_fid(p.mean, p.covariance, q.mean, q.covariance).item()
+    assert frechet_distance(p, q) == pytest.approx(expected, rel=allowed(width, count))
+
+
+@sizes
+def test_frechet_is_torch_fidelitys(width, count):
+    metric, (p, q) = peer("torch_fidelity.metric_fid"), (moments(side) for side in two_sets(width, count))
+    stats = [{"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (p, q)]
     expected = metric.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(p, q) == pytest.approx(expected, rel=allowed(width, count))
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("pytorch_fid.fid_score", "calculate_frechet_distance"), ("cleanfid.fid", "frechet_distance")],
+)
+@sizes
+def test_frechet_is_pytorch_fids_and_clean_fids(width, count, module, function):
+    theirs, (a, b) = getattr(peer(module), function), two_sets(width, count)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(
+        theirs(*numpys(a), *numpys(b)), rel=allowed(width, count)
+    )
+
+
+def test_frechet_refuses_what_is_no_covariance():
+    zero = torch.zeros(2, dtype=torch.float64)
+    good = Moments(zero, torch.eye(2, dtype=torch.float64), 9)
+    askew = Moments(zero, torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64), 9)
+    negative = Moments(zero, torch.tensor([[1.0, 0.0], [0.0, -0.1]], dtype=torch.float64), 9)
+    with pytest.raises(ValueError, match="symmetric"):
+        frechet_distance(good, askew)
+    with pytest.raises(ValueError, match=r"eigenvalue -0\.1"):
+        frechet_distance(negative, good)
+
+
+def test_moments_in_parts_are_those_of_the_whole_far_from_zero():
+    x = features(1000, 8, 5) * 1e-3 + 1e4  # float32 rounds here, float64's sums of squares would cancel
+    running = RunningMoments(8)
+    for part in (x[:1], x[1:700], x[700:700], x[700:]):
+        running.add(part)
+    found, (mean, covariance) = running.result(), numpys(x)
+    assert found.count == 1000
+    torch.testing.assert_close(found.mean, torch.from_numpy(mean), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.covariance, torch.from_numpy(covariance), rtol=1e-9, atol=1e-12)
+    assert not found.is_singular
+    assert moments(x[:8]).is_singular
 
 
 def test_frechet_of_gaussians_in_one_dimension_is_its_closed_form():
@@ -105,6 +179,40 @@ def test_subsets_have_the_mean_of_the_whole():
     assert paired_kernel_distance(a, b, torch.Generator().manual_seed(0)) == pytest.approx(whole, rel=0.02)
     few = a[:50], b[:50]
     assert paired_kernel_distance(*few, torch.Generator()) == kernel_distance(*few, are_paired=True)
+
+
+@pytest.mark.parametrize("width", [16, 2048])
+def test_one_subset_of_full_size_is_both_peers_kid(width):
+    a, b = features(300, width, 0), features(300, width, 1) + 0.1
+    ours = float(subset_distances(a, b, torch.Generator(), subsets=1, size=300))
+    fidelity = peer("torch_fidelity.metric_kid").kid_features_to_metric(
+        a.double(), b.double(), kid_subsets=1, kid_subset_size=300, verbose=False
+    )
+    clean = peer("cleanfid.fid").kernel_distance(a.double().numpy(), b.double().numpy(), 1, 300)
+    assert ours == pytest.approx(fidelity["kernel_inception_distance_mean"], rel=1e-9)
+    assert ours == pytest.approx(clean, rel=1e-9)
+
+
+def test_kid_is_the_mean_of_its_subsets_and_known_from_its_seed():
+    a, b = features(500, 4, 0), features(450, 4, 1) + 0.5
+    drawn = [subset_distances(a, b, torch.Generator().manual_seed(seed), size=100) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert float(drawn[0].mean()) == pytest.approx(kernel_distance(a, b), rel=0.1)
+
+
+def test_the_interval_of_a_kernel_distance_holds_the_true_one_nineteen_times_in_twenty():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(count, shift):
+        return torch.randn(count, 4, generator=generator) + shift
+
+    truth = kernel_distance(drawn(6000, 0), drawn(6000, 0.3))
+    intervals = [distance_interval(drawn(150, 0), drawn(200, 0.3)) for _ in range(300)]
+    held = np.mean([low <= truth <= high for low, high in intervals])
+    assert 0.91 < held < 0.98
+    a, b = drawn(50, 0), drawn(60, 0.3)
+    assert sum(distance_interval(a, b)) / 2 == pytest.approx(kernel_distance(a, b), rel=1e-9)
 
 
 def test_the_bootstrap_of_a_mean_is_its_standard_error():

@@ -1,0 +1,70 @@
+"""Two contestants on the same prompts and noise: is the one better, or was it chance?"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rapm_cli.metrics.bootstrap import bootstrap_interval
+
+FLIPS = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the first has more than the second, prompt by prompt.
+
+    Args:
+        mean: Of the differences.
+        low: Of its 95 % interval over other prompts.
+        high: Of the same.
+        first: Prompts where the first has more.
+        second: Prompts where the second has.
+        p_value: How often chance alone gives a mean as far from zero, were the two alike.
+        p_sign: The same of the numbers of prompts alone, which no single prompt can sway.
+    """
+
+    mean: float
+    low: float
+    high: float
+    first: int
+    second: int
+    p_value: float
+    p_sign: float
+
+
+def paired_difference(a: Tensor, b: Tensor, generator: torch.Generator) -> Difference:
+    """Compare (N,) values of the same prompts.
+
+    Source: the exchange of signs, Fisher, The Design of Experiments, 1935, section 21, with the correction of
+    Phipson and Smyth, arXiv:1603.05766; the sign test is the exact binomial one, ties left out.
+
+    Args:
+        a: Of the first.
+        b: Of the second, row for row.
+        generator: CPU generator that draws signs and resamples.
+    """
+    differences = (a - b).double()
+    count, mean = len(differences), float(differences.mean())
+    low, high = bootstrap_interval(lambda rows: float(differences[rows].mean()), count, generator, draws=1000)
+    first, second = int((differences > 0).sum()), int((differences < 0).sum())
+    p_value = _share_as_far(differences, generator)
+    return Difference(mean, low, high, first, second, p_value, sign_test(first, second))
+
+
+def sign_test(first: int, second: int) -> float:
+    """Two-sided p-value of so many wins and losses, were each as likely."""
+    count, ways, total = first + second, 1, 0  # ways to have k of the rarer, and their sum
+    for k in range(min(first, second) + 1):
+        total += ways
+        ways = ways * (count - k) // (k + 1)
+    return float(min(1.0, 2 * total / 2**count))
+
+
+def _share_as_far(differences: Tensor, generator: torch.Generator) -> float:
+    as_far, rows, observed = 0, max(1, 2**22 // len(differences)), abs(float(differences.sum())) * (1 - 1e-12)
+    for start in range(0, FLIPS, rows):
+        shape = (min(rows, FLIPS - start), len(differences))
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8).double() * 2 - 1
+        as_far += int(((signs @ differences).abs() >= observed).sum())
+    return (1 + as_far) / (1 + FLIPS)
