@@ -19,6 +19,7 @@ UP_HALVES = (".up.", ".lora_up.", ".lora_B.")
 SGM_CONFIG = SimpleNamespace(layers_per_block=2)  # both models' original code counts two resnets a block
 WEIGHT = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")  # with or without the name of an adapter
 MAX_NAME = 300
+PLAIN = "give a plain LoRA of the UNet of a Stable Diffusion XL or 1.5"
 UNMAPPED = (ValueError, LookupError, TypeError, AttributeError)
 
 
@@ -44,7 +45,7 @@ class Update:
 
 def refused(path: Path, reason: str) -> InputError:
     """The error of a file that is no LoRA for us."""
-    return InputError(f"{path} {reason}", "give a plain LoRA of the UNet of a Stable Diffusion XL or 1.5")
+    return InputError(f"{path} {reason}", PLAIN)
 
 
 def refuse_broken(path: Path, state: Mapping[str, Tensor]) -> None:

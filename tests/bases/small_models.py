@@ -12,7 +12,7 @@ from rapm_cli.bases.demo.base import WEIGHTS
 
 SIDE = 64  # of SDXL's pictures; SD 1.5 halves its latents once more and has twice the side
 BPE = json.loads((WEIGHTS / "base" / "tokenizer" / "tokenizer.json").read_text())["model"]
-END = "<|endoftext|>"
+START, END = "<|startoftext|>", "<|endoftext|>"
 XL_WIDTHS = (12, 20)  # of the encoders: unequal, so that no loader can mistake one for the other
 BETAS = {
     "beta_start": 0.00085,
@@ -51,8 +51,8 @@ def write_sdxl(folder: Path, seed: int = 0) -> Path:
     _write(_vae(scaling_factor=0.13025, force_upcast=True), folder / "vae", generator)
     _write_encoder(CLIPTextModel, XL_WIDTHS[0], "quick_gelu", folder / "text_encoder", generator)
     _write_encoder(CLIPTextModelWithProjection, XL_WIDTHS[1], "gelu", folder / "text_encoder_2", generator)
-    _write_tokenizer(folder / "tokenizer", END)
-    _write_tokenizer(folder / "tokenizer_2", "!")
+    write_tokenizer(folder / "tokenizer", END)
+    write_tokenizer(folder / "tokenizer_2", "!")
     _write_json(folder / "scheduler" / "scheduler_config.json", EULER)
     index = {
         "_class_name": "StableDiffusionXLPipeline",
@@ -86,7 +86,7 @@ def write_sd15(folder: Path, seed: int = 0) -> Path:
     _write(_vae(), folder / "vae", generator)
     edit(folder, "vae/config.json", force_upcast=None, scaling_factor=None)  # the published one has neither
     _write_encoder(CLIPTextModel, 16, "quick_gelu", folder / "text_encoder", generator)
-    _write_tokenizer(folder / "tokenizer", END)
+    write_tokenizer(folder / "tokenizer", END)
     _write_json(folder / "scheduler" / "scheduler_config.json", PNDM)
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -180,12 +180,12 @@ def _write_encoder(kind, width: int, activation: str, folder: Path, generator: t
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
-def _write_tokenizer(folder: Path, pad_token: str) -> None:
+def write_tokenizer(folder: Path, pad_token: str) -> None:
     """The demo base's vocabulary in the files of CLIP's own tokenizer."""
-    start, merges = "<|startoftext|>", [" ".join(pair) for pair in BPE["merges"]]
+    merges = [" ".join(pair) for pair in BPE["merges"]]
     _write_json(folder / "vocab.json", BPE["vocab"])
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    special = {"bos_token": start, "eos_token": END, "unk_token": END, "pad_token": pad_token}
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(
         folder / "tokenizer_config.json",

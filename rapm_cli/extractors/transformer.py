@@ -1,0 +1,96 @@
+"""Networks of transformers on the hub or in a folder: which of their files are read, and how."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapm_cli.bases.hub import Selection, fetch
+from rapm_cli.bases.hub.selection import LackingError
+from rapm_cli.bases.weights import read_json
+from rapm_cli.core.errors import ConfigError, InputError, is_out_of_memory
+from rapm_cli.core.watch import Watcher
+
+CONFIGS = ("config.json", "preprocessor_config.json")
+TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better first: the other is a pickle, read as tensors alone
+REMEDY = "give a model of transformers: ORG/NAME[@REVISION] of the hub, or a folder"
+
+
+@dataclass(frozen=True)
+class Located:
+    """Files of a network.
+
+    Args:
+        folder: Where they are.
+        identity: What tells this network from others.
+    """
+
+    folder: Path
+    identity: str
+
+    def settings(self) -> dict[str, Any]:
+        """How pictures are prepared for it.
+
+        Raises:
+            InputError: It does not say so.
+        """
+        return read_json(self.folder / "preprocessor_config.json")
+
+    def load(self, kind: Any) -> Any:
+        """The network, on the CPU, in float32.
+
+        Raises:
+            InputError: The files are not those of such a network.
+        """
+        try:
+            made, said = kind.from_pretrained(
+                str(self.folder), local_files_only=True, output_loading_info=True, dtype="float32"
+            )
+        except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{self.folder} cannot be loaded: {str(error).strip()[:200]}", REMEDY) from error
+        if said["missing_keys"]:
+            raise InputError(f"{self.folder} lacks weights, first {min(said['missing_keys'])}", REMEDY)
+        return made.requires_grad_(False).eval()
+
+
+def locate(source: str, watcher: Watcher) -> Located:
+    """A network's files, fetched where they are missing.
+
+    Args:
+        source: `ORG/NAME[@REVISION]` of the hub, or a folder.
+        watcher: Sees what is downloaded.
+
+    Raises:
+        ConfigError: It is neither.
+        WeightsError: Files are missing and cannot be had.
+    """
+    if Path(source).is_dir():
+        return Located(Path(source), f"{Path(source).name} {_digest(Path(source))}")
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
+        raise ConfigError(f"{source} is neither a folder nor a repository", REMEDY)
+    snapshot = fetch(match[1], match[2], Selection(_choose, (*CONFIGS, *TEXT, WEIGHTS[0])), watcher)
+    return Located(snapshot.folder, f"{snapshot.repo}@{snapshot.commit[:12]}")
+
+
+def _choose(names: Collection[str], cached: Collection[str]) -> list[str]:
+    for name in CONFIGS:
+        if name not in names:
+            raise LackingError(name)
+    for known in (cached, names):
+        if weights := [name for name in WEIGHTS if name in known][:1]:
+            return [*CONFIGS, *(name for name in TEXT if name in names), *weights]
+    raise LackingError(WEIGHTS[0])
+
+
+def _digest(folder: Path) -> str:
+    from rapm_cli.core.checksum import file_sha256
+
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return file_sha256(folder / name)[:12]
+    raise InputError(f"{folder} has no {' or '.join(WEIGHTS)}", REMEDY)

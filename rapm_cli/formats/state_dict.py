@@ -1,0 +1,39 @@
+"""Tensors that other programs pickled; no code that a pickle names is run."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.errors import InputError
+
+SAFE_TORCH = (2, 10)
+
+
+def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
+    """The state dict that `torch.save` wrote.
+
+    Args:
+        source: The file.
+        remedy: What to do about one that is refused.
+
+    Raises:
+        InputError: It holds more than dense tensors by name, is damaged, or torch is too old to be safe.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise InputError(
+            f"{source} is a pickle, and torch {torch.__version__} can be made to run code by one (CVE-2026-24747)",
+            "install torch 2.10 or newer",
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickles that torch itself would not write
+            state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{source} holds more than tensors, or is damaged", remedy) from error
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{source} is not a state dict", remedy)
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise InputError(f"{source} has under {name!r} what is not a dense tensor", remedy)
+    return state
