@@ -1,0 +1,158 @@
+"""Reference statistics: what a set of pictures looks like to one network, and exactly how they were made."""
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rapm_cli.core.errors import InputError
+from rapm_cli.core.files import regular_file
+from rapm_cli.formats.header import read_header
+from rapm_cli.formats.tensors import write_tensors
+from rapm_cli.metrics.frechet import Moments
+
+KEY, FORMAT = "rapm_statistics", 1
+WORDS = ("extractor", "preparation", "source", "files")  # what is said of how they were made
+MAX_WIDTH = 8192  # of features
+MAX_HEADER = 10_000  # bytes of an array's header in a peer's file
+REMEDY = "make them anew: rapm eval --save-reference FILE"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one set of pictures, for one network.
+
+    Args:
+        moments: Mean and covariance of the features, float64.
+        extractor: The network's identity; None where the file does not say.
+        preparation: What was done to every picture before; None where the file does not say.
+        source: What the pictures were, in words.
+        files: sha256 over the names and bytes of all pictures.
+        features: (N, D) float32, where they were kept.
+    """
+
+    moments: Moments
+    extractor: str | None
+    preparation: str | None
+    source: str
+    files: str | None = None
+    features: Tensor | None = None
+
+    @property
+    def description(self) -> str:
+        """How they were made."""
+        made = f"{self.extractor or 'of an unknown network'}; {self.preparation or 'of unknown preparation'}"
+        count = f"{self.moments.count:,}" if self.moments.count else "an unknown number of"
+        return f"{count} pictures, {made}"
+
+
+def require_same(ours: Statistics, theirs: Statistics) -> None:
+    """See that two sets of features can be compared.
+
+    Raises:
+        InputError: They were made in different ways.
+    """
+    pairs = ((ours.extractor, theirs.extractor), (ours.preparation, theirs.preparation))
+    is_other = any(a and b and a != b for a, b in pairs)
+    if is_other or len(ours.moments.mean) != len(theirs.moments.mean):
+        raise InputError(
+            f"the statistics of {theirs.source} ({theirs.description}) were made differently from those of "
+            f"{ours.source} ({ours.description}): a distance between them would mean nothing",
+            f"give pictures instead of statistics, or {REMEDY}",
+        )
+
+
+def write_statistics(path: Path, made: Statistics, versions: dict[str, str]) -> None:
+    """Write a file of ours, whole or not at all.
+
+    Args:
+        path: Whose name ends in `.safetensors`.
+        made: What to write.
+        versions: Of the libraries that made them.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    width = len(made.moments.mean)
+    rows, columns = torch.triu_indices(width, width)
+    tensors = {"mean": made.moments.mean, "covariance": made.moments.covariance[rows, columns]}
+    if made.features is not None:
+        tensors["features"] = made.features
+    about = {"format": FORMAT, "count": made.moments.count, "versions": versions}
+    about |= {name: getattr(made, name) for name in WORDS}
+    write_tensors(path, tensors, {KEY: json.dumps(about)})
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Statistics from a file of ours, or from a peer's `.npz` with `mu` and `sigma`; no pickle is opened.
+
+    Raises:
+        InputError: It is neither, or what it holds is no mean and covariance.
+    """
+    regular_file(path, REMEDY)
+    try:
+        made = _of_peers(path) if path.suffix == ".npz" else _of_ours(path)
+    except InputError as error:
+        raise InputError(error.message, REMEDY) from error
+    except (OSError, KeyError, ValueError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+        said = f": {error}" if type(error) is ValueError else ""
+        raise InputError(f"{path} holds no statistics that rapm reads{said}", REMEDY) from error
+    _check(path, made.moments)
+    return made
+
+
+def _of_ours(path: Path) -> Statistics:
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    about = json.loads(header.metadata[KEY])
+    width = header.tensors["mean"].count
+    if about["format"] != FORMAT or header.tensors["covariance"].shape != (width * (width + 1) // 2,):
+        raise ValueError("it is of another format")
+    if width > MAX_WIDTH:
+        raise ValueError(f"it has {width:,} features")
+    words = {name: about[name] for name in WORDS}
+    if not all(isinstance(word, str | None) for word in words.values()):
+        raise ValueError("it does not say how it was made")
+    tensors = load_file(path)
+    rows, columns = torch.triu_indices(width, width)
+    covariance = torch.empty(width, width, dtype=torch.float64)
+    covariance[rows, columns] = covariance[columns, rows] = tensors["covariance"].double()
+    moments = Moments(tensors["mean"].double(), covariance, int(about["count"]))
+    return Statistics(moments, features=tensors.get("features"), **words)
+
+
+def _of_peers(path: Path) -> Statistics:
+    """Their files do not say how many pictures there were, nor how they were made."""
+    with zipfile.ZipFile(path) as archive:
+        mean, covariance = (torch.from_numpy(_array(archive, f"{name}.npy")) for name in ("mu", "sigma"))
+    return Statistics(Moments(mean, covariance, 0), None, None, f"the peers' file {path.name}")
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
+    """An array of floating point; its shape is looked at before room is made for it."""
+    from numpy.lib import format as npy
+
+    with archive.open(name) as file:
+        read_head = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+        shape, is_fortran, dtype = read_head(file, max_header_size=MAX_HEADER)
+        if dtype.kind != "f" or not 1 <= len(shape) <= 2 or max(shape) > MAX_WIDTH:
+            raise ValueError(f"{name} has the shape {shape} and the type {dtype}")
+        data = file.read(math.prod(shape) * dtype.itemsize)
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+    return values.astype(np.float64)
+
+
+def _check(path: Path, moments: Moments) -> None:
+    width, covariance = moments.mean.shape, moments.covariance
+    is_finite = bool(torch.isfinite(moments.mean).all() and torch.isfinite(covariance).all())
+    if len(width) != 1 or covariance.shape != (*width, *width) or not is_finite:
+        raise InputError(f"{path} has no finite mean and covariance of one width", REMEDY)
+    if not torch.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8) or bool((covariance.diagonal() < 0).any()):
+        raise InputError(f"{path} has a covariance that is none: not symmetric, or of negative variances", REMEDY)
