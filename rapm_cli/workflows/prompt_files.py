@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,16 @@ from rapm_cli.core.errors import InputError
 from rapm_cli.core.files import regular_file
 
 Found: TypeAlias = Iterator[tuple[str, str]]  # place and prompt, which may be blank
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One of COCO's: the id of its annotation, its place in the file, and the text on one line."""
+
+    number: int
+    place: str
+    text: str
+
 
 KEYS = ("prompt", "caption", "text")  # of an object, or at the head of a column; the first that is there counts
 MAX_BYTES = 64_000_000  # of one file
@@ -133,7 +144,17 @@ def _json(name: str, text: str) -> Found:
 
 def _captions(name: str, annotations: list[Any]) -> Found:
     """One caption an image, the one of smallest annotation id, in the order of image ids."""
-    chosen: dict[int, tuple[int, str, str]] = {}
+    for _, caption in sorted(captions_of_images(name, annotations).items()):
+        yield caption.place, caption.text
+
+
+def captions_of_images(name: str, annotations: list[Any]) -> dict[int, Caption]:
+    """By image id, its caption of smallest annotation id; blank ones do not count.
+
+    Raises:
+        InputError: An annotation is none.
+    """
+    chosen: dict[int, Caption] = {}
     for number, annotation in enumerate(annotations, 1):
         place = f"{name} annotation {number}"
         image, mine = (
@@ -141,11 +162,19 @@ def _captions(name: str, annotations: list[Any]) -> Found:
         )
         if type(image) is not int or type(mine) is not int:
             raise InputError(f"{place} has no whole numbers image_id and id", "give captions_val2014.json or its like")
-        caption = _string(annotation.get("caption"), place, "caption")
-        if caption.strip() and (image not in chosen or mine < chosen[image][0]):
-            chosen[image] = mine, place, caption
-    for _, (_, place, caption) in sorted(chosen.items()):
-        yield place, _on_one_line(caption)
+        text = _on_one_line(_string(annotation.get("caption"), place, "caption"))
+        if text.strip() and (image not in chosen or mine < chosen[image].number):
+            chosen[image] = Caption(mine, place, text)
+    return chosen
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of captions holds.
+
+    Raises:
+        InputError: It cannot be read, or is no JSON.
+    """
+    return _parse(_decode(_read(path, MAX_JSON_BYTES), str(path), MAX_JSON_BYTES), str(path))
 
 
 def _table(name: str, text: str, column: str | None) -> tuple[str, Found]:

@@ -1,0 +1,107 @@
+"""Real pictures to reference statistics: of a folder, of COCO, or from a file of statistics."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rapm_cli.core.checksum import file_sha256
+from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.watch import Watcher
+from rapm_cli.extractors import Extractor
+from rapm_cli.extractors.preparation import Picture, Preparation, pictures_in, read_picture
+from rapm_cli.extractors.statistics import Statistics, read_statistics
+from rapm_cli.metrics.frechet import RunningMoments
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.coco import coco_pairs
+
+COCO = "coco:"
+STATISTICS = (".safetensors", ".npz")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real pictures, or statistics of some.
+
+    Args:
+        source: What they are, in words.
+        paths: Files of pictures.
+        statistics: In place of pictures.
+    """
+
+    source: str
+    paths: tuple[Path, ...] = ()
+    statistics: Statistics | None = None
+
+
+def find_reference(given: str, count: int | None = None) -> Reference:
+    """What `--reference` means.
+
+    Args:
+        given: A folder, `coco:DIR`, or a file of statistics.
+        count: Pictures of COCO; None takes every one in the folder.
+
+    Raises:
+        ConfigError: It is none of these.
+        InputError: What it names is not what it should be.
+    """
+    if given.startswith(COCO):
+        folder = Path(given.removeprefix(COCO))
+        if count is None:
+            return Reference(f"all of {folder}/val2014", tuple(pictures_in(folder / "val2014")))
+        paths = tuple(pair.path for pair in coco_pairs(folder, count))
+        return Reference(f"{count:,} captioned images of {folder}", paths)
+    path = Path(given)
+    if path.is_dir():
+        return Reference(f"folder {path}", tuple(pictures_in(path)))
+    if path.suffix in STATISTICS:
+        return Reference(f"file {path}", statistics=read_statistics(path))
+    raise ConfigError(f"--reference {given} is no folder of pictures", "give a folder, coco:DIR or statistics of rapm")
+
+
+def statistics_of(
+    reference: Reference, preparation: Preparation, extractor: Extractor, watcher: Watcher, *, keep: bool
+) -> Statistics:
+    """What one network sees in real pictures.
+
+    Args:
+        reference: With pictures.
+        preparation: Of each.
+        extractor: The network.
+        watcher: Sees the bar.
+        keep: Keep the features too, which KID needs.
+
+    Raises:
+        InputError: A file is no picture.
+        Stopped: A signal came.
+    """
+    readers = [partial(_prepared, path, preparation) for path in reference.paths]
+    running, kept = RunningMoments(extractor.width), []
+    bar = watcher.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)
+    with bar as shown, stop.patient("these pictures"):
+        for features in extractor.features(readers):
+            running.add(features)
+            kept += [features] if keep else []
+            shown.advance(len(features))
+            stop.check("nothing is lost", "give the same command again")
+    return Statistics(
+        moments=running.result(),
+        extractor=extractor.identity,
+        preparation=preparation.spec,
+        source=reference.source,
+        files=files_digest(reference.paths),
+        features=torch.cat(kept) if keep else None,
+    )
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """The sha256 over the names and contents of files, in their order."""
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _prepared(path: Path, preparation: Preparation) -> Picture:
+    return preparation(read_picture(path))
