@@ -24,6 +24,11 @@ def readings_dir() -> Path:
     return cache_dir() / "readings"
 
 
+def galleries_dir() -> Path:
+    """Folder of pictures that evaluations have drawn, and of what networks saw in them."""
+    return cache_dir() / "galleries"
+
+
 def converted_dir() -> Path:
     """Folder of others' weights in our format."""
     return cache_dir() / "converted"

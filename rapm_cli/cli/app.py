@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from rapm_cli import __version__
-from rapm_cli.cli import commands
+from rapm_cli.cli import commands, evaluate
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
@@ -53,7 +53,7 @@ app = typer.Typer(
 for _name, _function in (
     ("distill", distill),
     ("generate", commands.generate),
-    ("eval", commands.evaluate),
+    ("eval", evaluate.evaluate),
     ("export", commands.export),
     ("inspect", inspect),
 ):

@@ -31,11 +31,19 @@ VALUES = {
     "start-from": ("student", "teacher"),
     "part": ("both", "held-out", "seen"),
     "report-to": ("tensorboard", "wandb", "trackio"),
-    "metrics": ("attributes", "pictures", "fd-demo", "kd-demo"),
+    "metrics": (
+        *("attributes", "pictures", "fd-demo", "kd-demo"),
+        *("fid", "kid", "clip", "fidelity", "latents", "position"),
+        *("cmmd", "fd-dinov2", "precision", "recall", "density", "coverage"),
+    ),
+    "protocol": ("coco30k", "dmd2-coco30k", "dmd2-coco10k"),
 }
-RUN_OPTIONS = ("lora",)  # take a run's name or a file
+RUN_OPTIONS = ("lora", "against")  # take a run's name or a file
 RUN_COMMANDS = ("export", "inspect")  # their argument is a run's name or a file
-FILE_OPTIONS = ("base", "config", "from", "output", "prompts", "lora", "study")
+FILE_OPTIONS = (
+    *("base", "config", "from", "output", "prompts", "lora", "study", "against"),
+    *("reference", "save-reference", "inception", "clip-model"),
+)
 _HOME = "${XDG_DATA_HOME:-$HOME/.local/share}/rapm"
 RUNS = f'"${{RAPM_HOME:-{_HOME}}}${{RAPM_HOME:+/data}}/runs"'
 

@@ -35,7 +35,8 @@ def survey(out: Output) -> None:
         out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
     columns = ["name", "base", "made", "settings", "size", "last used", "kept for"]
     _table(out, found, cache.TRAJECTORIES, columns, _trajectories)
-    for kind, noun in ((cache.READINGS, "readings of pictures"), (cache.CONVERTED, "converted weights")):
+    nouns = {cache.READINGS: "readings of pictures", cache.GALLERIES: "pictures of evaluations"}
+    for kind, noun in (nouns | {cache.CONVERTED: "converted weights"}).items():
         out.data(_heading(noun, found.total(kind), found.folders[kind]))
     for kind, noun in ((cache.LEFTOVERS, "left by killed processes"), (cache.REST, "small notes")):
         if found.of(kind):
@@ -44,7 +45,7 @@ def survey(out: Output) -> None:
     if found.of(cache.STUDIES):
         out.data(_heading("studies, with their runs", found.total(cache.STUDIES), found.folders[cache.STUDIES]))
     _left_alone(out, found)
-    ours = (cache.TRAJECTORIES, cache.READINGS, cache.CONVERTED, cache.LEFTOVERS, cache.REST)
+    ours = (cache.TRAJECTORIES, cache.READINGS, cache.GALLERIES, cache.CONVERTED, cache.LEFTOVERS, cache.REST)
     sums = {"models": (cache.MODELS, cache.OTHERS), "caches": ours, "runs": (cache.RUNS, cache.STUDIES)}
     out.data("in all: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
     out.result(found.record())

@@ -103,3 +103,43 @@ def comparison(out: Output, part: "Part") -> None:
     if closed := part.closed:
         interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
         out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
+
+
+def assessment(out: Output, record: dict[str, Any]) -> None:
+    """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
+    from rapm_cli.metrics.pictures import PICTURE_METRICS
+
+    names = list(dict.fromkeys(name for row in record["rows"] for name in row["metrics"]))
+    metrics = {name: PICTURE_METRICS[name] for name in names}
+    titles = [f"{metric.title} {'↑' if metric.is_higher_better else '↓'}" for metric in metrics.values()]
+    rows = [
+        [row["name"], str(row["evaluations"]), f"{row['pictures']:,}", f"{row['seconds_per_picture']:.3f}"]
+        + [_figure(row["metrics"].get(name), metric.digits) for name, metric in metrics.items()]
+        for row in record["rows"]
+    ]
+    title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
+    out.table(title, ["", "NFE", "pictures", "s/picture", *titles], rows)
+    for name, one in record["differences"].items():
+        more = (
+            f"{one['mean']:+.{metrics[name].digits + 1}f} [{one['low']:.4g}, {one['high']:.4g}], p {one['p_value']:.2g}"
+        )
+        won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
+        out.data(f"{metrics[name].title}, first less second: {more}; {won}")
+    for name, each in record["reference"].items():
+        out.fact("reference", f"{name}: {each['made']}")
+    for identity in record["extractors"].values():
+        out.fact("network", identity)
+    if "clip" in record["extractors"]:
+        out.fact("CLIP score", record["clip"])
+    out.fact("pictures", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
+    out.fact("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items()))
+    out.fact("fingerprint", record["fingerprint"])
+
+
+def _figure(figure: dict[str, Any] | None, digits: int) -> str:
+    if figure is None:
+        return ""
+    text = f"{figure['value']:.{digits}f}"
+    if "spread" in figure:
+        text += f" ±{figure['spread']:.{digits}f}"
+    return text + (f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]" if "low" in figure else "")

@@ -52,18 +52,25 @@ class Statistics:
         return f"{count} pictures, {made}"
 
 
-def require_same(ours: Statistics, theirs: Statistics) -> None:
-    """See that two sets of features can be compared.
+def require_same(theirs: Statistics, extractor: str, width: int, preparation: str) -> None:
+    """See that features of a network and of pictures so prepared can be compared with statistics.
+
+    Args:
+        theirs: The statistics.
+        extractor: The network's identity.
+        width: Of its features.
+        preparation: Of the pictures.
 
     Raises:
-        InputError: They were made in different ways.
+        InputError: The statistics were made in another way.
     """
-    pairs = ((ours.extractor, theirs.extractor), (ours.preparation, theirs.preparation))
-    is_other = any(a and b and a != b for a, b in pairs)
-    if is_other or len(ours.moments.mean) != len(theirs.moments.mean):
+    pairs = ((extractor, theirs.extractor), (preparation, theirs.preparation))
+    their_width = len(theirs.moments.mean)
+    if any(said is not None and ours != said for ours, said in pairs) or width != their_width:
         raise InputError(
-            f"the statistics of {theirs.source} ({theirs.description}) were made differently from those of "
-            f"{ours.source} ({ours.description}): a distance between them would mean nothing",
+            f"the statistics of {theirs.source} were made differently ({theirs.description}, {their_width} features) "
+            f"from what is compared with them ({extractor}; {preparation}, {width} features): a distance "
+            "between them would mean nothing",
             f"give pictures instead of statistics, or {REMEDY}",
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 from rapm_cli.bases.places import (
     cache_dir,
     converted_dir,
+    galleries_dir,
     readings_dir,
     runs_dir,
     studies_dir,
@@ -29,7 +30,8 @@ from rapm_cli.workflows.lock import HOLDER, LOCK, holder
 from rapm_cli.workflows.rundir import Run, all_runs, base_of
 
 MODELS, OTHERS = "models", "other_models"
-TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS, REST = "trajectories", "readings", "converted", "leftovers", "rest"
+TRAJECTORIES, READINGS, GALLERIES, CONVERTED = "trajectories", "readings", "galleries", "converted"
+LEFTOVERS, REST = "leftovers", "rest"
 RUNS, STUDIES = "runs", "studies"
 PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test holds these against the families
 _STORE, _SHARD, _READING = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
@@ -85,7 +87,7 @@ class Survey:
 
     def record(self) -> dict[str, Any]:
         """As JSON values, sizes in bytes."""
-        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
+        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
         return {
             "folders": {kind: str(folder) for kind, folder in self.folders.items()},
             **{kind: [entry.record() for entry in self.of(kind)] for kind in kinds},
@@ -98,12 +100,13 @@ def survey() -> Survey:
     """What is in the caches of rapm and of huggingface_hub, and all runs."""
     hub, models = _models()
     folders = {TRAJECTORIES: trajectories_dir(), READINGS: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
-    folders[STUDIES] = studies_dir()
+    folders |= {GALLERIES: galleries_dir(), STUDIES: studies_dir()}
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
     readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    places = (trajectories_dir(), readings_dir(), converted_dir())
-    known = {*stores, *readings, *converted, *(place / name for place in places for name in (LOCK, HOLDER))}
+    galleries = [path for path in _children(galleries_dir()) if _is_real(path) and _READING.fullmatch(path.name)]
+    places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
+    known = {*stores, *readings, *converted, *galleries, *(place / name for place in places for name in (LOCK, HOLDER))}
     foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
     foreign += [place for place in places if place.is_symlink()]
     needs = needs_of_runs()
@@ -111,7 +114,10 @@ def survey() -> Survey:
     if readings:
         entries.append(_together(READINGS, readings_dir(), readings))
     entries += [_together(CONVERTED, path, [path]) for path in converted]
-    if litter := [path for place in (cache_dir(), *_children(cache_dir()), *stores) for path in _leftovers(place)]:
+    entries += [_together(GALLERIES, path, [path]) for path in galleries]
+    if litter := [
+        path for place in (cache_dir(), *_children(cache_dir()), *stores, *galleries) for path in _leftovers(place)
+    ]:
         entries.append(_together(LEFTOVERS, cache_dir(), litter))
     if rest := [path for path in _children(cache_dir()) if path not in places and not is_marked(path)]:
         entries.append(_together(REST, cache_dir(), rest))

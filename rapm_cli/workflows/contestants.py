@@ -15,7 +15,7 @@ from rapm_cli.core.schedule import fine_grid, slot_edges
 from rapm_cli.core.trajectories import walk_teacher
 from rapm_cli.formats.lora import LoraFile
 
-Draw = Callable[[Tensor, Conditioning], Tensor]  # noise and conditioning to clean latents
+Walk = Callable[[Tensor, Conditioning], list[Tensor]]  # noise and conditioning to positions, the clean one first
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,20 @@ class Contestant:
         role: "teacher", "base" or "student".
         steps: Steps that it takes.
         evaluations: Network evaluations for each picture; guidance doubles them.
-        draw: Noise and conditioning to clean latents.
+        walk: Noise and conditioning to latents at the student's slot edges, `[0]` clean, the last the noise; of who
+            takes other steps at their times.
         identity: What makes its pictures, for the cache.
     """
 
     role: str
     steps: int
     evaluations: int
-    draw: Draw
+    walk: Walk
     identity: str
+
+    def draw(self, z: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, h, w) noise to clean latents."""
+        return self.walk(z, cond)[0]
 
     @property
     def title(self) -> str:
@@ -46,7 +51,7 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
     """The two that a student stands between: the guided teacher on the fine grid, the bare base at N steps."""
     fine = fine_grid(config.num_slots, config.fine_steps, base.backbone.schedule.length)
     return [
-        _undistilled("teacher", base, config, identity, fine, config.guidance_scale),
+        _undistilled("teacher", base, config, identity, fine, config.guidance_scale, apart=config.fine_steps),
         few_steps(base, config, identity, config.num_slots, 1),
     ]
 
@@ -62,20 +67,27 @@ def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int,
     recipe = sampler.recipe(steps)  # before a LoRA is attached, the student is the bare network
     made_by = f"{_made_by(base, identity, config)} bare {recipe}"
     return Contestant(
-        "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler)[0], made_by
+        "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler), made_by
     )
 
 
 def _undistilled(
-    role: str, base: LoadedBase, config: TeacherConfig, identity: str, times: list[int], guidance_scale: float
+    role: str,
+    base: LoadedBase,
+    config: TeacherConfig,
+    identity: str,
+    times: list[int],
+    guidance_scale: float,
+    apart: int = 1,
 ) -> Contestant:
-    def draw(z: Tensor, cond: Conditioning) -> Tensor:
-        *_, clean = walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale)
-        return clean
+    """Its edges are so many of its steps apart."""
+
+    def walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
+        return list(walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale))[::-apart]
 
     steps, made_by = len(times) - 1, _made_by(base, identity, config)
     evaluations = steps * (1 if guidance_scale == 1 else 2)
-    return Contestant(role, steps, evaluations, draw, f"{made_by} {times} guidance {guidance_scale}")
+    return Contestant(role, steps, evaluations, walk, f"{made_by} {times} guidance {guidance_scale}")
 
 
 def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> Contestant:
@@ -92,7 +104,7 @@ def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFi
         "student",
         steps,
         steps,
-        lambda z, cond: sample_student(base.backbone, z, cond, steps, lora.sampler)[0],
+        lambda z, cond: sample_student(base.backbone, z, cond, steps, lora.sampler),
         f"{_made_by(base, identity, config)} student {steps} {lora.digest()}{renoised}",
     )
 

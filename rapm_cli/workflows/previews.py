@@ -15,7 +15,7 @@ from rapm_cli.core.sample import sample_student
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.checkpoints import name_of
-from rapm_cli.workflows.contestants import Contestant, Draw
+from rapm_cli.workflows.contestants import Contestant, Walk
 from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
 from rapm_cli.workflows.rundir import Run
@@ -69,7 +69,7 @@ class Previews:
         self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.prompts)
         self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
-        self._teacher = self._draw(teacher.draw)
+        self._teacher = self._draw(teacher.walk)
 
     def after(self, done: int) -> "Image | None":
         """The sheet after so many iterations, where one is due; it is in the run folder, too."""
@@ -91,7 +91,7 @@ class Previews:
 
     def _sheet(self, done: int) -> "Image":
         backbone = self._loaded.backbone
-        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler)[0])
+        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
         try:
@@ -99,11 +99,11 @@ class Previews:
         finally:
             self._loaded.rest()  # a roomy card would keep the autoencoder, which no plan counts beside training
 
-    def _draw(self, draw: Draw) -> Tensor:
+    def _draw(self, walk: Walk) -> Tensor:
         """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
         device = self._loaded.device
         rows = (slice(k, k + 1) for k in range(len(self._noise)))
-        return torch.cat([draw(self._noise[row].to(device), self._cond[row].to(device)).cpu() for row in rows])
+        return torch.cat([walk(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])

@@ -8,10 +8,19 @@ from pathlib import Path
 from rapm_cli.core.commit import remove_commit
 from rapm_cli.core.errors import DiskError
 from rapm_cli.core.files import sweep
-from rapm_cli.workflows.cache import CONVERTED, LEFTOVERS, READINGS, TRAJECTORIES, Entry, Survey, needs_of_runs
+from rapm_cli.workflows.cache import (
+    CONVERTED,
+    GALLERIES,
+    LEFTOVERS,
+    READINGS,
+    TRAJECTORIES,
+    Entry,
+    Survey,
+    needs_of_runs,
+)
 from rapm_cli.workflows.lock import if_free
 
-PRUNABLE = (TRAJECTORIES, READINGS, CONVERTED, LEFTOVERS)
+PRUNABLE = (TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS)
 
 
 def plan(found: Survey, *, is_all: bool) -> tuple[list[Entry], list[tuple[Entry, str]]]:

@@ -111,7 +111,7 @@ def test_the_survey_counts_every_byte_and_dates_it(rapm, run, store, home):
 def test_of_an_empty_home_there_is_little_to_tell(rapm, home):
     code, out, err = rapm("inspect", "cache")
     assert (code, err) == (0, "")
-    assert out.count(": none in ") == 5
+    assert out.count(": none in ") == 6
     assert rapm(*PRUNE, "--yes")[1] == "nothing was removed\n"
     assert not home.exists()
 

@@ -105,8 +105,10 @@ def test_values_are_those_of_the_registries():
     from rapm_cli.core.config import DISCRIMINATOR_SETS, START_FROM
     from rapm_cli.core.discriminators import DISCRIMINATORS
     from rapm_cli.core.methods import METHODS
+    from rapm_cli.metrics.pictures import PICTURE_METRICS
     from rapm_cli.metrics.registry import METRICS
     from rapm_cli.workflows.evaluate import PARTS
+    from rapm_cli.workflows.protocols import PROTOCOLS
     from rapm_cli.workflows.trackers import TRACKERS
 
     assert set(VALUES["base"]) == set(BASES.names())
@@ -114,7 +116,8 @@ def test_values_are_those_of_the_registries():
     assert set(VALUES["discriminator"]) == set(DISCRIMINATORS.names())
     assert set(VALUES["discriminators"]) == set(DISCRIMINATOR_SETS)
     assert set(VALUES["start-from"]) == set(START_FROM)
-    assert set(VALUES["metrics"]) == set(METRICS.names())
+    assert set(VALUES["metrics"]) == {*METRICS.names(), *PICTURE_METRICS.names()}
+    assert set(VALUES["protocol"]) == set(PROTOCOLS.names())
     assert set(VALUES["report-to"]) == set(TRACKERS.names())
     assert set(VALUES["part"]) == set(PARTS)
     assert set(VALUES["precision"]) == {"auto", *DTYPES}

@@ -1,0 +1,197 @@
+"""The `eval` command: a student in numbers, on the demo world or the visible one; or a study, or a benchmark."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rapm_cli.cli import options, show
+from rapm_cli.cli.console import Output
+from rapm_cli.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rapm_cli.workflows.asking import Options
+    from rapm_cli.workflows.choose import Chosen
+
+WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
+EXAM_SAMPLES = 640
+OF_DEMO = ("part",)
+OF_WORLD = (
+    *("protocol", "reference", "save_reference", "prompts", "against", "beside", "batch_size"),
+    *("inception", "clip_model"),
+)
+
+
+def evaluate(
+    context: typer.Context,
+    base: options.Base = None,
+    lora: options.Lora = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second LoRA, compared with the first prompt by prompt.", rich_help_panel=WHAT)
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Prompts; on the demo base in each part.", show_default="640, 1000", rich_help_panel=WHAT),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="With commas. Demo: attributes, pictures, fd-demo, kd-demo. Others: fid, kid, clip, fidelity, "
+            "latents, position; cmmd, fd-dinov2, precision, recall, density, coverage.",
+            show_default="all of demo, the first six",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.", rich_help_panel=WHAT)] = 0,
+    part: Annotated[
+        str, typer.Option(help="Of the demo world: held-out, seen or both.", rich_help_panel=WHAT)
+    ] = "both",
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=WHAT)] = None,
+    beside: Annotated[
+        int | None,
+        typer.Option(min=0, help="Prompts that the teacher draws too.", show_default="64", rich_help_panel=WHAT),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.", rich_help_panel=WHAT)] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="coco30k, dmd2-coco30k or dmd2-coco10k.", rich_help_panel=REAL)
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Folder of pictures, coco:DIR, or a file of statistics.", rich_help_panel=REAL),
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write the reference's statistics to a file, and stop.", rich_help_panel=REAL)
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Inception's weights, else RAPM_WEIGHTS_DIR, torch hub.", rich_help_panel=REAL)
+    ] = None,
+    clip_model: Annotated[
+        str | None, typer.Option(help="CLIP: ORG/NAME[@REVISION] or a folder.", rich_help_panel=REAL)
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            help="Work through a table of distillations: a TOML file, or one that ships.", rich_help_panel=OTHER
+        ),
+    ] = None,
+    benchmark: Annotated[
+        bool,
+        typer.Option("--benchmark", help="Measure speed and memory, with random weights.", rich_help_panel=OTHER),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="With --benchmark: also where time goes, and what other ways save.", rich_help_panel=OTHER
+        ),
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    offline: options.Offline = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure teacher, undistilled base and student on the same prompts and noise.
+
+    With --benchmark measure the device instead, with --study the distillations of a file.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    out.say("starting")
+    if study is not None:
+        from rapm_cli.cli import study as studies
+
+        studies.check_alone(options.typed(context))
+        studies.study(out, study, output, device)
+        return
+    if benchmark or profile:
+        if not benchmark or lora:
+            raise ConfigError("--profile goes with --benchmark, and --benchmark without --lora", "see rapm eval --help")
+        from rapm_cli.cli import speed
+
+        speed.benchmark(out, base or "sdxl", device, precision, is_profiled=profile)
+        return
+    from rapm_cli.bases.device import find_device
+    from rapm_cli.workflows.asking import Options
+    from rapm_cli.workflows.choose import choose
+
+    names = None if metrics is None else options.parse_names(metrics)
+    asked = Options(
+        protocol=protocol, prompts=prompts, reference=reference, metrics=names, samples=samples, seed=seed,
+        batch_size=batch_size, beside=beside, inception=inception, clip_model=clip_model,
+    )  # fmt: skip
+    place = find_device(device)
+    if save_reference is not None:
+        _save_reference(out, asked, save_reference, place)
+        return
+    chosen = choose(base, lora, out)
+    out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
+    is_demo = chosen.base.set_exam is not None
+    _refuse(options.typed(context), OF_WORLD if is_demo else OF_DEMO, chosen.base.name)
+    if is_demo:
+        _examine(out, chosen, asked, part, place, precision)
+    else:
+        _assess(out, [chosen, *([choose(base, against, out)] if against else [])], asked, place, precision)
+
+
+def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
+    for name in unheeded:
+        if name in typed:
+            raise ConfigError(f"--{name.replace('_', '-')} says nothing for base {base}", "leave it out")
+
+
+def _examine(
+    out: Output, chosen: "Chosen", asked: "Options", part: str, device: "torch.device", precision: str
+) -> None:
+    """On the demo world, where every prompt's right answer is known."""
+    from rapm_cli.bases.device import describe_machine
+    from rapm_cli.metrics.registry import METRICS
+    from rapm_cli.workflows.comparison import to_record
+    from rapm_cli.workflows.evaluate import PARTS, evaluate_lora
+
+    if part not in PARTS:
+        raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
+    parts = evaluate_lora(
+        chosen,
+        samples=EXAM_SAMPLES if asked.samples is None else asked.samples,
+        seed=asked.seed,
+        parts=PARTS[part],
+        metrics=list(METRICS.names() if asked.metrics is None else asked.metrics),
+        device=device,
+        precision=precision,
+        watcher=out,
+    )
+    for each in parts:
+        show.comparison(out, each)
+    machine = describe_machine(device)
+    out.say(machine)
+    out.result({"lora": str(chosen.lora_path), "machine": machine, "parts": list(map(to_record, parts))})
+
+
+def _assess(out: Output, students: "list[Chosen]", asked: "Options", device: "torch.device", precision: str) -> None:
+    """On the visible world, against real pictures and the teacher."""
+    from rapm_cli.bases.device import describe_machine
+    from rapm_cli.workflows.asking import ask
+    from rapm_cli.workflows.assess import assess
+    from rapm_cli.workflows.assessment_record import to_record
+
+    request = ask(students[0], asked, out)
+    made = assess(students, request, device=device, precision=precision, watcher=out)
+    record = to_record(
+        made,
+        base=students[0].base.name,
+        loras=[str(chosen.lora_path) for chosen in students],
+        machine=describe_machine(device),
+    )
+    show.assessment(out, record)
+    out.result(record)
+
+
+def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:
+    from rapm_cli.workflows.save_reference import save_reference
+
+    made = save_reference(asked, path, device, out)
+    out.data(f"{path}  {made.description}")
+    out.result({"path": str(path), "made": made.description, "files": made.files, "source": made.source})

@@ -1,0 +1,254 @@
+"""A student of the visible world in numbers: drawn once, looked at by every network that a metric asks for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rapm_cli.bases import LoadedBase
+from rapm_cli.bases.device import DTYPES, find_precision
+from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.watch import Watcher
+from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
+from rapm_cli.extractors.clip import open_pair
+from rapm_cli.extractors.statistics import Statistics, require_same
+from rapm_cli.formats.lora import apply_lora
+from rapm_cli.metrics.paired import Difference, paired_difference
+from rapm_cli.metrics.pictures import CLIP, PICTURE_METRICS, Beside, Evidence, Figure, Real
+from rapm_cli.workflows.choose import Chosen
+from rapm_cli.workflows.contestants import student, teacher_and_base
+from rapm_cli.workflows.gallery import Gallery, Plan
+from rapm_cli.workflows.launched import world_size
+from rapm_cli.workflows.looking import look
+from rapm_cli.workflows.protocols import Protocol
+from rapm_cli.workflows.reference import Reference, statistics_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be found out.
+
+    Args:
+        protocol: How.
+        prompts: As many as there are samples.
+        metrics: Names from `PICTURE_METRICS`.
+        reference: Real pictures, where a metric needs some.
+        seed: Of the noise.
+        batch: Prompts that are drawn together.
+        beside: Of the first so many prompts, the teacher and the bare base are drawn too.
+        inception: Path of Inception's weights, where the user named one.
+    """
+
+    protocol: Protocol
+    prompts: Sequence[str]
+    metrics: Sequence[str]
+    reference: Reference | None
+    seed: int
+    batch: int
+    beside: int
+    inception: Path | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What the student draws."""
+        return Plan(self.prompts, self.seed, self.batch, self.protocol.preparation, self.protocol.rounding)
+
+    @property
+    def short_plan(self) -> Plan:
+        """What everybody draws: whole batches of the same."""
+        whole = -(-self.beside // self.batch) * self.batch if self.beside else 0
+        return replace(self.plan, prompts=self.prompts[:whole])
+
+    @property
+    def extractors(self) -> list[str]:
+        """Names of those that the metrics look through."""
+        names = (PICTURE_METRICS[name].extractor for name in self.metrics)
+        return list(dict.fromkeys(name for name in names if name))
+
+    def wants(self, extractor: str, need: str) -> bool:
+        """Whether a metric that looks through it has such a need."""
+        asked = (PICTURE_METRICS[name] for name in self.metrics)
+        return any(metric.extractor == extractor and getattr(metric, need) for metric in asked)
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """One contestant.
+
+    Args:
+        gallery: Its pictures.
+        figures: By metric, those that can be computed of so many.
+        seconds: Of each picture.
+        beside: Its first pictures beside the teacher's.
+    """
+
+    gallery: Gallery
+    figures: dict[str, Figure]
+    seconds: float
+    beside: Beside | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What was found out.
+
+    Args:
+        request: What was asked.
+        rows: Students first, then the teacher and the bare base where they were drawn.
+        extractors: Identities of the networks that looked, by name.
+        real: Descriptions of what was compared with, by network.
+        differences: What the first student has more than the second, by metric.
+    """
+
+    request: Request
+    rows: list[Assessed]
+    extractors: dict[str, str]
+    real: dict[str, Statistics]
+    differences: dict[str, Difference]
+
+    @property
+    def fingerprint(self) -> str:
+        """What two evaluations share whose figures can be compared: all but the contestants."""
+        request = self.request
+        prompts = hashlib.sha256(json.dumps(list(request.prompts)).encode()).hexdigest()
+        files = {name: (made.description, made.files) for name, made in self.real.items()}
+        key = [request.protocol.words, prompts, request.seed, self.extractors, files]
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def assess(
+    students: Sequence[Chosen], request: Request, *, device: torch.device, precision: str, watcher: Watcher
+) -> Assessment:
+    """Draw, look and compute.
+
+    Args:
+        students: One, or two that are compared with each other; of one base.
+        request: What is to be found out.
+        device: Where to compute.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        watcher: Sees bars and talk.
+
+    Raises:
+        WeightsError: A network's weights are missing; nothing has been drawn yet.
+        InputError: The reference was made in another way.
+        Stopped: A signal came; what was drawn is kept.
+    """
+    real = _reference(request, device, watcher)  # first, so that what is missing is told before hours of drawing
+    galleries = _draw_all(students, request, device, find_precision(precision, device), watcher)
+    features: list[dict[str, Tensor]] = [{} for _ in galleries]
+    identities, texts = {}, None
+    for name in request.extractors:
+        extractor, embedded = _open(name, request, device, watcher)
+        identities[name] = extractor.identity
+        texts = texts if embedded is None else embedded
+        for seen, gallery in zip(features, galleries, strict=True):
+            if len(gallery.plan.prompts) == len(request.prompts):
+                seen[name] = look(gallery, extractor, watcher)
+    teacher = next((gallery for gallery in galleries if gallery.contestant.role == "teacher"), None)
+    rows = []
+    for seen, gallery in zip(features, galleries, strict=True):
+        beside = _beside(gallery, teacher) if teacher and gallery is not teacher else None
+        sides = {name: Real(made.moments, made.features) for name, made in real.items()}
+        evidence = Evidence(seen, sides, texts, beside)
+        rows.append(Assessed(gallery, _figures(request.metrics, evidence), gallery.seconds(), beside))
+    return Assessment(request, rows, identities, real, _differences(rows) if len(students) > 1 else {})
+
+
+def _reference(request: Request, device: torch.device, watcher: Watcher) -> dict[str, Statistics]:
+    """By extractor, what it sees in the reference; every network is opened once."""
+    found = {}
+    for name in request.extractors:
+        extractor, _ = _open(name, replace(request, prompts=[]), device, watcher)
+        if request.reference and request.wants(name, "wants_moments") | request.wants(name, "wants_features"):
+            found[name] = _statistics(request, name, extractor, watcher)
+    return found
+
+
+def _statistics(request: Request, name: str, extractor: Extractor, watcher: Watcher) -> Statistics:
+    reference, preparation = request.reference, request.protocol.preparation
+    assert reference is not None
+    keep = request.wants(name, "wants_features")
+    if reference.statistics is None:
+        return statistics_of(reference, preparation, extractor, watcher, keep=keep)
+    require_same(reference.statistics, extractor.identity, extractor.width, preparation.spec)
+    return reference.statistics
+
+
+def _open(name: str, request: Request, device: torch.device, watcher: Watcher) -> tuple[Extractor, Tensor | None]:
+    """An extractor, and of CLIP the prompts' embeddings."""
+    opening = Opening(device, watcher, request.inception, request.protocol.clip_model)
+    if name != CLIP:
+        return EXTRACTORS[name](opening), None
+    extractor, reader = open_pair(opening, request.protocol.clip_prefix)
+    if cut := sum(map(reader.is_cut, request.prompts)):
+        watcher.warn(f"CLIP does not read the end of {cut:,} of {len(request.prompts):,} prompts")
+    return extractor, reader.features(list(request.prompts)) if request.prompts else None
+
+
+def _draw_all(
+    students: Sequence[Chosen], request: Request, device: torch.device, precision: str, watcher: Watcher
+) -> list[Gallery]:
+    """All galleries, drawn: each student's, then, of the first prompts, the teacher's and the bare base's."""
+    first, drawn, short = students[0], [], request.short_plan
+    walked = len(short.prompts)
+    weights = first.base.locate(watcher)
+    config = TeacherConfig(base=first.base.name, precision=precision, **first.teacher)
+    others: list[Gallery] = []
+    for chosen in students:
+        watcher.say(f"loading {chosen.base.name}")
+        loaded = LoadedBase(weights, device, DTYPES[precision])
+        if walked and not others:  # before a LoRA is attached
+            others = [Gallery(who, short, walked) for who in teacher_and_base(loaded, config, weights.identity)]
+            for gallery in others:
+                gallery.draw(loaded, watcher, share=_share())
+        apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
+        gallery = Gallery(student(loaded, config, weights.identity, chosen.lora), request.plan, walked)
+        gallery.draw(loaded, watcher, share=_share())
+        drawn.append(gallery)
+    return drawn + others
+
+
+def _share() -> tuple[int, int]:
+    """This process's number among those that torchrun started, and how many there are."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0, world_size()
+
+
+def _beside(gallery: Gallery, teacher: Gallery) -> Beside:
+    """How far a contestant is from the teacher, on the prompts that both drew."""
+    pictures, positions = [], []
+    for chunk in teacher.plan.chunks:
+        for k in chunk:
+            off = gallery.picture(chunk, k).astype(np.float64) - teacher.picture(chunk, k)
+            pictures.append(float(np.sqrt((off**2).mean())))
+        off_edges = (gallery.positions(chunk) - teacher.positions(chunk))[:, :-1]  # the noise is the same
+        positions.append(off_edges.square().mean(dim=(2, 3, 4)).sqrt())
+    return Beside(torch.tensor(pictures, dtype=torch.float64), torch.cat(positions))
+
+
+def _figures(metrics: Sequence[str], evidence: Evidence) -> dict[str, Figure]:
+    """Those metrics that the evidence is enough for."""
+    figures = {}
+    for name in metrics:
+        metric = PICTURE_METRICS[name]
+        has_features = metric.extractor is None or metric.extractor in evidence.features
+        if has_features and (evidence.beside is not None or not metric.wants_teacher):
+            figures[name] = metric.compute(evidence)
+    return figures
+
+
+def _differences(rows: Sequence[Assessed]) -> dict[str, Difference]:
+    """What the first has more than the second, of the metrics that are means over prompts."""
+    first, second = rows[0].figures, rows[1].figures
+    found = {}
+    for name in first:
+        ours, theirs = first[name].by_prompt, second[name].by_prompt
+        if ours is not None and theirs is not None:
+            found[name] = paired_difference(ours, theirs, generator_for("paired", name))
+    return found

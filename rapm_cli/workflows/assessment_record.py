@@ -1,0 +1,79 @@
+"""An assessment as JSON values, with all that a figure depends on."""
+
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rapm_cli import __version__
+from rapm_cli.metrics.pictures import Figure
+from rapm_cli.workflows.assess import Assessed, Assessment
+
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy", "torch-fidelity")
+
+
+def to_record(made: Assessment, *, base: str, loras: list[str], machine: str) -> dict[str, Any]:
+    """The whole record.
+
+    Args:
+        made: What was found out.
+        base: Name of the base.
+        loras: Paths of the students' files.
+        machine: What computed.
+    """
+    request = made.request
+    return {
+        "fingerprint": made.fingerprint,
+        **request.protocol.words,
+        "base": base,
+        "loras": loras,
+        "samples": len(request.prompts),
+        "beside_teacher": len(request.short_plan.prompts),
+        "seed": request.seed,
+        "batch": request.batch,
+        "extractors": made.extractors,
+        "reference": {name: {"made": each.description, "files": each.files} for name, each in made.real.items()},
+        "versions": versions(),
+        "machine": machine,
+        "rows": [_row(row, name) for row, name in zip(made.rows, _names(made, loras), strict=True)],
+        "differences": {name: asdict(difference) for name, difference in made.differences.items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of rapm and the libraries that a figure can depend on, those that are installed."""
+    found = {"rapm": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _names(made: Assessment, loras: list[str]) -> list[str]:
+    """Titles, and where there are two students the files that tell them apart."""
+    titles = [row.gallery.contestant.title for row in made.rows]
+    if len(loras) > 1:
+        titles[: len(loras)] = [f"{title}: {lora}" for title, lora in zip(titles, loras, strict=False)]
+    return titles
+
+
+def _row(row: Assessed, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": row.gallery.contestant.role,
+        "evaluations": row.gallery.contestant.evaluations,
+        "pictures": len(row.gallery.plan.prompts),
+        "seconds_per_picture": round(row.seconds, 4),
+        "folder": str(row.gallery.folder),
+        "positions_by_edge": None if row.beside is None else row.beside.positions.mean(dim=0).tolist(),
+        "metrics": {name: _figure(figure) for name, figure in row.figures.items()},
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    by_prompt = None if figure.by_prompt is None else [round(value, 5) for value in figure.by_prompt.tolist()]
+    known = {"value": figure.value, "low": figure.low, "high": figure.high, "spread": figure.spread}
+    return {name: value for name, value in known.items() if value is not None} | (
+        {"by_prompt": by_prompt} if by_prompt else {}
+    )

@@ -1,0 +1,76 @@
+"""What a network sees in a gallery's pictures, kept beside them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.commit import commit, read_commit
+from rapm_cli.core.errors import DamagedError
+from rapm_cli.core.watch import Watcher
+from rapm_cli.extractors import Extractor
+from rapm_cli.workflows import stop
+from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.gallery import Gallery
+from rapm_cli.workflows.lock import locked
+
+FEATURES = "features.safetensors"
+SHELF = 1024  # pictures whose features are kept together
+
+
+def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Tensor:
+    """(N, D) float32 features of all pictures of a gallery that has been drawn.
+
+    Raises:
+        Stopped: A signal came; the features of all whole shelves are kept.
+    """
+    count = len(gallery.plan.prompts)
+    pictures = list(gallery.readers())
+    shelves = [range(k, min(k + SHELF, count)) for k in range(0, count, SHELF)]
+    found = {shelf: _recall(_place(gallery, extractor, shelf)) for shelf in shelves}
+    done = sum(len(shelf) for shelf, features in found.items() if features is not None)
+    if done < count:
+        name = extractor.identity.partition(" ")[0].rpartition("/")[2]
+        bar = watcher.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
+        with bar as shown, stop.patient("this batch"):
+            for shelf in (shelf for shelf, features in found.items() if features is None):
+                seen = []
+                for features in extractor.features(pictures[shelf.start : shelf.stop]):
+                    seen.append(features)
+                    shown.advance(len(features))
+                    stop.check("what was seen before is kept", "go on with: the same command")
+                found[shelf] = torch.cat(seen)
+                _keep(_place(gallery, extractor, shelf), torch.cat(seen), watcher)
+    return torch.cat([features for features in found.values() if features is not None])
+
+
+def _place(gallery: Gallery, extractor: Extractor, shelf: range) -> Path:
+    """A commit that is known by the pictures and by the network."""
+    prompts = [gallery.plan.prompts[k] for k in shelf]
+    key = json.dumps([extractor.identity, shelf.start, prompts])
+    return gallery.folder / f"seen-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+
+
+def _recall(place: Path) -> Tensor | None:
+    from safetensors.torch import load
+
+    try:
+        features: Tensor = load(read_commit(place, place.name)[1][FEATURES])["features"]
+    except DamagedError:  # or absent: it costs a look
+        return None
+    return features
+
+
+def _keep(place: Path, features: Tensor, watcher: Watcher) -> None:
+    from safetensors.torch import save
+
+    files = {FEATURES: save({"features": features})}
+
+    def write() -> None:
+        with locked(place.parent, watcher, "Ctrl-C leaves", is_patient=True):
+            if _recall(place) is None:
+                commit(place, files, fingerprint=place.name)
+
+    with_retries(write, place, features.nbytes, watcher, "what was seen before is kept", "free space, and go on")
