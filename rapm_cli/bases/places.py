@@ -55,6 +55,11 @@ def study_runs_dir() -> Path:
     return studies_dir() / "runs"
 
 
+def reports_dir() -> Path:
+    """Folder of the reports of evaluations."""
+    return data_dir() / "reports"
+
+
 def pictures_dir() -> Path:
     """Folder of generated pictures, unless the user names another."""
     return data_dir() / "pictures"

@@ -1,7 +1,7 @@
 """The `eval` command: a student in numbers, on the demo world or the visible one; or a study, or a benchmark."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,16 +10,20 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from rapm_cli.workflows.asking import Options
+    from rapm_cli.workflows.assess import Assessment
     from rapm_cli.workflows.choose import Chosen
+    from rapm_cli.workflows.report import TableSection
 
 WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
 EXAM_SAMPLES = 640
 OF_DEMO = ("part",)
 OF_WORLD = (
-    *("protocol", "reference", "save_reference", "prompts", "against", "beside", "batch_size"),
+    *("protocol", "reference", "save_reference", "prompts", "against"),
     *("inception", "clip_model"),
 )
 
@@ -131,9 +135,9 @@ def evaluate(
     is_demo = chosen.base.set_exam is not None
     _refuse(options.typed(context), OF_WORLD if is_demo else OF_DEMO, chosen.base.name)
     if is_demo:
-        _examine(out, chosen, asked, part, place, precision)
+        _examine(out, chosen, asked, part, output, place, precision)
     else:
-        _assess(out, [chosen, *([choose(base, against, out)] if against else [])], asked, place, precision)
+        _assess(out, [chosen, *([choose(base, against, out)] if against else [])], asked, output, place, precision)
 
 
 def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
@@ -143,13 +147,21 @@ def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
 
 
 def _examine(
-    out: Output, chosen: "Chosen", asked: "Options", part: str, device: "torch.device", precision: str
+    out: Output,
+    chosen: "Chosen",
+    asked: "Options",
+    part: str,
+    output: Path | None,
+    device: "torch.device",
+    precision: str,
 ) -> None:
     """On the demo world, where every prompt's right answer is known."""
-    from rapm_cli.bases.device import describe_machine
     from rapm_cli.metrics.registry import METRICS
-    from rapm_cli.workflows.comparison import to_record
+    from rapm_cli.workflows.asking import ask_of_exam
+    from rapm_cli.workflows.assess import assess
+    from rapm_cli.workflows.comparison import closed_in_words, table, title, to_record
     from rapm_cli.workflows.evaluate import PARTS, evaluate_lora
+    from rapm_cli.workflows.report import TableSection
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
@@ -165,28 +177,52 @@ def _examine(
     )
     for each in parts:
         show.comparison(out, each)
-    machine = describe_machine(device)
-    out.say(machine)
-    out.result({"lora": str(chosen.lora_path), "machine": machine, "parts": list(map(to_record, parts))})
+    made = assess([chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, watcher=out)
+    tables = [TableSection(title(each).capitalize(), *table(each), note=closed_in_words(each)) for each in parts]
+    record = _reported(out, made, [chosen], output, device, tables) | {"parts": list(map(to_record, parts))}
+    show.assessment(out, record)
+    out.result({"lora": str(chosen.lora_path), **record})
 
 
-def _assess(out: Output, students: "list[Chosen]", asked: "Options", device: "torch.device", precision: str) -> None:
+def _assess(
+    out: Output,
+    students: "list[Chosen]",
+    asked: "Options",
+    output: Path | None,
+    device: "torch.device",
+    precision: str,
+) -> None:
     """On the visible world, against real pictures and the teacher."""
-    from rapm_cli.bases.device import describe_machine
     from rapm_cli.workflows.asking import ask
     from rapm_cli.workflows.assess import assess
-    from rapm_cli.workflows.assessment_record import to_record
 
-    request = ask(students[0], asked, out)
-    made = assess(students, request, device=device, precision=precision, watcher=out)
-    record = to_record(
-        made,
-        base=students[0].base.name,
-        loras=[str(chosen.lora_path) for chosen in students],
-        machine=describe_machine(device),
-    )
+    made = assess(students, ask(students[0], asked, out), device=device, precision=precision, watcher=out)
+    record = _reported(out, made, students, output, device)
     show.assessment(out, record)
     out.result(record)
+
+
+def _reported(
+    out: Output,
+    made: "Assessment",
+    students: "list[Chosen]",
+    output: Path | None,
+    device: "torch.device",
+    tables: "Sequence[TableSection]" = (),
+) -> dict[str, Any]:
+    """The record of an evaluation, once its page is written."""
+    from rapm_cli.bases.device import describe_machine
+    from rapm_cli.bases.places import reports_dir
+    from rapm_cli.workflows.assessment_record import to_record
+    from rapm_cli.workflows.assessment_report import assessment_report
+    from rapm_cli.workflows.report import write_report
+
+    base, loras = students[0].base.name, [str(chosen.lora_path) for chosen in students]
+    record = to_record(made, base=base, loras=loras, machine=describe_machine(device))
+    name = "-".join([base, *(chosen.lora.digest()[:8] for chosen in students), made.fingerprint[:8]])
+    path = (reports_dir() / name if output is None else output) / "report.html"
+    write_report(assessment_report(made, record, students, tables), path, out)
+    return record | {"report": str(path)}
 
 
 def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:

@@ -83,48 +83,25 @@ def exported(out: Output, made: "Exported") -> None:
 
 def comparison(out: Output, part: "Part") -> None:
     """A comparison: a row for each way to draw, and the share of the distance that the student closes."""
-    from rapm_cli.metrics.registry import METRICS
+    from rapm_cli.workflows.comparison import closed_in_words, table, title
 
-    names = list(part.rows[0].scores)
-    titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
-    rows = []
-    for row in part.rows:
-        cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
-        for name in names:
-            score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
-            value, low, high = (f"{number * scale:.3g}" for number in (score.value, score.low, score.high))
-            cells.append(f"{value}{METRICS[name].unit} [{low},{high}]")
-        rows.append(cells)
-    out.table(
-        f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals",
-        ["", "NFE", "s/picture", *titles],
-        rows,
-    )
-    if closed := part.closed:
-        interval = f"[{closed.low:.1%}, {closed.high:.1%}]"
-        out.data(f"the student closes {closed.value:.1%} {interval} of the distance from base to teacher")
+    out.table(title(part), *table(part))
+    if closed := closed_in_words(part):
+        out.data(closed)
 
 
 def assessment(out: Output, record: dict[str, Any]) -> None:
     """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
     from rapm_cli.metrics.pictures import PICTURE_METRICS
+    from rapm_cli.workflows.assessment_record import table
 
-    names = list(dict.fromkeys(name for row in record["rows"] for name in row["metrics"]))
-    metrics = {name: PICTURE_METRICS[name] for name in names}
-    titles = [f"{metric.title} {'↑' if metric.is_higher_better else '↓'}" for metric in metrics.values()]
-    rows = [
-        [row["name"], str(row["evaluations"]), f"{row['pictures']:,}", f"{row['seconds_per_picture']:.3f}"]
-        + [_figure(row["metrics"].get(name), metric.digits) for name, metric in metrics.items()]
-        for row in record["rows"]
-    ]
     title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
-    out.table(title, ["", "NFE", "pictures", "s/picture", *titles], rows)
+    out.table(title, *table(record))
     for name, one in record["differences"].items():
-        more = (
-            f"{one['mean']:+.{metrics[name].digits + 1}f} [{one['low']:.4g}, {one['high']:.4g}], p {one['p_value']:.2g}"
-        )
+        metric, interval = PICTURE_METRICS[name], f"[{one['low']:.4g}, {one['high']:.4g}]"
+        more = f"{one['mean']:+.{metric.digits + 1}f} {interval}, p {one['p_value']:.2g}"
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
-        out.data(f"{metrics[name].title}, first less second: {more}; {won}")
+        out.data(f"{metric.title}, first less second: {more}; {won}")
     for name, each in record["reference"].items():
         out.fact("reference", f"{name}: {each['made']}")
     for identity in record["extractors"].values():
@@ -133,13 +110,6 @@ def assessment(out: Output, record: dict[str, Any]) -> None:
         out.fact("CLIP score", record["clip"])
     out.fact("pictures", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
     out.fact("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items()))
+    out.fact("machine", record["machine"])
     out.fact("fingerprint", record["fingerprint"])
-
-
-def _figure(figure: dict[str, Any] | None, digits: int) -> str:
-    if figure is None:
-        return ""
-    text = f"{figure['value']:.{digits}f}"
-    if "spread" in figure:
-        text += f" ±{figure['spread']:.{digits}f}"
-    return text + (f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]" if "low" in figure else "")
+    out.fact("report", record["report"])

@@ -18,6 +18,7 @@ from rapm_cli.workflows.reference import COCO, Reference, find_reference
 
 BESIDE = 64  # prompts that teacher and base draw too: a teacher's picture costs twenty of its student's
 SPARE = 2  # times as many prompts are made as are needed, for those that repeat or that training saw
+EXAM = Protocol("exam")  # what is right is known of every prompt
 UNSEEN_SEED = 2**62  # of prompts for evaluation; training takes small ones
 
 
@@ -76,6 +77,23 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
         batch=options.batch_size or chosen.base.defaults.picture_batch,
         beside=min(BESIDE if options.beside is None else options.beside, len(prompts)),
         inception=options.inception,
+    )
+
+
+def ask_of_exam(chosen: Chosen, options: Options, held_out: bool) -> Request:
+    """The same of a base that has an exam: the distance to the teacher on its first prompts."""
+    count = BESIDE if options.beside is None else options.beside
+    batch = options.batch_size or chosen.base.defaults.picture_batch
+    whole = max(1, -(-count // batch)) * batch
+    assert chosen.base.set_exam is not None
+    return Request(
+        protocol=EXAM,
+        prompts=chosen.base.set_exam(0, whole, options.seed, held_out).prompts,
+        metrics=[name for name in USUAL if PICTURE_METRICS[name].wants_teacher],
+        reference=None,
+        seed=options.seed,
+        batch=batch,
+        beside=whole,
     )
 
 

@@ -30,6 +30,8 @@ from rapm_cli.workflows.looking import look
 from rapm_cli.workflows.protocols import Protocol
 from rapm_cli.workflows.reference import Reference, statistics_of
 
+STUDENT = "student"  # role of a contestant
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -101,7 +103,7 @@ class Assessment:
 
     Args:
         request: What was asked.
-        rows: Students first, then the teacher and the bare base where they were drawn.
+        rows: The teacher and the bare base where they were drawn, then the students.
         extractors: Identities of the networks that looked, by name.
         real: Descriptions of what was compared with, by network.
         differences: What the first student has more than the second, by metric.
@@ -112,6 +114,11 @@ class Assessment:
     extractors: dict[str, str]
     real: dict[str, Statistics]
     differences: dict[str, Difference]
+
+    @property
+    def students(self) -> list[Assessed]:
+        """The rows of the students."""
+        return [row for row in self.rows if row.gallery.contestant.role == STUDENT]
 
     @property
     def fingerprint(self) -> str:
@@ -158,7 +165,8 @@ def assess(
         sides = {name: Real(made.moments, made.features) for name, made in real.items()}
         evidence = Evidence(seen, sides, texts, beside)
         rows.append(Assessed(gallery, _figures(request.metrics, evidence), gallery.seconds(), beside))
-    return Assessment(request, rows, identities, real, _differences(rows) if len(students) > 1 else {})
+    differences = _differences(*rows[-2:]) if len(students) > 1 else {}
+    return Assessment(request, rows, identities, real, differences)
 
 
 def _reference(request: Request, device: torch.device, watcher: Watcher) -> dict[str, Statistics]:
@@ -195,7 +203,7 @@ def _open(name: str, request: Request, device: torch.device, watcher: Watcher) -
 def _draw_all(
     students: Sequence[Chosen], request: Request, device: torch.device, precision: str, watcher: Watcher
 ) -> list[Gallery]:
-    """All galleries, drawn: each student's, then, of the first prompts, the teacher's and the bare base's."""
+    """All galleries, drawn: of the first prompts the teacher's and the bare base's, then each student's."""
     first, drawn, short = students[0], [], request.short_plan
     walked = len(short.prompts)
     weights = first.base.locate(watcher)
@@ -212,7 +220,7 @@ def _draw_all(
         gallery = Gallery(student(loaded, config, weights.identity, chosen.lora), request.plan, walked)
         gallery.draw(loaded, watcher, share=_share())
         drawn.append(gallery)
-    return drawn + others
+    return others + drawn
 
 
 def _share() -> tuple[int, int]:
@@ -243,12 +251,11 @@ def _figures(metrics: Sequence[str], evidence: Evidence) -> dict[str, Figure]:
     return figures
 
 
-def _differences(rows: Sequence[Assessed]) -> dict[str, Difference]:
+def _differences(first: Assessed, second: Assessed) -> dict[str, Difference]:
     """What the first has more than the second, of the metrics that are means over prompts."""
-    first, second = rows[0].figures, rows[1].figures
     found = {}
-    for name in first:
-        ours, theirs = first[name].by_prompt, second[name].by_prompt
+    for name, figure in first.figures.items():
+        ours, theirs = figure.by_prompt, second.figures[name].by_prompt
         if ours is not None and theirs is not None:
             found[name] = paired_difference(ours, theirs, generator_for("paired", name))
     return found

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rapm_cli import __version__
-from rapm_cli.metrics.pictures import Figure
+from rapm_cli.metrics.pictures import PICTURE_METRICS, Figure
 from rapm_cli.workflows.assess import Assessed, Assessment
 
 LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy", "torch-fidelity")
@@ -53,9 +53,10 @@ def versions() -> dict[str, str]:
 def _names(made: Assessment, loras: list[str]) -> list[str]:
     """Titles, and where there are two students the files that tell them apart."""
     titles = [row.gallery.contestant.title for row in made.rows]
-    if len(loras) > 1:
-        titles[: len(loras)] = [f"{title}: {lora}" for title, lora in zip(titles, loras, strict=False)]
-    return titles
+    if len(loras) == 1:
+        return titles
+    told = [f"{row.gallery.contestant.title}: {lora}" for row, lora in zip(made.students, loras, strict=True)]
+    return titles[: -len(loras)] + told
 
 
 def _row(row: Assessed, name: str) -> dict[str, Any]:
@@ -77,3 +78,26 @@ def _figure(figure: Figure) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None} | (
         {"by_prompt": by_prompt} if by_prompt else {}
     )
+
+
+def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles, and for each contestant the cells below them."""
+    names = list(dict.fromkeys(name for row in record["rows"] for name in row["metrics"]))
+    metrics = {name: PICTURE_METRICS[name] for name in names}
+    titles = [f"{metric.title} {'↑' if metric.is_higher_better else '↓'}" for metric in metrics.values()]
+    rows = [
+        [row["name"], str(row["evaluations"]), f"{row['pictures']:,}", f"{row['seconds_per_picture']:.3f}"]
+        + [_in_words(row["metrics"].get(name), metric.digits) for name, metric in metrics.items()]
+        for row in record["rows"]
+    ]
+    return ["", "NFE", "pictures", "s/picture", *titles], rows
+
+
+def _in_words(figure: dict[str, Any] | None, digits: int) -> str:
+    """A figure with its spread and interval; empty for none."""
+    if figure is None:
+        return ""
+    text = f"{figure['value']:.{digits}f}"
+    if "spread" in figure:
+        text += f" ±{figure['spread']:.{digits}f}"
+    return text + (f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]" if "low" in figure else "")

@@ -95,3 +95,31 @@ def to_record(part: Part) -> dict[str, Any]:
             for row in part.rows
         ],
     }
+
+
+def title(part: Part) -> str:
+    """What a comparison was measured on."""
+    return f"{part.samples} {part.name}, seed {part.seed}, 95 % intervals"
+
+
+def table(part: Part) -> tuple[list[str], list[list[str]]]:
+    """Titles, and for each contestant the cells below them."""
+    names = list(part.rows[0].scores)
+    titles = [f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}" for name in names]
+    rows = []
+    for row in part.rows:
+        cells = [row.contestant.title, str(row.contestant.evaluations), f"{row.seconds:.3f}"]
+        for name in names:
+            score, scale = row.scores[name], 100 if METRICS[name].unit == "%" else 1
+            value, low, high = (f"{number * scale:.3g}" for number in (score.value, score.low, score.high))
+            cells.append(f"{value}{METRICS[name].unit} [{low},{high}]")
+        rows.append(cells)
+    return ["", "NFE", "s/picture", *titles], rows
+
+
+def closed_in_words(part: Part) -> str:
+    """How much of the distance the student closes; empty where there is no such figure."""
+    if part.closed is None:
+        return ""
+    interval = f"[{part.closed.low:.1%}, {part.closed.high:.1%}]"
+    return f"the student closes {part.closed.value:.1%} {interval} of the distance from base to teacher"

@@ -19,6 +19,7 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import galleries_dir
 from rapm_cli.core.commit import commit, read_commit, read_manifest, remove_commit, verify
 from rapm_cli.core.errors import DamagedError, InputError, OutOfMemoryError, require_shortage
+from rapm_cli.core.files import sweep
 from rapm_cli.core.trajectories import initial_noise
 from rapm_cli.core.watch import Watcher
 from rapm_cli.extractors.preparation import Picture, Preparation
@@ -133,6 +134,7 @@ class Gallery:
             OutOfMemoryError: A batch does not fit.
             Stopped: A signal came; what was drawn is kept.
         """
+        sweep(self.folder)
         missing = [chunk for chunk in self.plan.chunks if not self._is_sound(chunk, watcher)]
         total, left = len(self.plan.prompts), sum(map(len, missing))
         if left < total:

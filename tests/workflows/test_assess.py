@@ -57,7 +57,7 @@ def seen(world, pictures):
 
 def test_coco30k_gives_the_fid_and_clip_score_of_its_own_pictures(world, assess):
     record = assess(*COCO, "--reference", f"coco:{world / 'coco'}")
-    student, teacher, base = record["rows"]
+    teacher, base, student = record["rows"]
     drawn, pairs = pictures_of(student), coco_pairs(world / "coco", COUNT)
     assert sorted(drawn) == list(range(COUNT))
     assert {picture.shape for picture in drawn.values()} == {(256, 256, 3)}
@@ -102,7 +102,7 @@ def torchmetrics_clip(world, drawn, pairs):
 
 def test_fidelity_is_the_distance_to_the_teachers_pictures_of_the_same_noise(assess):
     record = assess("--samples", 8, "--beside", 4, "--batch-size", 4, "--metrics", "fidelity,latents,position")
-    student, teacher, _ = record["rows"]
+    teacher, _, student = record["rows"]
     ours, theirs = pictures_of(student), pictures_of(teacher)
     off = [float(np.sqrt(((ours[k].astype(float) - theirs[k]) ** 2).mean())) for k in range(4)]
     assert sorted(theirs) == [0, 1, 2, 3]
@@ -117,7 +117,7 @@ def test_fidelity_is_the_distance_to_the_teachers_pictures_of_the_same_noise(ass
 def test_two_students_are_compared_prompt_by_prompt(world, assess):
     options = ("--samples", 8, "--beside", 8, "--batch-size", 4, "--metrics", "clip,latents")
     record = assess(*options, "--against", world / "b.safetensors")
-    first, second = record["rows"][:2]
+    first, second = record["rows"][-2:]
     for name in ("clip", "latents"):
         a, b = (np.array(row["metrics"][name]["by_prompt"]) for row in (first, second))
         found = record["differences"][name]
