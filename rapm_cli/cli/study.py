@@ -54,6 +54,6 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
         if row.get("failure"):
             out.data(f"{row['name']}: {row['failure']}")
     out.say(f"{study_report.duration(record['work_seconds'])} of work; {record['machine']}")
-    for title, file in zip(("record", "table", "sheet"), files.values(), strict=True):
+    for title, file in zip(("record", "table", "sheet", "report"), files.values(), strict=True):
         out.fact(title, str(file))
     out.result(record | {"files": {name: str(file) for name, file in files.items()}})

@@ -1,4 +1,4 @@
-"""What a study has found, as a record for programs, a Markdown table and a contact sheet."""
+"""What a study has found, as a record for programs, a Markdown table, a contact sheet and a page with all of it."""
 
 import dataclasses
 import functools
@@ -16,12 +16,14 @@ from rapm_cli.core.watch import Watcher
 from rapm_cli.metrics.registry import METRICS
 from rapm_cli.workflows.disk import with_retries
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
+from rapm_cli.workflows.report import ChartsSection, PictureSection, Report, Section, TableSection, embedded
 from rapm_cli.workflows.study import Cells, Outcome
 from rapm_cli.workflows.study_exam import Sat
 from rapm_cli.workflows.study_runs import evaluations_of, run_of, seconds_of
 from rapm_cli.workflows.study_scores import CLOSED, DIFFERENCE, DISTANCE, Estimate, scores
+from rapm_cli.workflows.training_curves import training_charts
 
-JSON, MARKDOWN, SHEET = "study.json", "study.md", "sheet.png"
+JSON, MARKDOWN, SHEET, REPORT = "study.json", "study.md", "sheet.png", "report.html"
 Record = dict[str, Any]
 
 
@@ -196,10 +198,12 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher:
     pictures = {
         f"{name}, {sat.evaluations} evaluations": sat.pictures for name, sat in drawn if sat.pictures is not None
     }
+    sheet = png_bytes(contact_sheet(pictures))
     files = {
         JSON: (json.dumps(record, indent=2) + "\n").encode(),
         MARKDOWN: markdown(record, command).encode(),
-        SHEET: png_bytes(contact_sheet(pictures)),
+        SHEET: sheet,
+        REPORT: _page(outcome, record, sheet, command).html().encode(),
     }
     try:
         make_folder(folder)
@@ -210,3 +214,17 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher:
         put = functools.partial(replace_file, path, data)
         with_retries(put, path, len(data), watcher, "runs and pictures are kept", remedy)
     return {name: folder / name for name in files}
+
+
+def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Report:
+    """The study as a page: its table, all rows' pictures, and how the first seed of each row was trained."""
+    sections: list[Section] = [
+        TableSection("Table", *table(record), note=f"{summary(record)}. {record['machine']}."),
+        PictureSection("The same prompts and noise", embedded(sheet), note="A row for each contestant."),
+    ]
+    for cells in outcome.rows:
+        charts = training_charts(run_of(cells.settings[0]).log) if cells.settings else []
+        if charts:
+            seed = cells.settings[0].teacher.seed
+            sections.append(ChartsSection(f"Training of {cells.row.name}", charts, note=f"Seed {seed}."))
+    return Report(record["title"], f"{command}; {duration(record['work_seconds'])} of work", sections)

@@ -141,7 +141,7 @@ def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, 
     files = got.pop("files")
     assert got == {name: value for name, value in record.items() if name != "files"}
     assert sorted(path.name for path in (file.parent / "home" / "cache" / "readings").iterdir()) == readings
-    assert sorted(files) == ["sheet.png", "study.json", "study.md"]
+    assert sorted(files) == ["report.html", "sheet.png", "study.json", "study.md"]
     assert json.loads((file.parent / "result" / "study.json").read_text()) == got
     assert "| absolute | 4 |" in (file.parent / "result" / "study.md").read_text()
     assert rapm("distill", "--resume")[0] == 3  # no run of a study is taken for the user's own
