@@ -8,6 +8,7 @@ import typer
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError
+from rapm_cli.workflows import launched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,8 @@ def evaluate(
 
     With --benchmark measure the device instead, with --study the distillations of a file.
     """
-    out = Output(as_json=as_json, quiet=quiet)
+    is_follower = launched.is_follower()
+    out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
     if study is not None:
         from rapm_cli.cli import study as studies
@@ -126,7 +128,7 @@ def evaluate(
         protocol=protocol, prompts=prompts, reference=reference, metrics=names, samples=samples, seed=seed,
         batch_size=batch_size, beside=beside, inception=inception, clip_model=clip_model,
     )  # fmt: skip
-    place = find_device(device)
+    place = find_device(_device_of(device))
     if save_reference is not None:
         _save_reference(out, asked, save_reference, place)
         return
@@ -138,6 +140,15 @@ def evaluate(
         _examine(out, chosen, asked, part, output, place, precision)
     else:
         _assess(out, [chosen, *([choose(base, against, out)] if against else [])], asked, output, place, precision)
+
+
+def _device_of(name: str) -> str:
+    """What `--device` means in this process of several."""
+    if launched.world_size() == 1:
+        return name
+    from rapm_cli.workflows.team import device_of
+
+    return device_of(name)
 
 
 def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
@@ -175,6 +186,8 @@ def _examine(
         precision=precision,
         watcher=out,
     )
+    if launched.is_follower():  # it has drawn its share
+        return
     for each in parts:
         show.comparison(out, each)
     made = assess([chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, watcher=out)
@@ -194,9 +207,13 @@ def _assess(
 ) -> None:
     """On the visible world, against real pictures and the teacher."""
     from rapm_cli.workflows.asking import ask
-    from rapm_cli.workflows.assess import assess
+    from rapm_cli.workflows.assess import assess, draw_share
 
-    made = assess(students, ask(students[0], asked, out), device=device, precision=precision, watcher=out)
+    request = ask(students[0], asked, out)
+    if launched.is_follower():
+        draw_share(students, request, device=device, precision=precision, watcher=out)
+        return
+    made = assess(students, request, device=device, precision=precision, watcher=out)
     record = _reported(out, made, students, output, device)
     show.assessment(out, record)
     out.result(record)

@@ -93,7 +93,7 @@ def comparison(out: Output, part: "Part") -> None:
 def assessment(out: Output, record: dict[str, Any]) -> None:
     """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
     from rapm_cli.metrics.pictures import PICTURE_METRICS
-    from rapm_cli.workflows.assessment_record import table
+    from rapm_cli.workflows.assessment_record import table, titled
 
     title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
     out.table(title, *table(record))
@@ -101,13 +101,13 @@ def assessment(out: Output, record: dict[str, Any]) -> None:
         metric, interval = PICTURE_METRICS[name], f"[{one['low']:.4g}, {one['high']:.4g}]"
         more = f"{one['mean']:+.{metric.digits + 1}f} {interval}, p {one['p_value']:.2g}"
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
-        out.data(f"{metric.title}, first less second: {more}; {won}")
+        out.data(f"{titled(name, record)}, first less second: {more}; {won}")
     for name, each in record["reference"].items():
         out.fact("reference", f"{name}: {each['made']}")
     for identity in record["extractors"].values():
         out.fact("network", identity)
     if "clip" in record["extractors"]:
-        out.fact("CLIP score", record["clip"])
+        out.fact("CLIP score", record["clip_score"])
     out.fact("pictures", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
     out.fact("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items()))
     out.fact("machine", record["machine"])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 ROUNDING = 1e-5  # of the largest value, by which a covariance may be askew or an eigenvalue negative
 
+ROWS = 4096  # that are held in float64 at a time
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -70,7 +72,8 @@ def moments(features: Tensor) -> Moments:
         ValueError: There are fewer than two, or one is not finite.
     """
     running = RunningMoments(features.shape[1])
-    running.add(features)
+    for rows in features.split(ROWS):
+        running.add(rows)
     return running.result()
 
 

@@ -16,6 +16,7 @@ from rapm_cli.workflows.prompts import read_prompts
 from rapm_cli.workflows.protocols import PROTOCOLS, Protocol
 from rapm_cli.workflows.reference import COCO, Reference, find_reference
 
+MANY = 5000  # pictures from which on FID goes before KID
 BESIDE = 64  # prompts that teacher and base draw too: a teacher's picture costs twenty of its student's
 SPARE = 2  # times as many prompts are made as are needed, for those that repeat or that training saw
 EXAM = Protocol("exam")  # what is right is known of every prompt
@@ -168,6 +169,9 @@ def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: 
             raise ConfigError(f"{metric.title} of {fewest} pictures says nothing", f"give at least {metric.least}")
         if not lacks_moments and not lacks_features:
             chosen.append(name)
+    if samples < MANY and {"fid", "kid"} <= set(chosen):
+        chosen = [{"fid": "kid", "kid": "fid"}.get(name, name) for name in chosen]
+        watcher.say(f"of {samples:,} pictures KID says more than FID, which few pictures raise")
     if left_out := [PICTURE_METRICS[name].title for name in USUAL if not named and name not in chosen]:
         watcher.say(f"{' and '.join(left_out)} need real pictures: give --reference DIR for them")
     return chosen

@@ -148,7 +148,7 @@ def assess(
         Stopped: A signal came; what was drawn is kept.
     """
     real = _reference(request, device, watcher)  # first, so that what is missing is told before hours of drawing
-    galleries = _draw_all(students, request, device, find_precision(precision, device), watcher)
+    galleries = draw_share(students, request, device=device, precision=precision, watcher=watcher)
     features: list[dict[str, Tensor]] = [{} for _ in galleries]
     identities, texts = {}, None
     for name in request.extractors:
@@ -200,10 +200,14 @@ def _open(name: str, request: Request, device: torch.device, watcher: Watcher) -
     return extractor, reader.features(list(request.prompts)) if request.prompts else None
 
 
-def _draw_all(
-    students: Sequence[Chosen], request: Request, device: torch.device, precision: str, watcher: Watcher
+def draw_share(
+    students: Sequence[Chosen], request: Request, *, device: torch.device, precision: str, watcher: Watcher
 ) -> list[Gallery]:
-    """All galleries, drawn: of the first prompts the teacher's and the bare base's, then each student's."""
+    """All galleries, drawn: of the first prompts the teacher's and the bare base's, then each student's.
+
+    Of several processes each draws its share, and then what the others have not; arguments and errors as of `assess`.
+    """
+    precision = find_precision(precision, device)
     first, drawn, short = students[0], [], request.short_plan
     walked = len(short.prompts)
     weights = first.base.locate(watcher)

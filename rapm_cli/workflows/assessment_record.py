@@ -80,11 +80,17 @@ def _figure(figure: Figure) -> dict[str, Any]:
     )
 
 
+def titled(name: str, record: dict[str, Any]) -> str:
+    """A metric's title; of the CLIP score with its model, without which it says nothing."""
+    model = record["clip_model"].rpartition("/")[2]
+    return f"{PICTURE_METRICS[name].title} {model}" if name == "clip" else PICTURE_METRICS[name].title
+
+
 def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles, and for each contestant the cells below them."""
     names = list(dict.fromkeys(name for row in record["rows"] for name in row["metrics"]))
     metrics = {name: PICTURE_METRICS[name] for name in names}
-    titles = [f"{metric.title} {'↑' if metric.is_higher_better else '↓'}" for metric in metrics.values()]
+    titles = [f"{titled(name, record)} {'↑' if metric.is_higher_better else '↓'}" for name, metric in metrics.items()]
     rows = [
         [row["name"], str(row["evaluations"]), f"{row['pictures']:,}", f"{row['seconds_per_picture']:.3f}"]
         + [_in_words(row["metrics"].get(name), metric.digits) for name, metric in metrics.items()]

@@ -34,13 +34,14 @@ class Protocol:
     clip_prefix: str = ""
 
     @property
-    def words(self) -> dict[str, str | int]:
+    def words(self) -> dict[str, str]:
         """What it says, for the record."""
         return {
             "protocol": self.name or "own",
             "preparation": self.preparation.spec,
             "rounding": self.rounding,
-            "clip": f"{self.clip_model}, prefix {self.clip_prefix!r}, 100 x cosine",
+            "clip_model": self.clip_model,
+            "clip_score": f"{self.clip_model}, prefix {self.clip_prefix!r}, 100 x cosine",
         }
 
 

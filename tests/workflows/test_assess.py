@@ -76,6 +76,7 @@ def test_coco30k_gives_the_fid_and_clip_score_of_its_own_pictures(world, assess)
     assert (record["protocol"], record["samples"], record["beside_teacher"]) == ("coco30k", COUNT, 4)
     assert "inception" in record["extractors"]["inception"]
     assert record["reference"]["inception"]["made"].startswith("12 pictures")
+    assert list(student["metrics"])[:2] == ["kid", "fid"]  # of few pictures
     assert teacher["metrics"] == {}
     assert set(base["metrics"]) == {"fidelity", "latents", "position"}
 
@@ -129,18 +130,29 @@ def test_two_students_are_compared_prompt_by_prompt(world, assess):
     assert swapped["fingerprint"] == record["fingerprint"]  # of all but the contestants
 
 
-def test_pictures_are_the_same_for_every_batch_size_and_number_of_processes(world, assess, monkeypatch):
+def test_pictures_are_the_same_for_every_batch_size(assess):
     options = ("--samples", 8, "--beside", 0, "--metrics", "clip")
     drawn = [pictures_of(assess(*options, "--batch-size", size)["rows"][0]) for size in (1, 3, 8)]
     for other in drawn[1:]:
         assert max(np.abs(other[k].astype(int) - drawn[0][k]).max() for k in range(8)) <= 1
+
+
+def test_processes_share_the_pictures_and_the_first_alone_answers(world, assess, rapm, home, monkeypatch):
+    """One after the other here, so that the second, which comes first, makes up for the first."""
+    options = ("--samples", 8, "--beside", 4, "--metrics", "clip,latents", "--batch-size", 3)
+    alone = assess(*options)
+    drawn = pictures_of(alone["rows"][2])
+    monkeypatch.setenv("RAPM_HOME", str(home.with_name("shared")))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    by_second = pictures_of(assess(*options, "--seed", 1, "--batch-size", 3)["rows"][0])
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    by_one = pictures_of(assess(*options, "--seed", 1, "--batch-size", 3)["rows"][0])
-    assert all(np.array_equal(by_one[k], by_second[k]) for k in range(8))
-    assert not np.array_equal(by_one[0], drawn[0][0])
+    assert rapm(*command(world, *options, "--json")) == (0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    code, out, _ = rapm(*command(world, *options, "--json"))
+    shared = json.loads(out)
+    assert code == 0
+    by_two = pictures_of(shared["rows"][2])
+    assert all(np.array_equal(drawn[k], by_two[k]) for k in range(8))
+    assert [row["metrics"] for row in shared["rows"]] == [row["metrics"] for row in alone["rows"]]
 
 
 def test_a_longer_evaluation_goes_on_with_a_shorter_ones_pictures(assess):
