@@ -44,6 +44,9 @@ class Located:
         Raises:
             InputError: The files are not those of such a network.
         """
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
         try:
             made, said = kind.from_pretrained(
                 str(self.folder), local_files_only=True, output_loading_info=True, dtype="float32"

@@ -17,6 +17,7 @@ from rapm_cli.workflows import stop
 
 LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
 POLL_SECONDS = 0.5
+SILENT_SECONDS = 1.0  # of waiting: several processes that share work often wait for less
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
     """
     from filelock import FileLock, Timeout
 
-    lock, is_told = FileLock(folder / LOCK), False
+    lock, is_told, since = FileLock(folder / LOCK), False, time.monotonic()
     while not lock.is_locked:
         try:
             make_folder(folder)
@@ -43,17 +44,16 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
         except Timeout as error:
             if not is_patient:
                 raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy) from error
-            if not is_told:
+            if not is_told and time.monotonic() - since >= SILENT_SECONDS:
                 watcher.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
-            is_told = True
+                is_told = True
             stop.pause(POLL_SECONDS)
         except (OSError, NotImplementedError) as error:
             raise DiskError.of(error, folder / LOCK) from error
     try:
         if (folder / HOLDER).exists():
             watcher.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError):  # of a full disk: what is written next will tell
             replace_file(folder / HOLDER, json.dumps(record).encode())
         yield

@@ -376,9 +376,10 @@ def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
 def test_a_second_run_waits_for_the_trajectories_that_the_first_makes(rapm, again, home, monkeypatch):
     """Runs with one teacher share them, and another process may be at work on them."""
     from rapm_cli.cli.console import Output
-    from rapm_cli.workflows import stop
+    from rapm_cli.workflows import lock, stop
     from rapm_cli.workflows.lock import locked
 
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0)
     (store,) = (home / "cache" / "trajectories").iterdir()
     with contextlib.ExitStack() as held:
         held.enter_context(locked(store, Output(quiet=True), "wait"))
