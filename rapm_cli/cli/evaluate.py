@@ -73,7 +73,7 @@ def evaluate(
         Path | None, typer.Option(help="Inception's weights, else RAPM_WEIGHTS_DIR, torch hub.", rich_help_panel=REAL)
     ] = None,
     clip_model: Annotated[
-        str | None, typer.Option(help="CLIP: ORG/NAME[@REVISION] or a folder.", rich_help_panel=REAL)
+        str | None, typer.Option(help="CLIP: ORG/NAME, ORG/NAME@REVISION, or a folder.", rich_help_panel=REAL)
     ] = None,
     study: Annotated[
         str | None,

@@ -106,4 +106,4 @@ def _in_words(figure: dict[str, Any] | None, digits: int) -> str:
     text = f"{figure['value']:.{digits}f}"
     if "spread" in figure:
         text += f" ±{figure['spread']:.{digits}f}"
-    return text + (f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]" if "low" in figure else "")
+    return text + (f" [{figure['low']:.{digits}f},{figure['high']:.{digits}f}]" if "low" in figure else "")
