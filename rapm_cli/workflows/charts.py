@@ -25,23 +25,25 @@ class Line:
     values: Sequence[float]
 
 
-def line_chart(lines: Sequence[Line], xs: Sequence[float], x_name: str, *, has_points: bool = False) -> str:
-    """Lines over common xs, from zero up; values that are not finite leave a gap.
+def line_chart(
+    lines: Sequence[Line], xs: Sequence[float], x_name: str, *, has_points: bool = False, has_zero: bool = True
+) -> str:
+    """Lines over common xs; values that are not finite leave a gap.
 
     Args:
         lines: As many as the page has colours.
         xs: Rising.
         x_name: Below the axis.
         has_points: Mark every value, with its number as a tooltip.
+        has_zero: Show zero, however far the values are from it.
     """
     assert len(lines) <= COLOURS
     thin = max(1, math.ceil(len(xs) / POINTS))
     at = _means(xs, thin)
     drawn = [(line.name, _means(line.values, thin)) for line in lines]
     finite = [value for _, values in drawn for value in values if math.isfinite(value)]
-    low, high = min([0.0, *finite]), max([*finite, 1e-12])
-    ticks = _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    ticks = _ticks(finite + [0.0] * (has_zero or not finite))
+    low, high = ticks[0], ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
         span = (at[-1] - at[0]) or 1
@@ -84,13 +86,14 @@ def _path(points: list[tuple[float, float]]) -> str:
     return "".join(words)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(values: list[float]) -> list[float]:
     """Round numbers from below the lowest value to above the highest."""
-    rough = (high - low) / TICKS
+    low, high = min(values), max(values)
+    rough = (high - low or abs(high) or 1.0) / TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * k for k in range(first, last + 1)]
+    return [step * k for k in range(first, max(last, first + 1) + 1)]
 
 
 def _x_ticks(xs: Sequence[float]) -> list[float]:

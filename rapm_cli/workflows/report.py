@@ -46,17 +46,10 @@ class Chart:
 
     @classmethod
     def of(
-        cls,
-        title: str,
-        lines: Sequence[Line],
-        xs: Sequence[float],
-        x_name: str,
-        note: str = "",
-        *,
-        has_points: bool = False,
+        cls, title: str, lines: Sequence[Line], xs: Sequence[float], x_name: str, note: str = "", **options: bool
     ) -> "Chart":
-        """A chart of lines; arguments as of `line_chart`."""
-        return cls(title, line_chart(lines, xs, x_name, has_points=has_points), [line.name for line in lines], note)
+        """A chart of lines; arguments and options as of `line_chart`."""
+        return cls(title, line_chart(lines, xs, x_name, **options), [line.name for line in lines], note)
 
 
 @dataclass(frozen=True)

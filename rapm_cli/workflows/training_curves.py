@@ -36,7 +36,7 @@ def training_charts(log: Path) -> list[Chart]:
         names = dict.fromkeys(name for entry in entries for slot in entry["slots"] for name in slot.get(game, {}))
         lines = [Line(name, [_mean(entry, game, name) for entry in entries]) for name in names]
         if lines:
-            charts.append(Chart.of(title, lines, xs, ITERATION, note))
+            charts.append(Chart.of(title, lines, xs, ITERATION, note, has_zero=False))
     return charts
 
 
