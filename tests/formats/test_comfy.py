@@ -76,4 +76,4 @@ def test_comfyui_draws_the_students_picture(pipe, prompt):
     at_other_times = 255 * pipe(**call).images
     pipe.scheduler = diffusers.DDIMScheduler.from_config(settings_of_trailing)
     assert (theirs - ours).abs().mean() < 2
-    assert (at_other_times - ours).abs().mean() > 2 * (theirs - ours).abs().mean()
+    assert (at_other_times - ours).abs().mean() > 1.5 * (theirs - ours).abs().mean()

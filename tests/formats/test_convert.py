@@ -1,6 +1,7 @@
 """Pickled LoRAs under every form of keys, against the update that they came from."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,18 @@ from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
 
-ALPHA = 3.0  # of a rank of 8
+RANK, ALPHA = 8, 3.0
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return load_lora(WEIGHTS / "rapm-demo.safetensors")
+def lora():
+    """On the layers of the one that ships, of random numbers."""
+    shipped, generator = load_lora(WEIGHTS / "rapm-demo.safetensors"), torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in shipped.state.items():
+        shape = (RANK, *value.shape[1:]) if ".lora_A." in name else (value.shape[0], RANK, *value.shape[2:])
+        state[name] = torch.randn(shape, generator=generator)
+    return replace(shipped, rank=RANK, alpha=float(RANK), state=state)
 
 
 def as_peft(state):
@@ -50,20 +57,20 @@ def with_alphas(state):
         (as_peft, 1),
         (as_diffusers, 1),
         (as_kohya, 1),
-        (lambda state: with_alphas(as_kohya(state)), ALPHA / 8),
+        (lambda state: with_alphas(as_kohya(state)), ALPHA / RANK),
     ],
     ids=["peft", "diffusers", "kohya", "kohya with alpha"],
 )
-def test_every_form_keeps_its_update(shipped, tmp_path, form, scale):
-    torch.save(form(shipped.state), tmp_path / "lora.pt")
+def test_every_form_keeps_its_update(lora, tmp_path, form, scale):
+    torch.save(form(lora.state), tmp_path / "lora.pt")
     convert_pickle(tmp_path / "lora.pt", tmp_path / "made" / "lora.safetensors", {"base": "sdxl"})
     made = load_lora(tmp_path / "made" / "lora.safetensors")
-    assert (made.rank, made.alpha, made.recipe) == (8, 8.0, {"base": "sdxl"})
-    assert made.state.keys() == shipped.state.keys()
+    assert (made.rank, made.alpha, made.recipe) == (RANK, RANK, {"base": "sdxl"})
+    assert made.state.keys() == lora.state.keys()
     for name in (name for name in made.state if ".lora_A." in name):
         before, after = (
-            lora_update(lora.state[name], lora.state[name.replace("_A.", "_B.")], share)
-            for lora, share in ((shipped, scale), (made, 1.0))
+            lora_update(one.state[name], one.state[name.replace("_A.", "_B.")], share)
+            for one, share in ((lora, scale), (made, 1.0))
         )
         torch.testing.assert_close(after, before)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["lora.safetensors"]
@@ -96,9 +103,9 @@ def nan(state):
         (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, "lacks half of x"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(shipped, tmp_path, monkeypatch, spoil, message):
+def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, message):
     monkeypatch.chdir(tmp_path)
-    torch.save(spoil(as_peft(shipped.state)), tmp_path / "lora.pt")
+    torch.save(spoil(as_peft(lora.state)), tmp_path / "lora.pt")
     with pytest.raises(InputError) as caught:
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
     assert message in caught.value.message
@@ -115,8 +122,8 @@ def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
 
 
-def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(shipped, tmp_path, monkeypatch):
-    torch.save(as_kohya(shipped.state), tmp_path / "lora.pt")
+def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(lora, tmp_path, monkeypatch):
+    torch.save(as_kohya(lora.state), tmp_path / "lora.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(InputError, match=r"torch 2\.9\.1\+cpu .*CVE-2026-24747") as caught:
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
