@@ -14,6 +14,7 @@ from torch import Tensor
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.config import TeacherConfig
+from rapm_cli.core.errors import ConfigError
 from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.watch import Watcher
 from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
@@ -207,24 +208,37 @@ def draw_share(
 
     Of several processes each draws its share, and then what the others have not; arguments and errors as of `assess`.
     """
+    _require_one_teacher(students)
     precision = find_precision(precision, device)
-    first, drawn, short = students[0], [], request.short_plan
-    walked = len(short.prompts)
-    weights = first.base.locate(watcher)
-    config = TeacherConfig(base=first.base.name, precision=precision, **first.teacher)
-    others: list[Gallery] = []
+    config = TeacherConfig(base=students[0].base.name, precision=precision, **students[0].teacher)
+    galleries: list[Gallery] = []
     for chosen in students:
         watcher.say(f"loading {chosen.base.name}")
-        loaded = LoadedBase(weights, device, DTYPES[precision])
-        if walked and not others:  # before a LoRA is attached
-            others = [Gallery(who, short, walked) for who in teacher_and_base(loaded, config, weights.identity)]
-            for gallery in others:
-                gallery.draw(loaded, watcher, share=_share())
-        apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
-        gallery = Gallery(student(loaded, config, weights.identity, chosen.lora), request.plan, walked)
-        gallery.draw(loaded, watcher, share=_share())
-        drawn.append(gallery)
-    return others + drawn
+        galleries += _drawn(chosen, request, config, device, watcher, is_first=not galleries)
+    return galleries
+
+
+def _drawn(
+    chosen: Chosen, request: Request, config: TeacherConfig, device: torch.device, watcher: Watcher, *, is_first: bool
+) -> list[Gallery]:
+    """A student's gallery, after those of teacher and base where it is the first; the base is gone at the end."""
+    weights, short = chosen.base.locate(watcher), request.short_plan
+    loaded, walked = LoadedBase(weights, device, DTYPES[config.precision]), len(short.prompts)
+    others = teacher_and_base(loaded, config, weights.identity) if walked and is_first else []
+    galleries = [Gallery(who, short, walked).drawn(loaded, watcher, share=_share()) for who in others]
+    apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)  # which the others must not have
+    mine = Gallery(student(loaded, config, weights.identity, chosen.lora), request.plan, walked)
+    return [*galleries, mine.drawn(loaded, watcher, share=_share())]
+
+
+def _require_one_teacher(students: Sequence[Chosen]) -> None:
+    for other in students[1:]:
+        if other.teacher != students[0].teacher:
+            raise ConfigError(
+                f"{other.lora_path} and {students[0].lora_path} have different teachers: {other.teacher} and "
+                f"{students[0].teacher}",
+                "compare students of one teacher",
+            )
 
 
 def _share() -> tuple[int, int]:

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import galleries_dir
+from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.commit import commit, read_commit, read_manifest, remove_commit, verify
 from rapm_cli.core.errors import DamagedError, InputError, OutOfMemoryError, require_shortage
 from rapm_cli.core.files import sweep
@@ -93,7 +94,7 @@ class Gallery:
         return False
 
     def readers(self) -> Iterator[Callable[[], Picture]]:
-        """What reads each picture, in order; `draw` has found or made them all."""
+        """What reads each picture, in order; `drawn` has found or made them all."""
         for chunk in self.plan.chunks:
             for k in chunk:
                 yield partial(self.picture, chunk, k)
@@ -106,7 +107,7 @@ class Gallery:
         try:
             with Image.open(path) as image:
                 return np.asarray(image)
-        except OSError as error:  # somebody removed it since `draw`
+        except OSError as error:  # somebody removed it since
             raise InputError(f"{path} cannot be read any more", "give the same command again") from error
 
     def positions(self, chunk: range) -> Tensor:
@@ -121,8 +122,10 @@ class Gallery:
         spent = [read_manifest(self.place(chunk)).about["seconds"] for chunk in self.plan.chunks]
         return float(sum(spent)) / len(self.plan.prompts)
 
-    def draw(self, loaded: LoadedBase, watcher: Watcher, *, share: tuple[int, int] = (0, 1)) -> None:
-        """Draw what is not there, and keep every batch as soon as it is.
+    def drawn(self, loaded: LoadedBase, watcher: Watcher, *, share: tuple[int, int] = (0, 1)) -> "Gallery":
+        """The gallery once all is there: what is not is drawn, and every batch kept as soon as it is.
+
+        What is returned holds no network any more, so that the next contestant has the memory.
 
         Args:
             loaded: The base, with the LoRA attached where a student draws.
@@ -139,16 +142,21 @@ class Gallery:
         total, left = len(self.plan.prompts), sum(map(len, missing))
         if left < total:
             watcher.say(f"{self.contestant.title}: {total - left:,} of {total:,} pictures are there")
-        if not missing:
-            return
+        if missing:
+            self._draw(missing, loaded, watcher, share, done=total - left)
+        return replace(self, contestant=replace(self.contestant, walk=_no_walk))
+
+    def _draw(
+        self, missing: list[range], loaded: LoadedBase, watcher: Watcher, share: tuple[int, int], done: int
+    ) -> None:
         mine, others = missing[share[0] :: share[1]], [c for k, c in enumerate(missing) if k % share[1] != share[0]]
         random.Random(os.getpid()).shuffle(others)
-        bar = watcher.bar(self.contestant.title, total, "picture", loaded.device, done=total - left)
+        bar = watcher.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
         with bar as shown, stop.patient(f"these {len(missing[0])} pictures"):
             for chunk in (*mine, *others):
                 if not self.is_drawn(chunk):
                     begun = time.perf_counter()
-                    files = self._drawn(chunk, loaded)
+                    files = self._files(chunk, loaded)
                     self._keep(chunk, files, time.perf_counter() - begun, watcher)
                 shown.advance(len(chunk))
                 stop.check("every picture that was drawn is kept", "go on with: the same command")
@@ -166,7 +174,7 @@ class Gallery:
             return False
         return True
 
-    def _drawn(self, chunk: range, loaded: LoadedBase) -> dict[str, bytes]:
+    def _files(self, chunk: range, loaded: LoadedBase) -> dict[str, bytes]:
         from safetensors.torch import save
 
         noise = initial_noise(self.plan.seed, PURPOSE, list(chunk), loaded.latent_shape).to(loaded.device)
@@ -199,6 +207,10 @@ class Gallery:
 
         size = sum(map(len, files.values()))
         with_retries(write, place, size, watcher, "what was drawn before is kept", "free space, and go on")
+
+
+def _no_walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
+    raise AssertionError("the gallery was drawn")
 
 
 def _name(k: int) -> str:

@@ -1,6 +1,9 @@
 """`rapm eval` of a small base of the visible world, from end to end."""
 
+import gc
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,11 @@ import scipy.linalg
 import torch
 from PIL import Image
 
+from rapm_cli.bases import LoadedBase
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.extractors import inception
 from rapm_cli.extractors.inception import load_inception
+from rapm_cli.formats.lora import load_lora, save_lora
 from rapm_cli.workflows.coco import coco_pairs
 from tests.metrics.peers import peer
 from tests.workflows.assess_world import COUNT, command, write_world
@@ -128,6 +133,30 @@ def test_two_students_are_compared_prompt_by_prompt(world, assess):
     swapped = assess(*options, "--against", world / "a.safetensors", lora="b")
     assert swapped["differences"]["clip"]["mean"] == pytest.approx(-record["differences"]["clip"]["mean"], rel=1e-6)
     assert swapped["fingerprint"] == record["fingerprint"]  # of all but the contestants
+
+
+def test_students_of_different_teachers_are_not_compared(world, assess, tmp_path):
+    lora = load_lora(world / "b.safetensors")
+    teacher = lora.recipe["teacher"] | {"guidance_scale": 4.0}
+    save_lora(tmp_path / "other.safetensors", replace(lora, recipe=lora.recipe | {"teacher": teacher}))
+    code, err = assess("--samples", 4, "--metrics", "clip", "--against", tmp_path / "other.safetensors")
+    assert (code, "have different teachers" in err) == (2, True)
+
+
+def test_a_second_student_has_the_memory_of_the_first(world, assess, monkeypatch):
+    """When it is drawn no other base is alive."""
+    alive = weakref.WeakSet()
+    original = LoadedBase.__init__
+
+    def counted(self, *args):
+        gc.collect()
+        assert len(alive) == 0
+        alive.add(self)
+        original(self, *args)
+
+    monkeypatch.setattr(LoadedBase, "__init__", counted)
+    record = assess("--samples", 4, "--beside", 4, "--metrics", "fidelity", "--against", world / "b.safetensors")
+    assert len(record["rows"]) == 4
 
 
 def test_pictures_are_the_same_for_every_batch_size(assess):
