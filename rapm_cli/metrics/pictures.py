@@ -12,7 +12,7 @@ from rapm_cli.core.registry import Registry
 from rapm_cli.metrics.bootstrap import NORMAL_95
 from rapm_cli.metrics.discrepancy import clip_discrepancy
 from rapm_cli.metrics.frechet import Moments, frechet_distance, moments
-from rapm_cli.metrics.kernel import distance_interval, subset_distances
+from rapm_cli.metrics.kernel import distance_error, subset_distances
 from rapm_cli.metrics.neighbours import NEIGHBOURS, Overlap, overlap
 
 INCEPTION, CLIP, CLIP_336, DINO = "inception", "clip", "clip-336", "dinov2"  # extractors
@@ -145,8 +145,8 @@ def _kid(evidence: Evidence) -> Figure:
     ours, real = evidence.features[INCEPTION], evidence.real[INCEPTION].features
     assert real is not None
     subsets = subset_distances(ours, real, generator_for("KID subsets"))
-    low, high = distance_interval(ours, real)
-    return Figure(float(subsets.mean()), low, high, float(subsets.std()))
+    value, margin = float(subsets.mean()), NORMAL_95 * distance_error(ours, real, generator_for("KID rows"))
+    return Figure(value, value - margin, value + margin, float(subsets.std()))
 
 
 def _clip(evidence: Evidence) -> Figure:

@@ -82,10 +82,16 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
 
 
 def ask_of_exam(chosen: Chosen, options: Options, held_out: bool) -> Request:
-    """The same of a base that has an exam: the distance to the teacher on its first prompts."""
+    """The same of a base that has an exam: the distance to the teacher on its first prompts.
+
+    Raises:
+        ConfigError: There are none.
+    """
     count = BESIDE if options.beside is None else options.beside
     batch = options.batch_size or chosen.base.defaults.picture_batch
-    whole = max(1, -(-count // batch)) * batch
+    if count < 1:
+        raise ConfigError(f"--beside {count} leaves nothing to show", "give at least 1")
+    whole = -(-count // batch) * batch
     assert chosen.base.set_exam is not None
     return Request(
         protocol=EXAM,

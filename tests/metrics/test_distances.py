@@ -5,7 +5,7 @@ import torch
 
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.frechet import Moments, RunningMoments, frechet_distance, moments
-from rapm_cli.metrics.kernel import distance_interval, kernel_distance, paired_kernel_distance, subset_distances
+from rapm_cli.metrics.kernel import distance_error, kernel_distance, paired_kernel_distance, subset_distances
 from rapm_cli.metrics.registry import METRICS, Readings
 from tests.metrics.peers import peer
 
@@ -208,11 +208,16 @@ def test_the_interval_of_a_kernel_distance_holds_the_true_one_nineteen_times_in_
         return torch.randn(count, 4, generator=generator) + shift
 
     truth = kernel_distance(drawn(6000, 0), drawn(6000, 0.3))
-    intervals = [distance_interval(drawn(150, 0), drawn(200, 0.3)) for _ in range(300)]
-    held = np.mean([low <= truth <= high for low, high in intervals])
-    assert 0.91 < held < 0.98
-    a, b = drawn(50, 0), drawn(60, 0.3)
-    assert sum(distance_interval(a, b)) / 2 == pytest.approx(kernel_distance(a, b), rel=1e-9)
+    pairs = [(drawn(150, 0), drawn(200, 0.3)) for _ in range(300)]
+    held = [abs(kernel_distance(*pair) - truth) <= 1.96 * distance_error(*pair, generator) for pair in pairs]
+    assert 0.91 < np.mean(held) < 0.98
+
+
+def test_some_rows_tell_the_error_of_a_kernel_distance_as_well_as_all(monkeypatch):
+    a, b = features(3000, 4, 0), features(2500, 4, 1) + 0.5
+    whole = distance_error(a, b, torch.Generator().manual_seed(0))
+    monkeypatch.setattr("rapm_cli.metrics.kernel.ERROR_ROWS", 600)
+    assert distance_error(a, b, torch.Generator().manual_seed(0)) == pytest.approx(whole, rel=0.25)
 
 
 def test_the_bootstrap_of_a_mean_is_its_standard_error():
