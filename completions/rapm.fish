@@ -87,7 +87,7 @@ complete -c rapm -n __fish_use_subcommand -a eval -d 'Measure teacher, undistill
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l base -r -F -a "demo sdxl sd15" -d 'Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l lora -r -F -a "(__rapm_runs)" -d 'LoRA file, run folder or run name; by default the newest run\'s'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l against -r -F -a "(__rapm_runs)" -d 'A second LoRA, compared with the first prompt by prompt'
-complete -c rapm -n "__fish_seen_subcommand_from eval" -l samples -x -d 'Prompts; on the demo base in each part'
+complete -c rapm -n "__fish_seen_subcommand_from eval" -l samples -x -d 'Prompts; on demo in each part'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l metrics -x -a "attributes pictures fd-demo kd-demo fid kid clip fidelity latents position cmmd fd-dinov2 precision recall density coverage" -d 'With commas'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l seed -x -d 'Which prompts and noise'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l part -x -a "both held-out seen" -d 'Of the demo world: held-out, seen or both'

@@ -38,7 +38,7 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(help="Prompts; on the demo base in each part.", show_default="640, 1000", rich_help_panel=WHAT),
+        typer.Option(min=1, help="Prompts; on demo in each part.", show_default="640, 1000", rich_help_panel=WHAT),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -130,6 +130,8 @@ def evaluate(
     )  # fmt: skip
     place = find_device(_device_of(device))
     if save_reference is not None:
+        if is_follower:
+            return
         _save_reference(out, asked, save_reference, place)
         return
     chosen = choose(base, lora, out)
@@ -139,7 +141,8 @@ def evaluate(
     if is_demo:
         _examine(out, chosen, asked, part, output, place, precision)
     else:
-        _assess(out, [chosen, *([choose(base, against, out)] if against else [])], asked, output, place, precision)
+        second = [choose(base or chosen.base.source, against, out)] if against else []
+        _assess(out, [chosen, *second], asked, output, place, precision)
 
 
 def _device_of(name: str) -> str:

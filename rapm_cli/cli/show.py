@@ -103,11 +103,9 @@ def assessment(out: Output, record: dict[str, Any]) -> None:
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
         out.data(f"{titled(name, record)}, first less second: {more}; {won}")
     for name, each in record["reference"].items():
-        out.fact("reference", f"{name}: {each['made']}")
+        out.fact("reference", f"{name}: {each['source']}; {each['made']}")
     for identity in record["extractors"].values():
         out.fact("network", identity)
-    if "clip" in record["extractors"]:
-        out.fact("CLIP score", record["clip_score"])
     out.fact("pictures", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
     out.fact("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items()))
     out.fact("machine", record["machine"])

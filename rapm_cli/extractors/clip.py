@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rapm_cli.core.errors import InputError
 from rapm_cli.extractors.extractor import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import cropped_and_scaled
-from rapm_cli.extractors.transformer import Located, locate
+from rapm_cli.extractors.transformer import REMEDY, Located, locate
 
 USUAL = "openai/clip-vit-base-patch16"
 FOR_CMMD = "openai/clip-vit-large-patch14-336"
 TEXTS_AT_ONCE = 64
+FEWEST_TOKENS = 512  # two for each byte
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,21 @@ class TextReader:
         parts = []
         for start in range(0, len(prompts), TEXTS_AT_ONCE):
             texts = [self.prefix + prompt for prompt in prompts[start : start + TEXTS_AT_ONCE]]
-            tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+            tokens = self.tokenizer(
+                texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+            ).to(self.model.device)
             hidden = self.model.text_model(**tokens).pooler_output
             parts.append(self.model.text_projection(hidden).float().cpu())
         return torch.cat(parts)
 
     def is_cut(self, prompt: str) -> bool:
         """Whether CLIP does not read the prompt to its end."""
-        count = len(self.tokenizer(self.prefix + prompt, verbose=False).input_ids)
-        return count > int(self.tokenizer.model_max_length)
+        return len(self.tokenizer(self.prefix + prompt, verbose=False).input_ids) > self._longest
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that the network has places for."""
+        return int(self.model.config.text_config.max_position_embeddings)
 
 
 @EXTRACTORS.add("clip")
@@ -72,6 +80,8 @@ def open_pair(opening: Opening, prefix: str = "") -> tuple[Extractor, TextReader
     located = locate(opening.clip_model or USUAL, opening.watcher)
     model = _load(located, opening.device)
     tokenizer = AutoTokenizer.from_pretrained(str(located.folder), local_files_only=True)
+    if len(tokenizer) < FEWEST_TOKENS:  # transformers makes up an empty one where there are no files
+        raise InputError(f"{located.folder} lacks its tokenizer", REMEDY)
     return _pictures(model, located, opening.device), TextReader(model, tokenizer, prefix)
 
 
@@ -83,11 +93,15 @@ def _load(located: Located, device: torch.device) -> Any:
 
 def _pictures(model: Any, located: Located, device: torch.device) -> Extractor:
     said = located.settings()
-    side, short = (_length(said[name]) for name in ("crop_size", "size"))
+    try:
+        side, short = (_length(said[name]) for name in ("crop_size", "size"))
+        mean, deviation = said["image_mean"], said["image_std"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{located.folder} does not say how its pictures are prepared: {error}", REMEDY) from error
     return Extractor(
         identity=f"{located.identity}, Pillow bicubic, short side to {short}, {side} cut out, float32",
         width=model.config.projection_dim,
-        prepare=cropped_and_scaled(side, said["image_mean"], said["image_std"], resized_to=short),
+        prepare=cropped_and_scaled(side, mean, deviation, resized_to=short),
         network=partial(_embedded, model),
         device=device,
     )

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rapm_cli.core.registry import Registry
 from rapm_cli.core.watch import Watcher
-from rapm_cli.extractors.preparation import Picture
+from rapm_cli.extractors.preparation import Picture, Preparation
 
 BATCH = 32
 THREADS = 4  # that read and prepare; decoding and resizing let others run meanwhile
@@ -38,6 +38,14 @@ class Extractor:
     network: Callable[[Tensor], Tensor]
     device: torch.device
 
+    def after(self, preparation: Preparation) -> "Extractor":
+        """The same, of pictures that are prepared so first."""
+        if preparation.side_px is None:
+            return self
+        prepare = self.prepare
+        identity = f"{self.identity}, after {preparation.spec}"
+        return replace(self, identity=identity, prepare=lambda picture: prepare(preparation(picture)))
+
     @torch.no_grad()
     def features(self, pictures: Iterable[Callable[[], Picture]], batch: int = BATCH) -> Iterator[Tensor]:
         """(B, D) float32 on the CPU for each B pictures, in order; while one batch is looked at, the next are read.
@@ -47,7 +55,9 @@ class Extractor:
             batch: B, of all but the last.
         """
         for prepared in _read_ahead(pictures, self.prepare, batch):
-            yield self.network(torch.from_numpy(prepared).to(self.device)).float().cpu()
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 in convolutions too
+                seen = self.network(torch.from_numpy(prepared).to(self.device)).float().cpu()
+            yield seen
 
 
 @dataclass(frozen=True)

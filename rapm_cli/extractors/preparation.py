@@ -23,15 +23,18 @@ class Preparation:
     Args:
         side_px: Of the square that it is cropped to, about its middle, and resized to; None leaves it as it is.
         filter: Of Pillow's resize, with antialias, rounded to bytes.
+        has_even_margins: Round half a pixel of a margin to the even side, as torchvision's crop does; else down.
     """
 
     side_px: int | None = None
     filter: str = "bicubic"
+    has_even_margins: bool = False
 
     @property
     def spec(self) -> str:
         """In words that are equal where the pictures are."""
-        return f"centre crop, Pillow {self.filter} to {self.side_px}" if self.side_px else "as they are"
+        margins = ", margins to even" if self.has_even_margins else ""
+        return f"centre crop{margins}, Pillow {self.filter} to {self.side_px}" if self.side_px else "as they are"
 
     def __call__(self, picture: Picture) -> Picture:
         """(H, W, 3) to the square; to itself where nothing is to be done."""
@@ -39,7 +42,8 @@ class Preparation:
             return picture
         height, width = picture.shape[:2]
         side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
+        halves = ((height - side) / 2, (width - side) / 2)
+        top, left = (round(half) if self.has_even_margins else int(half) for half in halves)
         square = picture[top : top + side, left : left + side]
         if side == self.side_px:
             return square

@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import InputError
 from rapm_cli.core.files import regular_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.tensors import write_tensors
-from rapm_cli.metrics.frechet import Moments
+from rapm_cli.metrics.frechet import Moments, frechet_distance
 
 KEY, FORMAT = "rapm_statistics", 1
 WORDS = ("extractor", "preparation", "source", "files")  # what is said of how they were made
 MAX_WIDTH = 8192  # of features
+UNREADABLE = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError),  # the last three of members of a zip
+)
 MAX_HEADER = 10_000  # bytes of an array's header in a peer's file
 REMEDY = "make them anew: rapm eval --save-reference FILE"
 
@@ -33,7 +39,7 @@ class Statistics:
         extractor: The network's identity; None where the file does not say.
         preparation: What was done to every picture before; None where the file does not say.
         source: What the pictures were, in words.
-        files: sha256 over the names and bytes of all pictures.
+        files: sha256 over the names and bytes of all pictures; of a peer's file, of the file.
         features: (N, D) float32, where they were kept.
     """
 
@@ -107,10 +113,10 @@ def read_statistics(path: Path) -> Statistics:
         made = _of_peers(path) if path.suffix == ".npz" else _of_ours(path)
     except InputError as error:
         raise InputError(error.message, REMEDY) from error
-    except (OSError, KeyError, ValueError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         said = f": {error}" if type(error) is ValueError else ""
         raise InputError(f"{path} holds no statistics that rapm reads{said}", REMEDY) from error
-    _check(path, made.moments)
+    _check(path, made)
     return made
 
 
@@ -139,7 +145,8 @@ def _of_peers(path: Path) -> Statistics:
     """Their files do not say how many pictures there were, nor how they were made."""
     with zipfile.ZipFile(path) as archive:
         mean, covariance = (torch.from_numpy(_array(archive, f"{name}.npy")) for name in ("mu", "sigma"))
-    return Statistics(Moments(mean, covariance, 0), None, None, f"the peers' file {path.name}")
+    source = f"the peers' file {path.name}"
+    return Statistics(Moments(mean, covariance, 0), None, None, source, file_sha256(path))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
@@ -149,17 +156,21 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
     with archive.open(name) as file:
         read_head = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
         shape, is_fortran, dtype = read_head(file, max_header_size=MAX_HEADER)
-        if dtype.kind != "f" or not 1 <= len(shape) <= 2 or max(shape) > MAX_WIDTH:
+        if dtype.kind != "f" or not 1 <= len(shape) <= 2 or not all(1 <= size <= MAX_WIDTH for size in shape):
             raise ValueError(f"{name} has the shape {shape} and the type {dtype}")
         data = file.read(math.prod(shape) * dtype.itemsize)
     values = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
     return values.astype(np.float64)
 
 
-def _check(path: Path, moments: Moments) -> None:
-    width, covariance = moments.mean.shape, moments.covariance
-    is_finite = bool(torch.isfinite(moments.mean).all() and torch.isfinite(covariance).all())
-    if len(width) != 1 or covariance.shape != (*width, *width) or not is_finite:
+def _check(path: Path, made: Statistics) -> None:
+    mean, covariance, features = made.moments.mean, made.moments.covariance, made.features
+    is_finite = bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all())
+    if mean.dim() != 1 or covariance.shape != (*mean.shape, *mean.shape) or not is_finite:
         raise InputError(f"{path} has no finite mean and covariance of one width", REMEDY)
-    if not torch.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8) or bool((covariance.diagonal() < 0).any()):
-        raise InputError(f"{path} has a covariance that is none: not symmetric, or of negative variances", REMEDY)
+    try:
+        frechet_distance(made.moments, made.moments)
+    except ValueError as error:
+        raise InputError(f"{path} has {error}", REMEDY) from error
+    if features is not None and features.shape != (made.moments.count, len(mean)):
+        raise InputError(f"{path} has features of another shape than its moments", REMEDY)

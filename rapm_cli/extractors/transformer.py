@@ -1,5 +1,6 @@
 """Networks of transformers on the hub or in a folder: which of their files are read, and how."""
 
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from rapm_cli.bases.hub import Selection, fetch
 from rapm_cli.bases.hub.selection import LackingError
 from rapm_cli.bases.weights import read_json
+from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError, is_out_of_memory
 from rapm_cli.core.watch import Watcher
 
@@ -91,9 +93,10 @@ def _choose(names: Collection[str], cached: Collection[str]) -> list[str]:
 
 
 def _digest(folder: Path) -> str:
-    from rapm_cli.core.checksum import file_sha256
-
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return file_sha256(folder / name)[:12]
-    raise InputError(f"{folder} has no {' or '.join(WEIGHTS)}", REMEDY)
+    """Of all that features depend on: weights, settings of the network and of pictures, tokens."""
+    weights = [name for name in WEIGHTS if (folder / name).is_file()][:1]
+    if not weights:
+        raise InputError(f"{folder} has no {' or '.join(WEIGHTS)}", REMEDY)
+    names = [name for name in (*weights, *CONFIGS, *TEXT) if (folder / name).is_file()]
+    lines = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]

@@ -11,8 +11,8 @@ from rapm_cli.core.randomness import generator_for
 from rapm_cli.core.registry import Registry
 from rapm_cli.metrics.bootstrap import NORMAL_95
 from rapm_cli.metrics.discrepancy import clip_discrepancy
-from rapm_cli.metrics.frechet import Moments, frechet_distance, moments
-from rapm_cli.metrics.kernel import distance_error, subset_distances
+from rapm_cli.metrics.frechet import Moments, frechet_distance
+from rapm_cli.metrics.kernel import KID_SUBSET_SIZE, distance_error, kernel_distance, subset_distances
 from rapm_cli.metrics.neighbours import NEIGHBOURS, Overlap, overlap
 
 INCEPTION, CLIP, CLIP_336, DINO = "inception", "clip", "clip-336", "dinov2"  # extractors
@@ -49,12 +49,14 @@ class Evidence:
     """What is known of N pictures of one contestant.
 
     Args:
-        features: By extractor, (N, D).
+        moments: By extractor, of its features.
+        features: By extractor, (N, D), where a metric wants every picture's.
         real: By extractor, what it sees in the reference.
         texts: (N, D) CLIP's embeddings of the prompts.
         beside: Its first pictures beside the teacher's; None where nobody drew those.
     """
 
+    moments: Mapping[str, Moments]
     features: Mapping[str, Tensor]
     real: Mapping[str, Real]
     texts: Tensor | None = None
@@ -97,7 +99,7 @@ class PictureMetric:
         compute: Evidence to the number.
         extractor: Whose features it looks at; None where it looks at pictures and latents themselves.
         wants_moments: Whether it needs real pictures, or their statistics.
-        wants_features: Whether it needs every real picture's features.
+        wants_features: Whether it needs every picture's features, real ones' too.
         wants_texts: Whether it needs the prompts.
         wants_teacher: Whether it needs the teacher's pictures of the same prompts and noise.
         digits: After the decimal point, in tables.
@@ -113,7 +115,7 @@ class PictureMetric:
     wants_texts: bool = False
     wants_teacher: bool = False
     digits: int = 2
-    least: int = 2
+    least: int = 1
 
 
 PICTURE_METRICS: Registry[PictureMetric] = Registry("metric")
@@ -123,8 +125,10 @@ USUAL = ("fid", "kid", "clip", "fidelity", "latents", "position")
 
 def mean_figure(values: Tensor) -> Figure:
     """The mean of what each prompt gives, and what other prompts would make of it."""
-    margin = NORMAL_95 * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else float("inf")
     mean = float(values.double().mean())
+    if len(values) < 2:
+        return Figure(mean, by_prompt=values)
+    margin = NORMAL_95 * float(values.double().std()) / len(values) ** 0.5
     return Figure(mean, mean - margin, mean + margin, by_prompt=values)
 
 
@@ -135,18 +139,22 @@ def clip_scores(features: Tensor, texts: Tensor) -> Tensor:
 
 def _frechet(extractor: str) -> Callable[[Evidence], Figure]:
     def compute(evidence: Evidence) -> Figure:
-        return Figure(frechet_distance(moments(evidence.features[extractor]), evidence.real[extractor].moments))
+        return Figure(frechet_distance(evidence.moments[extractor], evidence.real[extractor].moments))
 
     return compute
 
 
 def _kid(evidence: Evidence) -> Figure:
-    """Published as mean and spread of subsets; its interval is that of all pictures."""
+    """Published as mean and spread of subsets, which are all the same where there are no more pictures than in one."""
     ours, real = evidence.features[INCEPTION], evidence.real[INCEPTION].features
     assert real is not None
-    subsets = subset_distances(ours, real, generator_for("KID subsets"))
-    value, margin = float(subsets.mean()), NORMAL_95 * distance_error(ours, real, generator_for("KID rows"))
-    return Figure(value, value - margin, value + margin, float(subsets.std()))
+    margin = NORMAL_95 * distance_error(ours, real, generator_for("KID rows"))
+    if min(len(ours), len(real)) <= KID_SUBSET_SIZE:
+        value, spread = kernel_distance(ours, real), None
+    else:
+        subsets = subset_distances(ours, real, generator_for("KID subsets"))
+        value, spread = float(subsets.mean()), float(subsets.std())
+    return Figure(value, value - margin, value + margin, spread)
 
 
 def _clip(evidence: Evidence) -> Figure:
@@ -169,11 +177,11 @@ def _beside(choose: Callable[[Beside], Tensor]) -> Callable[[Evidence], Figure]:
 
 
 _add = PICTURE_METRICS.add
-_add("fid")(PictureMetric("FID", False, _frechet(INCEPTION), INCEPTION, wants_moments=True))
-_add("kid")(PictureMetric("KID", False, _kid, INCEPTION, wants_features=True, digits=5))
+_add("fid")(PictureMetric("FID", False, _frechet(INCEPTION), INCEPTION, wants_moments=True, least=2))
+_add("kid")(PictureMetric("KID", False, _kid, INCEPTION, wants_features=True, digits=5, least=2))
 _add("clip")(PictureMetric("CLIP score", True, _clip, CLIP, wants_texts=True))
-_add("cmmd")(PictureMetric("CMMD", False, _cmmd, CLIP_336, wants_features=True, digits=3))
-_add("fd-dinov2")(PictureMetric("FD-DINOv2", False, _frechet(DINO), DINO, wants_moments=True))
+_add("cmmd")(PictureMetric("CMMD", False, _cmmd, CLIP_336, wants_features=True, digits=3, least=2))
+_add("fd-dinov2")(PictureMetric("FD-DINOv2", False, _frechet(DINO), DINO, wants_moments=True, least=2))
 for _name in ("precision", "recall", "density", "coverage"):
     _compute = lambda evidence, name=_name: Figure(getattr(evidence.overlap, name))  # noqa: E731
     _add(_name)(PictureMetric(_name, True, _compute, INCEPTION, wants_features=True, digits=3, least=MIN_OVERLAP))

@@ -61,14 +61,16 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
     """
     protocol = PROTOCOLS[options.protocol] if options.protocol else Protocol()
     if options.clip_model:
-        protocol = replace(protocol, clip_model=options.clip_model)
-    samples = options.samples or protocol.samples
+        protocol = _changed(replace(protocol, clip_model=options.clip_model), "another CLIP", watcher)
+    samples = protocol.samples if options.samples is None else options.samples
+    if samples < 1:
+        raise ConfigError(f"--samples {samples} is out of range", "give at least 1")
     reference = reference_of(protocol, options.reference, samples)
     prompts = _prompts(protocol, options, chosen, samples, watcher)
-    if len(prompts) != protocol.samples and protocol.name:
-        watcher.warn(
-            f"{len(prompts):,} prompts, where {protocol.name} has {protocol.samples:,}: figures differ from its"
-        )
+    if len(prompts) != protocol.samples:
+        protocol = _changed(protocol, f"{len(prompts):,} prompts", watcher)
+    if protocol.captions_sha256 and reference and reference.statistics:
+        protocol = _changed(protocol, "statistics of others", watcher)
     return Request(
         protocol=protocol,
         prompts=prompts,
@@ -79,6 +81,14 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
         beside=min(BESIDE if options.beside is None else options.beside, len(prompts)),
         inception=options.inception,
     )
+
+
+def _changed(protocol: Protocol, how: str, watcher: Watcher) -> Protocol:
+    """A protocol that was departed from, which its name says from here on."""
+    if not protocol.name:
+        return protocol
+    watcher.warn(f"with {how} figures cannot be compared with those of {protocol.name}")
+    return replace(protocol, name=f"{protocol.name}, but {how}")
 
 
 def ask_of_exam(chosen: Chosen, options: Options, held_out: bool) -> Request:
@@ -161,7 +171,7 @@ def unseen_prompts(base: Base, chosen: Chosen, count: int, seed: int) -> list[st
 
 def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: int, watcher: Watcher) -> list[str]:
     """The metrics that can be computed; what the user named must be among them."""
-    fewest = min(samples, len(reference.paths)) if reference and reference.paths else samples
+    fewest = min(samples, reference.count or samples) if reference else samples
     has_features = reference is not None and (reference.statistics is None or reference.statistics.features is not None)
     chosen = []
     for name in named or USUAL:

@@ -21,6 +21,7 @@ from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.clip import open_pair
 from rapm_cli.extractors.statistics import Statistics, require_same
 from rapm_cli.formats.lora import apply_lora
+from rapm_cli.metrics.frechet import Moments, RunningMoments
 from rapm_cli.metrics.paired import Difference, paired_difference
 from rapm_cli.metrics.pictures import CLIP, PICTURE_METRICS, Beside, Evidence, Figure, Real
 from rapm_cli.workflows.choose import Chosen
@@ -28,6 +29,7 @@ from rapm_cli.workflows.contestants import student, teacher_and_base
 from rapm_cli.workflows.gallery import Gallery, Plan
 from rapm_cli.workflows.launched import world_size
 from rapm_cli.workflows.looking import look
+from rapm_cli.workflows.prompts import warn_of_unread
 from rapm_cli.workflows.protocols import Protocol
 from rapm_cli.workflows.reference import Reference, statistics_of
 
@@ -108,6 +110,7 @@ class Assessment:
         extractors: Identities of the networks that looked, by name.
         real: Descriptions of what was compared with, by network.
         differences: What the first student has more than the second, by metric.
+        teacher: What makes the teacher's pictures: weights, settings, precision, machine.
     """
 
     request: Request
@@ -115,6 +118,7 @@ class Assessment:
     extractors: dict[str, str]
     real: dict[str, Statistics]
     differences: dict[str, Difference]
+    teacher: str
 
     @property
     def students(self) -> list[Assessed]:
@@ -122,12 +126,17 @@ class Assessment:
         return [row for row in self.rows if row.gallery.contestant.role == STUDENT]
 
     @property
+    def prompts_digest(self) -> str:
+        """The sha256 of the prompts, one a line."""
+        return hashlib.sha256("".join(f"{prompt}\n" for prompt in self.request.prompts).encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
-        """What two evaluations share whose figures can be compared: all but the contestants."""
+        """What two evaluations share whose figures can be compared: all but the students."""
         request = self.request
-        prompts = hashlib.sha256(json.dumps(list(request.prompts)).encode()).hexdigest()
         files = {name: (made.description, made.files) for name, made in self.real.items()}
-        key = [request.protocol.words, prompts, request.seed, self.extractors, files]
+        drawn = [request.seed, request.batch, len(request.short_plan.prompts), self.teacher]
+        key = [request.protocol.words, self.prompts_digest, drawn, self.extractors, files]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -150,24 +159,49 @@ def assess(
     """
     real = _reference(request, device, watcher)  # first, so that what is missing is told before hours of drawing
     galleries = draw_share(students, request, device=device, precision=precision, watcher=watcher)
-    features: list[dict[str, Tensor]] = [{} for _ in galleries]
+    seen = [Seen({}, {}) for _ in galleries]
     identities, texts = {}, None
     for name in request.extractors:
         extractor, embedded = _open(name, request, device, watcher)
         identities[name] = extractor.identity
         texts = texts if embedded is None else embedded
-        for seen, gallery in zip(features, galleries, strict=True):
+        for found, gallery in zip(seen, galleries, strict=True):
             if len(gallery.plan.prompts) == len(request.prompts):
-                seen[name] = look(gallery, extractor, watcher)
+                _see(found, name, gallery, extractor, request, watcher)
     teacher = next((gallery for gallery in galleries if gallery.contestant.role == "teacher"), None)
     rows = []
-    for seen, gallery in zip(features, galleries, strict=True):
+    for found, gallery in zip(seen, galleries, strict=True):
         beside = _beside(gallery, teacher) if teacher and gallery is not teacher else None
         sides = {name: Real(made.moments, made.features) for name, made in real.items()}
-        evidence = Evidence(seen, sides, texts, beside)
+        evidence = Evidence(found.moments, found.features, sides, texts, beside)
         rows.append(Assessed(gallery, _figures(request.metrics, evidence), gallery.seconds(), beside))
     differences = _differences(*rows[-2:]) if len(students) > 1 else {}
-    return Assessment(request, rows, identities, real, differences)
+    return Assessment(request, rows, identities, real, differences, _teacher(students[0], device, precision, watcher))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What networks see in one gallery, by their names: moments, and features where they are wanted."""
+
+    moments: dict[str, Moments]
+    features: dict[str, Tensor]
+
+
+def _see(found: Seen, name: str, gallery: Gallery, extractor: Extractor, request: Request, watcher: Watcher) -> None:
+    """Look once; memory grows with the pictures only where a metric wants all features."""
+    running, kept = RunningMoments(extractor.width), []
+    keep = request.wants(name, "wants_features") or request.wants(name, "wants_texts")
+    for features in look(gallery, extractor, watcher):
+        running.add(features)
+        kept += [features] if keep else []
+    if running.count > 1:
+        found.moments[name] = running.result()
+        if found.moments[name].is_singular and request.wants(name, "wants_moments"):
+            watcher.warn(
+                f"{running.count:,} pictures are fewer than {name}'s {extractor.width:,} features: FD is far off"
+            )
+    if keep:
+        found.features[name] = torch.cat(kept)
 
 
 def _reference(request: Request, device: torch.device, watcher: Watcher) -> dict[str, Statistics]:
@@ -196,6 +230,7 @@ def _open(name: str, request: Request, device: torch.device, watcher: Watcher) -
     if name != CLIP:
         return EXTRACTORS[name](opening), None
     extractor, reader = open_pair(opening, request.protocol.clip_prefix)
+    extractor = extractor.after(request.protocol.clip_preparation)
     if cut := sum(map(reader.is_cut, request.prompts)):
         watcher.warn(f"CLIP does not read the end of {cut:,} of {len(request.prompts):,} prompts")
     return extractor, reader.features(list(request.prompts)) if request.prompts else None
@@ -224,6 +259,10 @@ def _drawn(
     """A student's gallery, after those of teacher and base where it is the first; the base is gone at the end."""
     weights, short = chosen.base.locate(watcher), request.short_plan
     loaded, walked = LoadedBase(weights, device, DTYPES[config.precision]), len(short.prompts)
+    if doubt := chosen.doubt(weights):
+        watcher.warn(doubt)
+    if is_first:
+        warn_of_unread(loaded, list(request.prompts), watcher)
     others = teacher_and_base(loaded, config, weights.identity) if walked and is_first else []
     galleries = [Gallery(who, short, walked).drawn(loaded, watcher, share=_share()) for who in others]
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)  # which the others must not have
@@ -231,8 +270,19 @@ def _drawn(
     return [*galleries, mine.drawn(loaded, watcher, share=_share())]
 
 
+def _teacher(chosen: Chosen, device: torch.device, precision: str, watcher: Watcher) -> str:
+    """What two students must share whose distances to the teacher are compared."""
+    key = [chosen.base.locate(watcher).identity, chosen.teacher, find_precision(precision, device)]
+    return json.dumps(key, sort_keys=True)
+
+
 def _require_one_teacher(students: Sequence[Chosen]) -> None:
     for other in students[1:]:
+        if other.base.source != students[0].base.source:
+            raise ConfigError(
+                f"{other.lora_path} is of base {other.base.name}, {students[0].lora_path} of {students[0].base.name}",
+                "compare students of one base",
+            )
         if other.teacher != students[0].teacher:
             raise ConfigError(
                 f"{other.lora_path} and {students[0].lora_path} have different teachers: {other.teacher} and "
@@ -263,8 +313,8 @@ def _figures(metrics: Sequence[str], evidence: Evidence) -> dict[str, Figure]:
     figures = {}
     for name in metrics:
         metric = PICTURE_METRICS[name]
-        has_features = metric.extractor is None or metric.extractor in evidence.features
-        if has_features and (evidence.beside is not None or not metric.wants_teacher):
+        is_seen = metric.extractor is None or metric.extractor in {*evidence.moments, *evidence.features}
+        if is_seen and (evidence.beside is not None or not metric.wants_teacher):
             figures[name] = metric.compute(evidence)
     return figures
 

@@ -1,14 +1,12 @@
 """An assessment as JSON values, with all that a figure depends on."""
 
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rapm_cli import __version__
+from rapm_cli.extractors.statistics import Statistics
 from rapm_cli.metrics.pictures import PICTURE_METRICS, Figure
 from rapm_cli.workflows.assess import Assessed, Assessment
-
-LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy", "torch-fidelity")
+from rapm_cli.workflows.versions import versions
 
 
 def to_record(made: Assessment, *, base: str, loras: list[str], machine: str) -> dict[str, Any]:
@@ -24,6 +22,8 @@ def to_record(made: Assessment, *, base: str, loras: list[str], machine: str) ->
     return {
         "fingerprint": made.fingerprint,
         **request.protocol.words,
+        "clip_model": request.protocol.clip_model,
+        "prompts_sha256": made.prompts_digest,
         "base": base,
         "loras": loras,
         "samples": len(request.prompts),
@@ -31,7 +31,7 @@ def to_record(made: Assessment, *, base: str, loras: list[str], machine: str) ->
         "seed": request.seed,
         "batch": request.batch,
         "extractors": made.extractors,
-        "reference": {name: {"made": each.description, "files": each.files} for name, each in made.real.items()},
+        "reference": {name: _reference(each) for name, each in made.real.items()},
         "versions": versions(),
         "machine": machine,
         "rows": [_row(row, name) for row, name in zip(made.rows, _names(made, loras), strict=True)],
@@ -39,15 +39,8 @@ def to_record(made: Assessment, *, base: str, loras: list[str], machine: str) ->
     }
 
 
-def versions() -> dict[str, str]:
-    """Of rapm and the libraries that a figure can depend on, those that are installed."""
-    found = {"rapm": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _reference(made: Statistics) -> dict[str, str | None]:
+    return {"source": made.source, "made": made.description, "files": made.files}
 
 
 def _names(made: Assessment, loras: list[str]) -> list[str]:
@@ -67,6 +60,7 @@ def _row(row: Assessed, name: str) -> dict[str, Any]:
         "pictures": len(row.gallery.plan.prompts),
         "seconds_per_picture": round(row.seconds, 4),
         "folder": str(row.gallery.folder),
+        "drawn_with": row.gallery.versions(),
         "positions_by_edge": None if row.beside is None else row.beside.positions.mean(dim=0).tolist(),
         "metrics": {name: _figure(figure) for name, figure in row.figures.items()},
     }
@@ -81,9 +75,12 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def titled(name: str, record: dict[str, Any]) -> str:
-    """A metric's title; of the CLIP score with its model, without which it says nothing."""
-    model = record["clip_model"].rpartition("/")[2]
-    return f"{PICTURE_METRICS[name].title} {model}" if name == "clip" else PICTURE_METRICS[name].title
+    """A metric's title; of the CLIP score with model, prefix and scale, without which it says nothing."""
+    title = PICTURE_METRICS[name].title
+    if name != "clip":
+        return title
+    prefix = f" '{record['clip_prefix'].strip()}'" if record["clip_prefix"] else ""
+    return f"{title} {record['clip_model'].rpartition('/')[2]}{prefix} x100"
 
 
 def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

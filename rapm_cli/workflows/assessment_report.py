@@ -141,7 +141,6 @@ def _recipe(record: dict[str, Any], students: Sequence[Chosen]) -> FactsSection:
         "protocol": f"{record['protocol']}, fingerprint {record['fingerprint']}",
         "pictures": f"{record['preparation']}, rounded {record['rounding']}, {record['batch']} at once",
         **{f"network {name}": identity for name, identity in record["extractors"].items()},
-        **({"CLIP score": record["clip_score"]} if "clip" in record["extractors"] else {}),
         **{f"reference, {name}": said["made"] for name, said in record["reference"].items()},
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "machine": record["machine"],

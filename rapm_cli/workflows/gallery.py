@@ -6,10 +6,12 @@ import json
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +29,9 @@ from rapm_cli.extractors.preparation import Picture, Preparation
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.contestants import Contestant
 from rapm_cli.workflows.disk import with_retries
-from rapm_cli.workflows.lock import locked
+from rapm_cli.workflows.lock import POLL_SECONDS, claimed, locked
 from rapm_cli.workflows.pictures import png_bytes
+from rapm_cli.workflows.versions import versions
 
 FORMAT = 1  # counts up when the code makes other pictures from the same settings
 PURPOSE = "evaluation"  # of the noise
@@ -78,7 +81,7 @@ class Gallery:
     def folder(self) -> Path:
         """Where they are; a longer list of prompts goes on in the same folder."""
         plan, who = self.plan, self.contestant.identity
-        key = [who, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, self.walked, FORMAT]
+        key = [who, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
         return galleries_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
     def place(self, chunk: range) -> Path:
@@ -87,10 +90,10 @@ class Gallery:
         return self.folder / f"{chunk.start:06d}-{hashlib.sha256(prompts.encode()).hexdigest()[:12]}"
 
     def is_drawn(self, chunk: range) -> bool:
-        """Whether a batch is there, by its manifest."""
+        """Whether a batch is there, by its manifest, with its positions where they are wanted."""
         with contextlib.suppress(DamagedError):
-            read_manifest(self.place(chunk), self.place(chunk).name)
-            return True
+            names = read_manifest(self.place(chunk), self.place(chunk).name).files
+            return chunk.start >= self.walked or POSITIONS in names
         return False
 
     def readers(self) -> Iterator[Callable[[], Picture]]:
@@ -117,10 +120,20 @@ class Gallery:
         held: Tensor = load(read_commit(self.place(chunk), self.place(chunk).name)[1][POSITIONS])["positions"]
         return held
 
+    @cached_property
+    def _about(self) -> list[dict[str, Any]]:
+        """What every batch says of itself."""
+        return [read_manifest(self.place(chunk)).about for chunk in self.plan.chunks]
+
     def seconds(self) -> float:
         """That a picture took, from prompt to bytes."""
-        spent = [read_manifest(self.place(chunk)).about["seconds"] for chunk in self.plan.chunks]
-        return float(sum(spent)) / len(self.plan.prompts)
+        return float(sum(about["seconds"] for about in self._about)) / len(self.plan.prompts)
+
+    def versions(self) -> list[dict[str, str]]:
+        """Of the libraries that drew the pictures; more than one where they changed meanwhile."""
+        return list(
+            {json.dumps(about["versions"], sort_keys=True): about["versions"] for about in self._about}.values()
+        )
 
     def drawn(self, loaded: LoadedBase, watcher: Watcher, *, share: tuple[int, int] = (0, 1)) -> "Gallery":
         """The gallery once all is there: what is not is drawn, and every batch kept as soon as it is.
@@ -130,8 +143,8 @@ class Gallery:
         Args:
             loaded: The base, with the LoRA attached where a student draws.
             watcher: Sees the bar.
-            share: This process's number among how many; each begins with batches of its own, and ends when all are
-                there, so that one that is gone is made up for.
+            share: This process's number among how many that were started together; each begins with batches of its
+                own. Others may have been started by themselves. All end when everything is there.
 
         Raises:
             OutOfMemoryError: A batch does not fit.
@@ -149,16 +162,26 @@ class Gallery:
     def _draw(
         self, missing: list[range], loaded: LoadedBase, watcher: Watcher, share: tuple[int, int], done: int
     ) -> None:
-        mine, others = missing[share[0] :: share[1]], [c for k, c in enumerate(missing) if k % share[1] != share[0]]
-        random.Random(os.getpid()).shuffle(others)
+        """Batches of this process's own first; one that another process is at is left until that ends."""
+        numbers, others = {chunk: k for k, chunk in enumerate(self.plan.chunks)}, random.Random(os.getpid())
+        left = deque(sorted(missing, key=lambda c: (numbers[c] % share[1] != share[0], others.random())))
         bar = watcher.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
         with bar as shown, stop.patient(f"these {len(missing[0])} pictures"):
-            for chunk in (*mine, *others):
-                if not self.is_drawn(chunk):
-                    begun = time.perf_counter()
-                    files = self._files(chunk, loaded)
-                    self._keep(chunk, files, time.perf_counter() - begun, watcher)
-                shown.advance(len(chunk))
+            taken = 0  # in a row, by other processes
+            while left:
+                chunk = left.popleft()
+                with claimed(self.folder / f"{chunk.start:06d}.claim") as is_mine:
+                    if is_mine and not self.is_drawn(chunk):
+                        begun = time.perf_counter()
+                        files = self._files(chunk, loaded)
+                        self._keep(chunk, files, time.perf_counter() - begun, watcher)
+                if is_mine:
+                    shown.advance(len(chunk))
+                    taken = 0
+                else:
+                    left.append(chunk)
+                    taken += 1
+                    stop.pause(POLL_SECONDS if taken >= len(left) else 0)
                 stop.check("every picture that was drawn is kept", "go on with: the same command")
 
     def _is_sound(self, chunk: range, watcher: Watcher) -> bool:
@@ -170,9 +193,10 @@ class Gallery:
             verify(place, place.name)
         except DamagedError as error:
             watcher.warn(f"{error.message}; drawing its pictures again")
-            remove_commit(place)
+            with locked(self.folder, watcher, "Ctrl-C leaves", is_patient=True), contextlib.suppress(FileNotFoundError):
+                remove_commit(place)
             return False
-        return True
+        return self.is_drawn(chunk)
 
     def _files(self, chunk: range, loaded: LoadedBase) -> dict[str, bytes]:
         from safetensors.torch import save
@@ -186,6 +210,11 @@ class Gallery:
             raise OutOfMemoryError(
                 f"{len(chunk)} pictures at once do not fit", f"give --batch-size below {self.plan.batch}"
             ) from require_shortage(error)
+        if not torch.isfinite(pictures).all():
+            raise InputError(
+                f"{self.contestant.title}: not all values of pictures {chunk.start} to {chunk.stop - 1} are finite",
+                "give --precision bf16 or fp32",
+            )
         files = {_name(k): self._png(picture) for k, picture in zip(chunk, pictures, strict=True)}
         if chunk.start < self.walked:
             files[POSITIONS] = save({"positions": torch.stack(positions, dim=1).float().cpu().contiguous()})
@@ -203,7 +232,8 @@ class Gallery:
         def write() -> None:
             with locked(self.folder, watcher, "Ctrl-C leaves", is_patient=True):  # another may have drawn the same
                 if not self.is_drawn(chunk):
-                    commit(place, files, fingerprint=place.name, about={"seconds": seconds})
+                    about = {"seconds": seconds, "versions": versions()}
+                    commit(place, files, fingerprint=place.name, about=about)
 
         size = sum(map(len, files.values()))
         with_retries(write, place, size, watcher, "what was drawn before is kept", "free space, and go on")

@@ -64,6 +64,35 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
 
 
 @contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process has a piece of work that several may take; nothing is waited for.
+
+    Args:
+        path: A file for that piece, which is gone at the end.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        make_folder(path.parent)
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError) as error:
+        raise DiskError.of(error, path) from error
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
 def if_free(folder: Path) -> Iterator[str]:
     """Hold a folder where nobody does; who holds it, or an empty string once this process does.
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rapm_cli.bases.hub.digest import NO_BAR
 from rapm_cli.core.commit import commit, read_commit
 from rapm_cli.core.errors import DamagedError
 from rapm_cli.core.watch import Watcher
@@ -20,8 +23,8 @@ FEATURES = "features.safetensors"
 SHELF = 1024  # pictures whose features are kept together
 
 
-def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Tensor:
-    """(N, D) float32 features of all pictures of a gallery that has been drawn.
+def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Iterator[Tensor]:
+    """(B, D) float32 features of a gallery's pictures, some at a time; it has been drawn.
 
     Raises:
         Stopped: A signal came; the features of all whole shelves are kept.
@@ -29,21 +32,22 @@ def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Tensor:
     count = len(gallery.plan.prompts)
     pictures = list(gallery.readers())
     shelves = [range(k, min(k + SHELF, count)) for k in range(0, count, SHELF)]
-    found = {shelf: _recall(_place(gallery, extractor, shelf)) for shelf in shelves}
-    done = sum(len(shelf) for shelf, features in found.items() if features is not None)
-    if done < count:
-        name = extractor.identity.partition(" ")[0].rpartition("/")[2]
-        bar = watcher.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
-        with bar as shown, stop.patient("this batch"):
-            for shelf in (shelf for shelf, features in found.items() if features is None):
+    places = {shelf: _place(gallery, extractor, shelf) for shelf in shelves}
+    done = sum(len(shelf) for shelf, place in places.items() if place.exists())
+    name = extractor.identity.partition(" ")[0].rpartition("/")[2]
+    bar = watcher.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
+    with bar if done < count else nullcontext(NO_BAR) as shown, stop.patient("this batch"):
+        for shelf, place in places.items():
+            features = _recall(place)
+            if features is None:
                 seen = []
-                for features in extractor.features(pictures[shelf.start : shelf.stop]):
-                    seen.append(features)
-                    shown.advance(len(features))
+                for part in extractor.features(pictures[shelf.start : shelf.stop]):
+                    seen.append(part)
+                    shown.advance(len(part))
                     stop.check("what was seen before is kept", "go on with: the same command")
-                found[shelf] = torch.cat(seen)
-                _keep(_place(gallery, extractor, shelf), torch.cat(seen), watcher)
-    return torch.cat([features for features in found.values() if features is not None])
+                features = torch.cat(seen)
+                _keep(place, features, watcher)
+            yield features
 
 
 def _place(gallery: Gallery, extractor: Extractor, shelf: range) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 from rapm_cli.extractors import Extractor
 from rapm_cli.extractors.preparation import Picture, Preparation, pictures_in, read_picture
@@ -35,6 +35,11 @@ class Reference:
     source: str
     paths: tuple[Path, ...] = ()
     statistics: Statistics | None = None
+
+    @property
+    def count(self) -> int:
+        """Of pictures; 0 where statistics do not say it."""
+        return self.statistics.moments.count if self.statistics else len(self.paths)
 
 
 def find_reference(given: str, count: int | None = None) -> Reference:
@@ -75,9 +80,11 @@ def statistics_of(
         keep: Keep the features too, which KID needs.
 
     Raises:
-        InputError: A file is no picture.
+        InputError: A file is no picture, or there is only one.
         Stopped: A signal came.
     """
+    if len(reference.paths) < 2:
+        raise InputError(f"{reference.source} is one picture, which has no statistics", "give a folder of more")
     readers = [partial(_prepared, path, preparation) for path in reference.paths]
     running, kept = RunningMoments(extractor.width), []
     bar = watcher.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)

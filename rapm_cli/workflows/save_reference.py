@@ -10,9 +10,9 @@ from rapm_cli.extractors import EXTRACTORS, Opening
 from rapm_cli.extractors.statistics import Statistics, write_statistics
 from rapm_cli.metrics.pictures import PICTURE_METRICS
 from rapm_cli.workflows.asking import Options, reference_of
-from rapm_cli.workflows.assessment_record import versions
 from rapm_cli.workflows.protocols import PROTOCOLS, Protocol
 from rapm_cli.workflows.reference import statistics_of
+from rapm_cli.workflows.versions import versions
 
 
 def save_reference(asked: Options, path: Path, device: torch.device, watcher: Watcher) -> Statistics:

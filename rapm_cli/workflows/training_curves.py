@@ -42,12 +42,12 @@ def training_charts(log: Path) -> list[Chart]:
 
 def _entries(log: Path) -> list[dict[str, Any]]:
     entries = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and "slots" in entry:
+        if isinstance(entry, dict) and {"slots", ITERATION} <= entry.keys():
             entries.append(entry)
     return entries
 

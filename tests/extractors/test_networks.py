@@ -115,7 +115,10 @@ def test_dino_is_transformers(tmp_path, monkeypatch):
     assert extractor.width == theirs.shape[1]
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json", "weight"])
+LACKING = ("config.json", "model.safetensors", "preprocessor_config.json", "weight", "tokenizer", "crop_size")
+
+
+@pytest.mark.parametrize("missing", LACKING)
 def test_a_clip_that_lacks_something_is_refused_by_name(tmp_path, missing):
     folder = write_clip(tmp_path / "clip", "safetensors")
     if missing == "weight":
@@ -124,6 +127,11 @@ def test_a_clip_that_lacks_something_is_refused_by_name(tmp_path, missing):
         state = load_file(folder / "model.safetensors")
         del state["visual_projection.weight"]
         save_file(state, folder / "model.safetensors", {"format": "pt"})
+    elif missing == "tokenizer":
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+            (folder / name).unlink()
+    elif missing == "crop_size":
+        (folder / "preprocessor_config.json").write_text('{"size": 224}')
     else:
         (folder / missing).unlink()
     with pytest.raises(InputError, match="clip"):

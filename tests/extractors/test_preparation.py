@@ -59,6 +59,9 @@ def test_a_preparation_crops_the_middle_and_resizes_as_pillow_does():
     assert np.array_equal(Preparation(8, "lanczos")(wide), np.asarray(expected))
     assert np.array_equal(Preparation(20)(wide), wide[:, 5:25])
     assert Preparation()(wide) is wide
+    for extra, left in ((3, 2), (5, 2), (7, 4), (1, 0)):  # as round() does, half to even
+        given = picture(20, 20 + extra)
+        assert np.array_equal(Preparation(20, has_even_margins=True)(given), given[:, left : left + 20])
     assert Preparation(8).spec != Preparation(8, "lanczos").spec != Preparation(9, "lanczos").spec
 
 

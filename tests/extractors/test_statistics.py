@@ -68,6 +68,13 @@ def header_of(shape, descr="<f8"):
     return head.getvalue()
 
 
+def corrupt(path):
+    """Bytes in the middle of what is compressed."""
+    data = bytearray(path.read_bytes())
+    data[70:90] = bytes(20)
+    path.write_bytes(data)
+
+
 CASES = {
     "pickled": lambda path: npz(path, mu=np.array([{}], dtype=object), sigma=np.eye(2)),
     "a bomb": lambda path: zipped(path, "mu.npy", header_of((10**9,)) + bytes(10**6)),
@@ -78,6 +85,9 @@ CASES = {
     "nan": lambda path: npz(path, mu=np.array([0, np.nan]), sigma=np.eye(2)),
     "askew": lambda path: npz(path, mu=np.zeros(2), sigma=np.array([[1, 0.5], [0, 1.0]])),
     "negative": lambda path: npz(path, mu=np.zeros(2), sigma=-np.eye(2)),
+    "a negative shape": lambda path: zipped(path, "mu.npy", header_of((-1,)) + bytes(10**6)),
+    "indefinite": lambda path: npz(path, mu=np.zeros(2), sigma=np.array([[1, 5], [5, 1.0]])),
+    "a corrupt member": lambda path: corrupt(npz(path, True, mu=np.zeros(500), sigma=np.eye(500))),
     "no zip": lambda path: path.write_bytes(b"\x80\x04K\x01."),
     "empty": lambda path: path.write_bytes(b""),
 }
@@ -92,7 +102,7 @@ def test_what_holds_no_statistics_is_refused_by_name(tmp_path, case):
     assert "--save-reference" in told.value.remedy
 
 
-@pytest.mark.parametrize("case", ["another file", "cut off", "no file", "other words"])
+@pytest.mark.parametrize("case", ["another file", "cut off", "no file", "other words", "other features"])
 def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path, case):
     from safetensors.torch import load_file, save_file
 
@@ -104,6 +114,8 @@ def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path, case):
         path.write_bytes(path.read_bytes()[:-9])
     elif case == "no file":
         path.unlink()
+    elif case == "other features":
+        write_statistics(path, replace(MADE, features=FEATURES[:9]), {})
     else:
         save_file(load_file(path), path, {"rapm_statistics": '{"format": 1, "count": [], "extractor": 5}'})
     with pytest.raises(InputError, match=r"broken\.safetensors") as told:

@@ -2,6 +2,10 @@
 
 import gc
 import json
+import os
+import shutil
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from rapm_cli.extractors import inception
 from rapm_cli.extractors.inception import load_inception
 from rapm_cli.formats.lora import load_lora, save_lora
 from rapm_cli.workflows.coco import coco_pairs
+from rapm_cli.workflows.lock import claimed
 from tests.metrics.peers import peer
 from tests.workflows.assess_world import COUNT, command, write_world
 
@@ -78,7 +83,8 @@ def test_coco30k_gives_the_fid_and_clip_score_of_its_own_pictures(world, assess)
     assert kid["value"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert kid["low"] < kid["value"] < kid["high"]
     assert student["metrics"]["clip"]["value"] == pytest.approx(torchmetrics_clip(world, drawn, pairs), abs=1e-3)
-    assert (record["protocol"], record["samples"], record["beside_teacher"]) == ("coco30k", COUNT, 4)
+    assert record["protocol"] == "coco30k, but another CLIP, but 12 prompts"  # whose figures are not coco30k's
+    assert (record["samples"], record["beside_teacher"]) == (COUNT, 4)
     assert "inception" in record["extractors"]["inception"]
     assert record["reference"]["inception"]["made"].startswith("12 pictures")
     assert list(student["metrics"])[:2] == ["kid", "fid"]  # of few pictures
@@ -166,22 +172,72 @@ def test_pictures_are_the_same_for_every_batch_size(assess):
         assert max(np.abs(other[k].astype(int) - drawn[0][k]).max() for k in range(8)) <= 1
 
 
-def test_processes_share_the_pictures_and_the_first_alone_answers(world, assess, rapm, home, monkeypatch):
-    """One after the other here, so that the second, which comes first, makes up for the first."""
-    options = ("--samples", 8, "--beside", 4, "--metrics", "clip,latents", "--batch-size", 3)
+def test_processes_share_the_pictures_and_the_first_alone_answers(world, assess, home):
+    """At once, started together and by themselves."""
+    options = ("--samples", 60, "--beside", 4, "--metrics", "clip,latents", "--batch-size", 2)
     alone = assess(*options)
     drawn = pictures_of(alone["rows"][2])
-    monkeypatch.setenv("RAPM_HOME", str(home.with_name("shared")))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert rapm(*command(world, *options, "--json")) == (0, "", "")
-    monkeypatch.setenv("RANK", "0")
-    code, out, _ = rapm(*command(world, *options, "--json"))
-    shared = json.loads(out)
-    assert code == 0
-    by_two = pictures_of(shared["rows"][2])
-    assert all(np.array_equal(drawn[k], by_two[k]) for k in range(8))
-    assert [row["metrics"] for row in shared["rows"]] == [row["metrics"] for row in alone["rows"]]
+    for number, started in enumerate(([("0", "2"), ("1", "2")], [("0", "1"), ("0", "1")])):
+        shared, jobs = home.with_name(f"shared-{number}"), []
+        for rank, of in started:
+            told = {"RAPM_HOME": str(shared), "RANK": rank, "WORLD_SIZE": of, "OMP_NUM_THREADS": "1"}
+            argv = [sys.executable, "-m", "rapm_cli", *command(world, *options, "--json")]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            jobs.append(subprocess.Popen(argv, env={**os.environ, **told}, **pipes))
+        ends = [job.communicate(timeout=300) for job in jobs]
+        assert [job.returncode for job in jobs] == [0, 0], ends
+        record = json.loads(ends[0][0])
+        assert [row["metrics"] for row in record["rows"]] == [row["metrics"] for row in alone["rows"]]
+        by_two = pictures_of(record["rows"][2])
+        assert all(np.array_equal(drawn[k], by_two[k]) for k in range(60))
+        assert (ends[1][0] == b"") == (started[1][0] == "1")
+        assert not list(shared.rglob("*.claim"))
+
+
+def test_a_batch_is_taken_by_one_process_at_a_time(tmp_path):
+    place = tmp_path / "work" / "0.claim"
+    with claimed(place) as first, claimed(place) as second:
+        assert (first, second) == (True, False)
+    with claimed(place) as again:
+        assert again
+    assert list(place.parent.iterdir()) == []
+
+
+def test_more_of_the_teacher_costs_only_the_batches_that_it_draws_too(assess):
+    options = ("--samples", 12, "--batch-size", 4, "--metrics", "clip,latents")
+    first = assess(*options, "--beside", 4)
+    before = {path: path.stat().st_mtime_ns for path in Path(first["rows"][2]["folder"]).glob("0*/*.png")}
+    second = assess(*options, "--beside", 8)
+    after = {path: path.stat().st_mtime_ns for path in Path(second["rows"][2]["folder"]).glob("0*/*.png")}
+    assert before.keys() == after.keys()
+    assert {int(path.stem) for path in before if before[path] != after[path]} == {4, 5, 6, 7}  # now with positions
+    assert first["rows"][2]["metrics"]["clip"] == second["rows"][2]["metrics"]["clip"]
+    assert first["fingerprint"] != second["fingerprint"]  # the teacher was asked about other prompts
+
+
+def test_features_are_known_by_all_that_they_depend_on(world, assess, tmp_path):
+    options = ("--samples", 4, "--beside", 0, "--metrics", "clip")
+    clip = Path(shutil.copytree(world / "clip", tmp_path / "clip"))
+    first = assess(*options, "--clip-model", clip)
+    settings = json.loads((clip / "preprocessor_config.json").read_text())
+    (clip / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.1, 0.9, 0.5]}))
+    second = assess(*options, "--clip-model", clip)
+    assert first["fingerprint"] != second["fingerprint"]
+    assert first["rows"][0]["metrics"]["clip"]["value"] != second["rows"][0]["metrics"]["clip"]["value"]
+    moved = Path(shutil.copytree(world / "clip", tmp_path / "elsewhere" / "clip"))
+    assert assess(*options, "--clip-model", moved)["fingerprint"] == first["fingerprint"]
+
+
+def test_pictures_that_are_not_finite_are_not_scored(assess, monkeypatch):
+    monkeypatch.setattr(LoadedBase, "decode", lambda self, z: torch.full((len(z), 3, 8, 8), float("nan")))
+    code, err = assess("--samples", 4, "--beside", 0, "--metrics", "clip")
+    assert (code, "are finite" in err) == (3, True)
+
+
+def test_one_prompt_has_a_figure_and_no_interval(assess):
+    record = assess("--samples", 1, "--beside", 1, "--metrics", "clip,latents")
+    for figure in record["rows"][2]["metrics"].values():
+        assert {"low", "high"}.isdisjoint(figure)
 
 
 def test_a_longer_evaluation_goes_on_with_a_shorter_ones_pictures(assess):
@@ -235,6 +291,8 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, ass
         (("--reference", tmp_path / "absent"), 2, "no folder of pictures"),
         (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall of 4 pictures says nothing"),
         (("--part", "seen"), 2, "says nothing for base small-sdxl"),
+        (("--samples", 0), 2, "--samples"),
+        (("--samples", -2), 2, "--samples"),
         (("--prompts", captions, "--samples", 2), 2, "has 1 prompts, not 2"),
         (("--metrics", "fid", "--reference", moments_only, "--inception", tmp_path / "absent.pth"), 4, "fetch https"),
     ):

@@ -1,0 +1,20 @@
+"""Versions of what a figure can depend on."""
+
+import functools
+from importlib.metadata import PackageNotFoundError, version
+
+from rapm_cli import __version__
+
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy", "torch-fidelity")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of rapm and those of the libraries that are installed."""
+    found = {"rapm": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
