@@ -62,7 +62,8 @@ class RunningMoments:
         """
         if self.count < 2:
             raise ValueError("moments need at least two features")
-        return Moments(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+        scatter = (self._scatter + self._scatter.T) / 2  # alike on both sides to the last bit
+        return Moments(self._mean.clone(), scatter / (self.count - 1), self.count)
 
 
 def moments(features: Tensor) -> Moments:

@@ -35,7 +35,7 @@ from rapm_cli.workflows.versions import versions
 
 FORMAT = 1  # counts up when the code makes other pictures from the same settings
 PURPOSE = "evaluation"  # of the noise
-POSITIONS = "positions.safetensors"
+POSITIONS, CLAIM = "positions.safetensors", ".claim"
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"nearest": Tensor.round, "down": Tensor.floor}
 
 
@@ -157,6 +157,9 @@ class Gallery:
             watcher.say(f"{self.contestant.title}: {total - left:,} of {total:,} pictures are there")
         if missing:
             self._draw(missing, loaded, watcher, share, done=total - left)
+        for left_by_a_killed_one in self.folder.glob(f"*{CLAIM}"):
+            with claimed(left_by_a_killed_one):
+                pass
         return replace(self, contestant=replace(self.contestant, walk=_no_walk))
 
     def _draw(
@@ -170,7 +173,7 @@ class Gallery:
             taken = 0  # in a row, by other processes
             while left:
                 chunk = left.popleft()
-                with claimed(self.folder / f"{chunk.start:06d}.claim") as is_mine:
+                with claimed(self.folder / f"{chunk.start:06d}{CLAIM}") as is_mine:
                     if is_mine and not self.is_drawn(chunk):
                         begun = time.perf_counter()
                         files = self._files(chunk, loaded)

@@ -1,22 +1,26 @@
 """Real pictures to reference statistics: of a folder, of COCO, or from a file of statistics."""
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from rapm_cli.bases.places import galleries_dir
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.watch import Watcher
 from rapm_cli.extractors import Extractor
 from rapm_cli.extractors.preparation import Picture, Preparation, pictures_in, read_picture
-from rapm_cli.extractors.statistics import Statistics, read_statistics
+from rapm_cli.extractors.statistics import Statistics, read_statistics, write_statistics
 from rapm_cli.metrics.frechet import RunningMoments
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.coco import coco_pairs
+from rapm_cli.workflows.versions import versions
 
 COCO = "coco:"
 STATISTICS = (".safetensors", ".npz")
@@ -70,7 +74,7 @@ def find_reference(given: str, count: int | None = None) -> Reference:
 def statistics_of(
     reference: Reference, preparation: Preparation, extractor: Extractor, watcher: Watcher, *, keep: bool
 ) -> Statistics:
-    """What one network sees in real pictures.
+    """What one network sees in real pictures; it is remembered for as long as the files do not change.
 
     Args:
         reference: With pictures.
@@ -85,6 +89,25 @@ def statistics_of(
     """
     if len(reference.paths) < 2:
         raise InputError(f"{reference.source} is one picture, which has no statistics", "give a folder of more")
+    place = _place(reference, preparation, extractor, keep)
+    if place.exists():
+        with contextlib.suppress(InputError):  # a damaged one is made again
+            return replace(read_statistics(place), source=reference.source)
+    made = _looked(reference, preparation, extractor, watcher, keep=keep)
+    write_statistics(place, made, versions())
+    return made
+
+
+def _place(reference: Reference, preparation: Preparation, extractor: Extractor, keep: bool) -> Path:
+    """Where the statistics of these very files are remembered, by name, size and time."""
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in reference.paths]
+    key = json.dumps([states, preparation.spec, extractor.identity, keep])
+    return galleries_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
+
+
+def _looked(
+    reference: Reference, preparation: Preparation, extractor: Extractor, watcher: Watcher, *, keep: bool
+) -> Statistics:
     readers = [partial(_prepared, path, preparation) for path in reference.paths]
     running, kept = RunningMoments(extractor.width), []
     bar = watcher.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)

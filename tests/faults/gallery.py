@@ -75,7 +75,7 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
             log = _interrupt(argv, home, len(wanted[0]), tally, dice, kills, longest)
             tally.evaluations += 1
             tally.equal += (pictures(home), figures(log)) == wanted
-            tally.litter += len(list(home.rglob(".rapm-*")))
+            tally.litter += sum(len(list(home.rglob(pattern))) for pattern in (".rapm-*", "*.claim"))
             shutil.rmtree(home)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -73,6 +73,26 @@ def test_statistics_of_pictures_are_those_of_their_features(coco):
     assert statistics_of(reference, side, EYE, Output(quiet=True), keep=False).features is None
 
 
+def test_real_pictures_are_looked_at_once_until_one_changes(coco):
+    reference, looked = find_reference(f"coco:{coco}", 10), []
+
+    def network(pictures):
+        looked.append(len(pictures))
+        return pictures.mean((2, 3))
+
+    eye, side = replace(EYE, network=network), Preparation(32)
+    first = statistics_of(reference, side, eye, Output(quiet=True), keep=True)
+    again = statistics_of(reference, side, eye, Output(quiet=True), keep=True)
+    assert sum(looked) == 10
+    assert torch.equal(first.features, again.features)
+    assert torch.equal(first.moments.covariance, again.moments.covariance)
+    assert (again.source, again.files) == (first.source, first.files)
+    Image.new("RGB", (40, 40), "red").save(reference.paths[3])
+    changed = statistics_of(reference, side, eye, Output(quiet=True), keep=True)
+    assert sum(looked) == 20
+    assert changed.files != first.files
+
+
 def test_a_reference_is_a_folder_coco_or_statistics(coco, tmp_path):
     assert len(find_reference(f"coco:{coco}").paths) == 12
     folder = find_reference(str(coco / "val2014"))
