@@ -177,11 +177,18 @@ def _picture(out: Output, facts: dict[str, Any]) -> None:
     out.fact("file", facts["file"])
     out.fact("kind", f"picture of {facts['width']} x {facts['height']} pixels, {_size(facts['bytes'])}")
     for name, value in facts["recipe"].items():
-        out.fact(name, str(value))
+        if value is not None:
+            out.fact(name, _in_words(value))
     if facts["again"]:
         out.fact("again", facts["again"])
     elif facts["parameters"]:
         out.fact("parameters", facts["parameters"])
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _pickle(out: Output, facts: dict[str, Any]) -> None:

@@ -126,12 +126,13 @@ def commit(
             write_file(temporary / name, data)
 
 
-def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
+def read_manifest(folder: Path, fingerprint: str | None = None, *, is_movable: bool = False) -> Manifest:
     """What a commit says of itself; its files are not looked at.
 
     Args:
         folder: Of the commit.
         fingerprint: Of the settings that must have made it; None for any.
+        is_movable: Whether its folder may have another name than it was given.
 
     Raises:
         DamagedError: The manifest is missing, damaged, of another format, of another commit or of other settings.
@@ -152,20 +153,20 @@ def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
         raise DamagedError(folder, f"{MANIFEST} is not what was written") from error
     if not is_sound:
         raise DamagedError(folder, f"{MANIFEST} is not what was written")
-    if manifest.name != folder.name:
+    if manifest.name != folder.name and not is_movable:
         raise DamagedError(folder, f"{MANIFEST} is that of {manifest.name}")
     if fingerprint not in (None, manifest.fingerprint):
         raise DamagedError(folder, "it was made with other settings")
     return manifest
 
 
-def verify(folder: Path, fingerprint: str | None = None) -> Manifest:
+def verify(folder: Path, fingerprint: str | None = None, *, is_movable: bool = False) -> Manifest:
     """The manifest of a commit, once every file has been found to be what was written; arguments as above.
 
     Raises:
         DamagedError: One is not.
     """
-    manifest = read_manifest(folder, fingerprint)
+    manifest = read_manifest(folder, fingerprint, is_movable=is_movable)
     for name, expected in manifest.files.items():
         try:
             found = _sum(folder / name)

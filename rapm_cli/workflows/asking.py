@@ -97,20 +97,19 @@ def ask_of_exam(chosen: Chosen, options: Options, held_out: bool) -> Request:
     Raises:
         ConfigError: There are none.
     """
-    count = BESIDE if options.beside is None else options.beside
-    batch = options.batch_size or chosen.base.defaults.picture_batch
+    wanted = BESIDE if options.beside is None else options.beside
+    count = wanted if options.samples is None else min(wanted, options.samples)
     if count < 1:
         raise ConfigError(f"--beside {count} leaves nothing to show", "give at least 1")
-    whole = -(-count // batch) * batch
     assert chosen.base.set_exam is not None
     return Request(
         protocol=EXAM,
-        prompts=chosen.base.set_exam(0, whole, options.seed, held_out).prompts,
+        prompts=chosen.base.set_exam(0, count, options.seed, held_out).prompts,
         metrics=[name for name in USUAL if PICTURE_METRICS[name].wants_teacher],
         reference=None,
         seed=options.seed,
-        batch=batch,
-        beside=whole,
+        batch=options.batch_size or chosen.base.defaults.picture_batch,
+        beside=count,
     )
 
 

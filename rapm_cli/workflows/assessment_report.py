@@ -132,7 +132,7 @@ def _costs(record: dict[str, Any], students: Sequence[Chosen]) -> TableSection:
             row[3:] = [
                 f"{seconds.get('training', 0):,.0f}", f"{sum(seconds.values()):,.0f}", f"{done['peak_mib']:,.0f}",
             ]  # fmt: skip
-    columns = ["", "NFE", "s a picture", "training s", "whole run s", "run's peak MiB"]
+    columns = ["", "NFE", "s/picture", "training s", "whole run s", "run's peak MiB"]
     return TableSection("Speed and memory", columns, rows, note=f"On {record['machine']}.")
 
 

@@ -32,7 +32,7 @@ def authors_lora(watcher: Watcher) -> tuple[Path, str]:
     except WeightsError as error:
         raise WeightsError(
             f"there is no run of {BASE} yet, and the LoRA of the method's authors is not to be had: {error.message}",
-            f'{error.remedy}; or try the embedded base: rapm generate "a red cube left of a blue sphere" --base demo',
+            f"{error.remedy}; or try the embedded base: --base demo",
         ) from error
     digest = file_sha256(source)
     target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"

@@ -106,6 +106,7 @@ def _picture(path: Path) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         recipe = json.loads(png.texts.get(PICTURE_KEY, "{}"))
     is_ours = isinstance(recipe, dict) and bool(recipe)
+    is_one = is_ours and isinstance(recipe.get("seed"), int)  # not a grid of several
     return {
         "kind": "picture",
         "file": str(path),
@@ -114,7 +115,7 @@ def _picture(path: Path) -> dict[str, Any]:
         "height": png.height,
         "recipe": recipe if is_ours else {},
         "parameters": png.texts.get("parameters", ""),
-        "again": f"rapm generate --from {path}" if is_ours else "",
+        "again": f"rapm generate --from {path}" if is_one else "",
     }
 
 
@@ -146,7 +147,9 @@ def _sealed(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).is_file():
         return {}
     try:
-        return {"bytes": verify(path).total_bytes, "damage": ""}
+        manifest = verify(path, is_movable=True)
+        said = {"verified": f"{len(manifest.files)} files, each is what was written"}
+        return {"bytes": manifest.total_bytes, "damage": "", "said": said}
     except DamagedError as error:
         return {"damage": error.damage}
 

@@ -221,3 +221,29 @@ def test_halves_are_told_apart():
         match = HALF.fullmatch(name)
         assert match
         assert (match[1], match[2] or match[3]) == ("a", half)
+
+
+def test_an_export_may_be_moved_and_its_damage_is_still_named(rapm, shipped_lora, tmp_path):
+    made, moved = tmp_path / "made", tmp_path / "moved"
+    assert rapm("export", str(shipped_lora), "--base", "demo", "--output", str(made))[0] == 0
+    made.rename(moved)
+    code, out, _ = rapm("inspect", str(moved))
+    assert code == 0
+    assert "each is what was written" in out
+    file = next(moved.glob("*-kohya.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    code, _, err = rapm("inspect", str(moved))
+    assert (code, file.name in err) == (3, True)
+
+
+def test_a_grid_is_not_said_to_be_made_again(rapm, shipped_lora, tmp_path):
+    argv = ("generate", "a red cube", "--base", "demo", "--lora", str(shipped_lora), "--seed", "1..2", "--grid")
+    assert rapm(*argv, "--output", str(tmp_path))[0] == 0
+    code, out, _ = rapm("inspect", str(tmp_path / "grid.png"))
+    assert code == 0
+    assert "--from" not in out
+    _, out, _ = rapm("inspect", str(next(tmp_path.glob("000-*.png"))))
+    assert "--from" in out
+    assert "{" not in out
