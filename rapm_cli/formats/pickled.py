@@ -2,6 +2,7 @@
 
 import io
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def imports_of(path: Path) -> list[str]:
 
 def _imports(data: bytes) -> set[str]:
     """Of all pickles in a row: torch's older form is several, and then the numbers."""
+    with warnings.catch_warnings(action="ignore"):  # of escapes that are none, in bytes that are no pickle
+        return _of_all(data)
+
+
+def _of_all(data: bytes) -> set[str]:
     file, found = io.BytesIO(data), set[str]()
     found |= _of_one(file)
     while file.tell() < len(data):

@@ -339,8 +339,3 @@ def test_a_study_sets_what_is_measured_by_itself(rapm, file, options):
     code, _, err = rapm("eval", "--study", str(file), *options)
     assert code == 2
     assert f"error: {options[0]} does not go with --study" in err
-
-
-def test_only_a_study_has_a_folder_of_results(rapm, tmp_path):
-    code, _, err = rapm("eval", "--output", str(tmp_path))
-    assert (code, "--output goes with --study" in err) == (2, True)

@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def start(argv: list[str], home: Path, log: Path, before=lambda: None) -> int:
         from rapm_cli.cli.app import main
 
         code = main(argv)
+        sys.stdout.flush()
     finally:
         os._exit(code)
 
