@@ -13,7 +13,6 @@ from rapm_cli.core.files import regular_file
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FILTERS = ("lanczos", "bicubic")
 
 
 @dataclass(frozen=True)

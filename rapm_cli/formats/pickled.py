@@ -51,18 +51,14 @@ def imports_of(path: Path) -> list[str]:
 
 def _imports(data: bytes) -> set[str]:
     """Of all pickles in a row: torch's older form is several, and then the numbers."""
-    with warnings.catch_warnings(action="ignore"):  # of escapes that are none, in bytes that are no pickle
-        return _of_all(data)
-
-
-def _of_all(data: bytes) -> set[str]:
     file, found = io.BytesIO(data), set[str]()
-    found |= _of_one(file)
-    while file.tell() < len(data):
-        try:
-            found |= _of_one(file)
-        except BROKEN:
-            break  # the numbers
+    with warnings.catch_warnings(action="ignore"):  # of escapes that are none, in bytes that are no pickle
+        found |= _of_one(file)
+        while file.tell() < len(data):
+            try:
+                found |= _of_one(file)
+            except BROKEN:
+                break  # the numbers
     return found
 
 

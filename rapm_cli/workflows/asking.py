@@ -67,6 +67,9 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
         raise ConfigError(f"--samples {samples} is out of range", "give at least 1")
     reference = reference_of(protocol, options.reference, samples)
     prompts = _prompts(protocol, options, chosen, samples, watcher)
+    alone = [name for name in options.metrics or () if options.beside == 0 and PICTURE_METRICS[name].wants_teacher]
+    if alone:
+        raise ConfigError(f"--metrics {alone[0]} needs the teacher's pictures", "give --beside of at least 1")
     if len(prompts) != protocol.samples:
         protocol = _changed(protocol, f"{len(prompts):,} prompts", watcher)
     if protocol.captions_sha256 and reference and reference.statistics:
@@ -180,10 +183,11 @@ def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: 
         if named and (lacks_moments or lacks_features):
             what = "real pictures" if metric.wants_features else "real pictures, or statistics of some"
             raise ConfigError(f"{metric.title} needs {what}", "give --reference DIR, or coco:DIR")
+        if lacks_moments or lacks_features:
+            continue
         if fewest < metric.least:
             raise ConfigError(f"{metric.title} of {fewest} pictures says nothing", f"give at least {metric.least}")
-        if not lacks_moments and not lacks_features:
-            chosen.append(name)
+        chosen.append(name)
     if samples < MANY and {"fid", "kid"} <= set(chosen):
         chosen = [{"fid": "kid", "kid": "fid"}.get(name, name) for name in chosen]
         watcher.say(f"of {samples:,} pictures KID says more than FID, which few pictures raise")

@@ -1,5 +1,6 @@
 """An evaluation as a page: figures, curves, pictures beside the teacher's, the worst and the best, the recipe."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rapm_cli.core.errors import InputError
 from rapm_cli.metrics.pictures import Beside
 from rapm_cli.workflows.assess import Assessed, Assessment
 from rapm_cli.workflows.assessment_record import table
@@ -126,14 +128,20 @@ def _costs(record: dict[str, Any], students: Sequence[Chosen]) -> TableSection:
         for row in record["rows"]
     ]
     for row, chosen in zip(rows[-len(students) :], students, strict=True):
-        run = Run(chosen.lora_path.parent)
-        done = run.result() if run.log.is_file() else {}
-        if seconds := done.get("seconds"):
-            row[3:] = [
-                f"{seconds.get('training', 0):,.0f}", f"{sum(seconds.values()):,.0f}", f"{done['peak_mib']:,.0f}",
-            ]  # fmt: skip
+        row[3:] = _spent(Run(chosen.lora_path.parent))
     columns = ["", "NFE", "s/picture", "training s", "whole run s", "run's peak MiB"]
     return TableSection("Speed and memory", columns, rows, note=f"On {record['machine']}.")
+
+
+def _spent(run: Run) -> list[str]:
+    """Seconds of training, seconds and peak memory of the whole run; empty where the file is not in a run's folder."""
+    done: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # of a record that cannot be read: the figures are what was asked for
+        done = run.result() if run.log.is_file() else {}
+    seconds, peak = done.get("seconds"), done.get("peak_mib")
+    if not isinstance(seconds, dict) or peak is None:
+        return ["", "", ""]
+    return [f"{seconds.get('training', 0):,.0f}", f"{sum(seconds.values()):,.0f}", f"{peak:,.0f}"]
 
 
 def _recipe(record: dict[str, Any], students: Sequence[Chosen]) -> FactsSection:

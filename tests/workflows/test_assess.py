@@ -238,6 +238,12 @@ def test_one_prompt_has_a_figure_and_no_interval(assess):
     record = assess("--samples", 1, "--beside", 1, "--metrics", "clip,latents")
     for figure in record["rows"][2]["metrics"].values():
         assert {"low", "high"}.isdisjoint(figure)
+    assert set(assess("--samples", 1, "--beside", 1)["rows"][2]["metrics"]) == {
+        "clip",
+        "fidelity",
+        "latents",
+        "position",
+    }
 
 
 def test_a_longer_evaluation_goes_on_with_a_shorter_ones_pictures(assess):
@@ -292,6 +298,7 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, ass
         (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall of 4 pictures says nothing"),
         (("--part", "seen"), 2, "says nothing for base small-sdxl"),
         (("--samples", 0), 2, "--samples"),
+        (("--metrics", "fidelity", "--beside", 0), 2, "needs the teacher"),
         (("--samples", -2), 2, "--samples"),
         (("--prompts", captions, "--samples", 2), 2, "has 1 prompts, not 2"),
         (("--metrics", "fid", "--reference", moments_only, "--inception", tmp_path / "absent.pth"), 4, "fetch https"),

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from rapm_cli.cli.app import main
+from rapm_cli.workflows.assessment_report import _spent
 from rapm_cli.workflows.charts import Line, line_chart
 from rapm_cli.workflows.report import (
     Chart,
@@ -26,6 +27,7 @@ from rapm_cli.workflows.report import (
     TableSection,
     embedded,
 )
+from rapm_cli.workflows.rundir import Run
 from rapm_cli.workflows.training_curves import training_charts
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -142,6 +144,13 @@ def test_a_runs_log_makes_a_chart_of_each_target_and_of_both_sides_of_the_game(s
     entries = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
     drawn = points(ElementTree.fromstring(charts[0].svg).find("path"))
     assert len(drawn) == len(entries)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"seconds": 3}', '{"seconds": {"training": 1}}'])
+def test_a_damaged_record_of_the_run_costs_no_page(tmp_path, record):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "result.json").write_text(record)
+    assert _spent(Run(tmp_path)) == ["", "", ""]
 
 
 def test_a_log_that_is_missing_or_cut_off_makes_none(tmp_path):
