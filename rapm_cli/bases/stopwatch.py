@@ -19,7 +19,7 @@ class Timed:
     """What a piece of work took.
 
     Args:
-        seconds: Median of several times, or of few where each is long, after one that warms up.
+        seconds: Median of several times, or of few where each is long, once the device is warm.
         peak_bytes: The most that the device held meanwhile; None where nobody counts.
     """
 
@@ -27,19 +27,21 @@ class Timed:
     peak_bytes: int | None
 
 
-def timed(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Timed:
-    """Do some work once, then `repeats` times against the clock, or fewer where each takes long."""
+def timed(work: Callable[[], object], device: torch.device, repeats: int = 3, warmups: int = 1) -> Timed:
+    """Do some work `warmups` times, then `repeats` times against the clock, or fewer where each takes long."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(warmups):
+        work()
     seconds: list[float] = []
-    while len(seconds) <= repeats and (len(seconds) < 2 or sum(seconds) < ENOUGH_SECONDS):
+    while len(seconds) < repeats and sum(seconds) < ENOUGH_SECONDS:
         wait(device)
         clock = time.perf_counter()
         work()
         wait(device)
         seconds.append(time.perf_counter() - clock)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Timed(statistics.median(seconds[1:]), peak)
+    return Timed(statistics.median(seconds), peak)
 
 
 def wait(device: torch.device) -> None:

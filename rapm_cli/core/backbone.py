@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rapm_cli.core.adapters import TEACHER, Switch
 from rapm_cli.core.compiler import compile_blocks
+from rapm_cli.core.recorder import Pass, Recorder
 from rapm_cli.core.schedule import NoiseSchedule, split_prediction
 from rapm_cli.core.transfer import upload
 
@@ -91,6 +92,7 @@ class Backbone:
         self.schedule = schedule
         self.switch = Switch()
         self.passes = Passes()
+        self.recorder: Recorder | None = Recorder(self.unet)
 
     @property
     def device(self) -> torch.device:
@@ -125,19 +127,21 @@ class Backbone:
                 with self.role(role):
                     return module(*values)
 
-            return checkpoint(again, *inputs, use_reentrant=False)
+            return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False)  # there is no dropout
 
         self.unet.enable_gradient_checkpointing(in_role)
         for name, module in self.unet.named_modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = name.split(".")[0] in parts
+        self.forget()
 
-    def hasten(self, *, compiled: bool, channels_last: bool) -> None:
-        """Make the network's passes faster; their last bits change.
+    def hasten(self, *, compiled: bool, channels_last: bool, recorded: bool) -> None:
+        """Make the network's passes faster; the first two ways change their last bits.
 
         Args:
             compiled: Compile the transformer blocks, which all are the same but for their sizes, when they first run.
             channels_last: Keep the convolutions' weights in the layout that tensor cores take, and so the activations.
+            recorded: Start passes that come again as CUDA graphs, as is done unless this is False.
 
         Raises:
             ConfigError: torch cannot compile on this machine.
@@ -146,6 +150,12 @@ class Backbone:
             self.unet.to(memory_format=torch.channels_last)
         if compiled:
             compile_blocks(self.unet)
+        self.recorder = Recorder(self.unet) if recorded else None
+
+    def forget(self) -> None:
+        """Drop what was recorded: the network's layers, or where their weights are, have changed."""
+        if self.recorder:
+            self.recorder = Recorder(self.unet)
 
     def predict_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
         """Predicted noise at `(z, t)` in the present role.
@@ -159,13 +169,8 @@ class Backbone:
             (B, C, H, W) float32, whatever the network's own dtype.
         """
         self.passes.whole += len(z)
-        out = self.unet(
-            z.to(self.dtype),
-            upload(t, z.device) if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device),
-            cond.tokens.to(self.dtype),
-            added_cond_kwargs=self._added(cond),
-            return_dict=False,
-        )[0]
+        times = upload(t, z.device) if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
+        [out] = self._run(self._whole, z, times, cond)
         return split_prediction(out.float(), z, t, self.schedule)
 
     def features(self, z: Tensor, t: Tensor, cond: Conditioning, role: str = TEACHER) -> list[Tensor]:
@@ -183,27 +188,40 @@ class Backbone:
             (B, C_k, H_k, W_k) float32 tensors, finest first.
         """
         self.passes.half += len(z)
-        unet, taps = self.unet, []
         with self.role(role):
-            hidden, tokens = z.to(self.dtype), cond.tokens.to(self.dtype)
-            embedding = unet.time_embedding(unet.get_time_embed(sample=hidden, timestep=t))
-            added = unet.get_aug_embed(emb=embedding, encoder_hidden_states=tokens, added_cond_kwargs=self._added(cond))
-            embedding = embedding if added is None else embedding + added
-            hidden = unet.conv_in(hidden)
-            for block in unet.down_blocks:
-                text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
-                hidden, _ = block(hidden_states=hidden, temb=embedding, **text)
-                taps.append(hidden.float())
-            taps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=tokens).float())
-        return taps
+            return list(self._run(self._half, z, t, cond))
 
-    def _added(self, cond: Conditioning) -> dict[str, Tensor] | None:
-        if cond.pooled is None or cond.time_ids is None:
-            return None
-        return {"text_embeds": cond.pooled.to(self.dtype), "time_ids": cond.time_ids.to(self.dtype)}
+    def _run(self, work: Pass, z: Tensor, t: Tensor, cond: Conditioning) -> Sequence[Tensor]:
+        """A pass in the present role, of inputs in the network's dtype."""
+        inputs = (z.to(self.dtype), t, *(part.to(self.dtype) for part in cond.parts if part is not None))
+        if self.recorder is None:
+            return work(*inputs)
+        return self.recorder.run((work.__name__, self.switch.role), work, *inputs)
+
+    def _whole(self, z: Tensor, t: Tensor, tokens: Tensor, *added: Tensor) -> Sequence[Tensor]:
+        out: tuple[Tensor] = self.unet(z, t, tokens, added_cond_kwargs=_named(added), return_dict=False)
+        return out
+
+    def _half(self, z: Tensor, t: Tensor, tokens: Tensor, *added: Tensor) -> Sequence[Tensor]:
+        unet, taps = self.unet, []
+        embedding = unet.time_embedding(unet.get_time_embed(sample=z, timestep=t))
+        more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=tokens, added_cond_kwargs=_named(added))
+        embedding = embedding if more is None else embedding + more
+        hidden = unet.conv_in(z)
+        for block in unet.down_blocks:
+            text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
+            hidden, _ = block(hidden_states=hidden, temb=embedding, **text)
+            taps.append(hidden.float())
+        taps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=tokens).float())
+        return taps
 
     @property
     def tap_channels(self) -> list[int]:
         """Channels of each tensor in `features`."""
         widths = list(self.unet.config.block_out_channels)
         return [*widths, widths[-1]]
+
+
+def _named(added: Sequence[Tensor]) -> dict[str, Tensor] | None:
+    """Pooled text and sizes as diffusers takes them; None for a network without."""
+    return dict(zip(("text_embeds", "time_ids"), added, strict=True)) if added else None

@@ -97,6 +97,7 @@ class TrainConfig:
         vram: The plan by which it fits the device: memory of the card in GB, or "auto".
         compile: Compile the network's transformer blocks.
         channels_last: Keep its convolutions in channels-last layout.
+        cuda_graphs: On a GPU, record passes that come again, and start each in one piece.
         seed: Seed of the LoRA, the discriminators, the order and the noise.
     """
 
@@ -127,6 +128,7 @@ class TrainConfig:
     vram: str = "auto"
     compile: bool = False
     channels_last: bool = False
+    cuda_graphs: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

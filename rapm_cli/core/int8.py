@@ -51,7 +51,7 @@ def quantise(network: nn.Module) -> int:
     Convolutions and norms stay as they are.
     """
     count = 0
-    for module in list(network.modules()):
+    for module in [module for module in network.modules() if type(module) is not nn.Linear]:  # a list would keep those
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 setattr(module, name, Int8Linear(child))

@@ -68,6 +68,7 @@ def attach_lora(
     for module in backbone.unet.modules():
         if isinstance(module, LoraLayer):
             install(module, backbone.switch)
+    backbone.forget()
 
 
 def _check_modules(backbone: Backbone, modules: list[str]) -> None:

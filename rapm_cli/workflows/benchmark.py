@@ -26,7 +26,7 @@ from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.foresee import USUAL_SHARE
 from rapm_cli.workflows.memory import free_memory
 from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.trial import iteration, time_guided_step, time_iteration
+from rapm_cli.workflows.trial import iteration, time_guided_step, time_iteration, warmups
 
 REPEATS = 3
 PATIENCE_SECONDS = 600.0
@@ -302,15 +302,16 @@ def _drawing(base: Base, architecture: Architecture, settings: Settings, device:
     pipeline = _pipeline(architecture, backbone.unet, vae)
     told = {"prompt_embeds": cond.tokens} | ({} if cond.pooled is None else {"pooled_prompt_embeds": cond.pooled})
     common = {"guidance_scale": 1.0, "num_inference_steps": num_slots, "output_type": "latent", "latents": z.to(dtype)}
-    theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, REPEATS)
+    often = {"repeats": REPEATS, "warmups": warmups(num_slots, device)}
+    theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, **often)
 
     def draw() -> object:
         return decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling)
 
-    merged = timed(draw, device, REPEATS)
+    merged = timed(draw, device, **often)
     attach_lora(backbone, rank=1, alpha=1.0)
     lora_weights(backbone)  # brings it to the network's dtype
-    beside = timed(draw, device, REPEATS)
+    beside = timed(draw, device, **often)
     return DrawingSpeed(size, merged.seconds / size, beside.seconds / size, theirs.seconds / size)
 
 

@@ -12,7 +12,7 @@ from rapm_cli.core.config import TeacherConfig, TrainConfig, from_json, to_json
 from rapm_cli.core.errors import ConfigError, InputError
 
 # Another value of these makes no other run: the work that is done stays right. Only --resume may round the base by it.
-CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last")
+CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last", "cuda_graphs")
 LATER = {  # settings that came later, with what was done before
     "method": "rapm",
     "fake_updates": 5,

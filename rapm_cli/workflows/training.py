@@ -58,8 +58,10 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
             "give the same ones, or begin another run: --new",
         )
     loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
-    if training.compile or training.channels_last:  # else the network is read when it is first used
-        loaded.backbone.hasten(compiled=training.compile, channels_last=training.channels_last)
+    if training.compile or training.channels_last or not training.cuda_graphs:  # else it is read when it is first used
+        loaded.backbone.hasten(
+            compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
+        )
     return loaded
 
 

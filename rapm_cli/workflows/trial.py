@@ -11,6 +11,7 @@ from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.plans import Plan
 from rapm_cli.bases.stopwatch import Timed, timed
 from rapm_cli.core.backbone import Backbone
+from rapm_cli.core.recorder import USUAL
 from rapm_cli.core.train import Trainer
 from rapm_cli.core.trajectories import Trajectories, guided_noise, initial_noise
 from rapm_cli.workflows.memory import adopt, free_memory
@@ -30,7 +31,8 @@ def time_guided_step(
         repeats: Times that are measured.
     """
     try:
-        return timed(_guided_step(architecture, settings, size, device), device, repeats)
+        step = _guided_step(architecture, settings, size, device)
+        return timed(step, device, repeats, warmups(1, device))
     finally:
         free_memory(device)
 
@@ -69,8 +71,14 @@ def time_iteration(
 def _timed_walk(walk: Callable[[], int], settings: Settings, device: torch.device, repeats: int) -> Timed:
     """Of all slots; a walk that overflows, as random weights may in fp16, ends early."""
     walked: list[int] = []
-    time = timed(lambda: walked.append(walk()), device, repeats)
-    return dataclasses.replace(time, seconds=time.seconds * settings.teacher.num_slots / walked[-1])
+    num_slots = settings.teacher.num_slots
+    time = timed(lambda: walked.append(walk()), device, repeats, warmups(num_slots, device))
+    return dataclasses.replace(time, seconds=time.seconds * num_slots / walked[-1])
+
+
+def warmups(passes: int, device: torch.device) -> int:
+    """How often work of so many equal passes of the network is done before a GPU is as fast as it will be."""
+    return USUAL // passes + 1 if device.type == "cuda" else 1
 
 
 def iteration(
@@ -95,7 +103,7 @@ def iteration(
 
 def _backbone(architecture: Architecture, settings: Settings, device: torch.device) -> Backbone:
     backbone, training = architecture.backbone(device, DTYPES[settings.teacher.precision]), settings.training
-    backbone.hasten(compiled=training.compile, channels_last=training.channels_last)
+    backbone.hasten(compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs)
     return backbone
 
 
