@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rapm_cli.workflows.benchmark import Benchmark
 
 GIB, MIB, HOUR = 2**30, 2**20, 3600
+COSTLY = 10  # operations of a profile that are shown
 
 
 def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
@@ -51,8 +52,8 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     """What `rapm eval --benchmark` measures."""
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
-    from rapm_cli.workflows.benchmark import PLAIN, to_record
     from rapm_cli.workflows.benchmark import benchmark as measure
+    from rapm_cli.workflows.benchmark import to_record
     from rapm_cli.workflows.start import settings_without_weights
 
     base, place = find_base(name, out), find_device(device)
@@ -61,12 +62,13 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     _phases(out, made)
     _drawing(out, made)
     if made.profile:
-        total = min(speed.time.seconds for speed in made.plans if speed.time and speed.way == PLAIN)
+        total = sum(row.seconds for row in made.profile)
         rows = [
             [row.name[:60], f"{1000 * row.seconds:.1f}", f"{row.seconds / total:.0%}", str(row.calls)]
-            for row in made.profile
+            for row in made.profile[:COSTLY]
         ]
-        out.table("the most costly operations of an iteration", ["", "ms", "of it", "calls"], rows)
+        title = f"the most costly operations of an iteration, of {total:.3f} s in all of them"
+        out.table(title, ["", "ms", "of it", "calls"], rows)
     out.result(to_record(made))
 
 

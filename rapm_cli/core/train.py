@@ -213,6 +213,7 @@ class Trainer:
 
     def settle(self) -> None:
         """After the last iteration: let the network compute with what is exported, the average where one is kept."""
+        self.backbone.forget()  # recordings hold as much memory as training took
         if self.average:
             self.average.publish()
 

@@ -31,10 +31,10 @@ from rapm_cli.workflows.trial import iteration, time_guided_step, time_iteration
 REPEATS = 3
 PATIENCE_SECONDS = 600.0
 TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
-COSTLY = 10  # operations in a profile
-PLAIN = "plain"
+PLAIN, KERNELS = "plain", "without CUDA graphs"
 WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
+    KERNELS: {"cuda_graphs": False},
     "channels last": {"channels_last": True},
     "compiled": {"compile": True},
     "compiled, channels last": {"compile": True, "channels_last": True},
@@ -103,8 +103,8 @@ class Operation:
     """A row of a profile.
 
     Args:
-        name: Of the operation.
-        seconds: In itself, on the device.
+        name: Of an operation of the CPU, or of a GPU's kernel.
+        seconds: In itself.
         calls: How often.
     """
 
@@ -125,7 +125,7 @@ class Benchmark:
         teachers: Phase 1, the plain way first.
         plans: Phase 2, each plan in the plain way first.
         drawing: Drawing.
-        profile: The most costly operations of one iteration; empty where none was asked for.
+        profile: The operations of one iteration, the most costly first; empty where none was asked for.
     """
 
     settings: Settings
@@ -189,7 +189,8 @@ def benchmark(
     costly = []
     if is_profiled and fastest.time:
         watcher.say("profiling an iteration")
-        costly = _profile(iteration(architecture, settings, fastest.plan, device), device)
+        warm = warmups(settings.teacher.num_slots, device)
+        costly = _profile(iteration(architecture, settings, fastest.plan, device), device, warm)
         free_memory(device)
         for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, watcher):
             teachers.append(teacher)
@@ -229,7 +230,7 @@ def _other_ways(
 ) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
     """Both phases in each way but the plain one, under the plan that is fastest in that."""
     for way, options in WAYS.items():
-        if way == PLAIN:
+        if way == PLAIN or (way == KERNELS and device.type != "cuda"):
             continue
         watcher.say(f"measuring both phases {way}")
         haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
@@ -333,19 +334,21 @@ def _pipeline(architecture: Architecture, unet: Any, vae: Any) -> Any:
     return pipeline
 
 
-def _profile(work: Callable[[], object], device: torch.device) -> list[Operation]:
-    """The most costly operations of some work, once it is warm."""
+def _profile(work: Callable[[], object], device: torch.device, warm: int) -> list[Operation]:
+    """The operations of some work, once it has been done `warm` times; the most costly first."""
     from torch.profiler import ProfilerActivity, profile
 
     is_gpu = device.type == "cuda"
-    work()
+    for _ in range(warm):
+        work()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as seen:
         work()
-    rows = [
+    rows = [row for row in seen.key_averages() if row.device_type.name == ("CUDA" if is_gpu else "CPU")]
+    operations = [
         Operation(row.key, (row.self_device_time_total if is_gpu else row.self_cpu_time_total) / 1e6, row.count)
-        for row in seen.key_averages()
+        for row in rows
     ]
-    return sorted(rows, key=lambda row: row.seconds, reverse=True)[:COSTLY]
+    return sorted(operations, key=lambda one: one.seconds, reverse=True)
 
 
 def to_record(made: Benchmark) -> dict[str, Any]:

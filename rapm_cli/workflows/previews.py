@@ -94,6 +94,8 @@ class Previews:
         student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
+        backbone.forget()  # the autoencoder takes the place of what training has recorded
+        free_memory(self._loaded.device)
         try:
             return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
         finally:

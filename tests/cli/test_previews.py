@@ -131,7 +131,14 @@ def is_close(one, other):
 @pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("full")])
 def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
     class Loaded:
-        device, backbone, calls = torch.device("cpu"), None, []
+        device, calls = torch.device("cpu"), []
+
+        @property
+        def backbone(self):
+            return self
+
+        def forget(self):
+            self.calls.append("forget")
 
         def decode(self, z):
             self.calls.append("decode")
@@ -147,7 +154,7 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
     previews._teacher, previews._draw = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
     with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
         previews._sheet(1)
-    assert Loaded.calls == (["decode", "rest"] if error else ["decode"] * 4 + ["rest"])
+    assert Loaded.calls == ["forget", *(["decode"] if error else ["decode"] * 4), "rest"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def trajectories(backbone, make_cond, latents):
 
 @pytest.mark.parametrize(("compiled", "checkpointing"), [(False, False), pytest.param(True, True, marks=has_compiler)])
 def test_a_hastened_network_trains_as_the_plain_one(schedule, trajectories, compiled, checkpointing):
-    _, usual = trained(schedule, trajectories, compiled=False, channels_last=False, recorded=True)
+    _, usual = trained(schedule, trajectories, compiled=False, channels_last=False)
     torch.compiler.reset()
     trainer, losses = trained(
         schedule, trajectories, compiled=compiled, channels_last=True, checkpointing=checkpointing

@@ -1,6 +1,9 @@
+import weakref
+
 import torch
 from torch import nn
 
+from rapm_cli.core import int8
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.int8 import Int8Linear, quantise
 from rapm_cli.core.student import attach_lora, lora_weights
@@ -30,6 +33,21 @@ def test_the_gradient_is_that_of_the_layer_it_stands_for():
     gradient = torch.randn(10, 48)
     (mine,) = torch.autograd.grad(rounded(x), x, gradient)
     torch.testing.assert_close(mine, gradient @ whole)
+
+
+def test_no_layer_outlives_its_rounding(monkeypatch):
+    network = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(5)))
+    alive = weakref.WeakSet(module for module in network.modules() if type(module) is nn.Linear)
+    counts = []
+
+    class Counted(Int8Linear):
+        def __init__(self, linear):
+            counts.append(len(alive))
+            super().__init__(linear)
+
+    monkeypatch.setattr(int8, "Int8Linear", Counted)
+    quantise(network)
+    assert counts == [5, 4, 3, 2, 1]
 
 
 def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):

@@ -11,7 +11,7 @@ from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core import backbone
 from rapm_cli.workflows import benchmark
-from rapm_cli.workflows.benchmark import PLAIN, WAYS
+from rapm_cli.workflows.benchmark import KERNELS, PLAIN, WAYS
 from tests.conftest import tiny_unet
 
 VAE = {
@@ -39,8 +39,9 @@ def test_it_measures_both_phases_every_plan_every_way_and_drawing(rapm, tiny, ho
     made = json.loads(out)
     plain = [speed for speed in made["plans"] if speed["way"] == PLAIN]
     assert [speed["plan"]["name"] for speed in plain] == list(PLANS)
-    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == list(WAYS)[1:]
-    assert [speed["way"] for speed in made["teachers"]] == list(WAYS)
+    ways = [way for way in WAYS if way != KERNELS]  # on a CPU there is no other way
+    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == ways[1:]
+    assert [speed["way"] for speed in made["teachers"]] == ways
     assert made["side_px"] == 8
     for speed in made["plans"]:
         rate = speed["flops"] / speed["time"]["seconds"]
@@ -56,7 +57,7 @@ def test_it_measures_both_phases_every_plan_every_way_and_drawing(rapm, tiny, ho
     assert (made["hours"]["trajectories"], made["hours"]["training"]) == pytest.approx(min(hours, key=sum))
     assert made["drawing"]["ratio"] == pytest.approx(made["drawing"]["seconds"] / made["drawing"]["pipeline_seconds"])
     seconds = [row["seconds"] for row in made["profile"]]
-    assert len(seconds) == 10
+    assert len(seconds) > 10
     assert seconds == sorted(seconds, reverse=True)
     assert not home.exists()
 
