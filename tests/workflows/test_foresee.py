@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from rapm_cli.bases import BASES
 from rapm_cli.workflows import foresee, trial
@@ -76,5 +77,5 @@ def test_a_trial_of_a_walk_that_ended_early_counts_for_all_slots(monkeypatch):
     from rapm_cli.bases.stopwatch import Timed
 
     settings = type("S", (), {"teacher": type("T", (), {"num_slots": 4})})
-    monkeypatch.setattr(trial, "timed", lambda work, device, repeats: (work(), Timed(1.0, 7))[1])
-    assert trial._timed_walk(lambda: 1, settings, None, 1) == Timed(4.0, 7)
+    monkeypatch.setattr(trial, "timed", lambda work, *args: (work(), Timed(1.0, 7))[1])
+    assert trial._timed_walk(lambda: 1, settings, torch.device("cpu"), 1) == Timed(4.0, 7)
