@@ -32,7 +32,7 @@ _rapm() {
         --report-to) COMPREPLY=($(compgen -W "tensorboard wandb trackio" -- "$word")); return ;;
         --rng) COMPREPLY=($(compgen -W "cpu device" -- "$word")); return ;;
         --save-reference) COMPREPLY=($(compgen -f -- "$word")); return ;;
-        --start-from) COMPREPLY=($(compgen -W "student teacher" -- "$word")); return ;;
+        --start-from) COMPREPLY=($(compgen -W "student teacher mixed" -- "$word")); return ;;
         --study) COMPREPLY=($(compgen -f -- "$word")); return ;;
         --vram) COMPREPLY=($(compgen -W "auto 24 16 12 8" -- "$word")); return ;;
     esac

@@ -20,7 +20,7 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l relative-weight -x 
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l absolute-weight -x -d 'Weight of the absolute target; 0 leaves it out'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l adversarial-weight -x -d 'Weight of the adversarial losses'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l slot-weights -x -d 'Weight of each step\'s loss, noisiest first, as 1,1,1,1'
-complete -c rapm -n "__fish_seen_subcommand_from distill" -l start-from -x -a "student teacher" -d 'Where a step starts: student (its own position) or teacher'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l start-from -x -a "student teacher mixed" -d 'Where a step starts: student (its own position), teacher, or mixed by chance'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l discriminators -x -a "both relative absolute none" -d 'both, relative, absolute or none'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l fake-updates -x -d 'dmd2: updates of the fake score for each of the student\'s'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l lcm-times -x -d 'lcm: times that it is trained at; fewer learn faster'

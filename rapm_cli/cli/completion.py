@@ -28,7 +28,7 @@ VALUES = {
     "discriminator": ("unet", "unet-mid", "latent"),
     "discriminator-times": ("slot", "edge", "all"),
     "lora-init": ("kaiming", "gaussian"),
-    "start-from": ("student", "teacher"),
+    "start-from": ("student", "teacher", "mixed"),
     "part": ("both", "held-out", "seen"),
     "report-to": ("tensorboard", "wandb", "trackio"),
     "metrics": (

@@ -45,7 +45,10 @@ def distill(
         str, typer.Option(help="Weight of each step's loss, noisiest first, as 1,1,1,1.", rich_help_panel=METHOD)
     ] = "",
     start_from: Annotated[
-        str, typer.Option(help="Where a step starts: student (its own position) or teacher.", rich_help_panel=METHOD)
+        str,
+        typer.Option(
+            help="Where a step starts: student (its own position), teacher, or mixed by chance.", rich_help_panel=METHOD
+        ),
     ] = "student",
     discriminators: Annotated[
         str, typer.Option(help="both, relative, absolute or none.", rich_help_panel=METHOD)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.schedule import fine_grid
 
-START_FROM = ("student", "teacher")
+START_FROM = ("student", "teacher", "mixed")
 DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
 DISCRIMINATOR_TIMES = ("slot", "edge", "all")
 LORA_INITS = ("kaiming", "gaussian")
@@ -86,7 +86,8 @@ class TrainConfig:
         absolute_weight: Weight of the distance to the absolute target; 0 leaves it out.
         adversarial_weight: Weight of the student's adversarial losses (lambda).
         slot_weights: Weight of each slot's loss, noisiest slot first; empty means 1 for all.
-        start_from: Whether a slot starts where the student ended the last one, or at the teacher's position.
+        start_from: Whether a slot starts where the student ended the last one, at the teacher's position, or for each
+            picture at one of the two by chance ("mixed").
         discriminators: Which positions have a discriminator.
         fake_updates: Updates of DMD2's fake score for each of the student's.
         lcm_times: Times that LCM is trained at, between which its teacher takes one step.
@@ -157,7 +158,7 @@ class TrainConfig:
         are_weights = all(math.isfinite(weight) and weight >= 0 for weight in self.slot_weights)
         words = ",".join(f"{weight:g}" for weight in self.slot_weights)
         _check(are_weights, "slot-weights", words, "numbers from 0")
-        _check(self.start_from in START_FROM, "start-from", self.start_from, "student or teacher")
+        _check(self.start_from in START_FROM, "start-from", self.start_from, "student, teacher or mixed")
         _check(
             self.discriminators in DISCRIMINATOR_SETS,
             "discriminators",

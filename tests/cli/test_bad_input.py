@@ -33,7 +33,7 @@ DISTILL = ["distill", "--base", "demo"]
         ([*DISTILL, "--slot-weights", "1,x"], "--slot-weights '1,x'"),
         ([*DISTILL, "--slot-weights", "nan,1,1,1"], "--slot-weights nan,1,1,1"),
         ([*DISTILL, "--slot-weights", "1,1"], "2 numbers for 4 slots"),
-        ([*DISTILL, "--start-from", "noise"], "student or teacher"),
+        ([*DISTILL, "--start-from", "noise"], "student, teacher or mixed"),
         ([*DISTILL, "--discriminators", "three"], "both, relative, absolute, none"),
         ([*DISTILL, "--discriminator", "unett"], "did you mean 'unet'"),
         ([*DISTILL, "--seed", "-3"], "--seed -3"),

@@ -189,6 +189,29 @@ def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajector
         torch.testing.assert_close(z, batch.z_teacher[:, n], rtol=0, atol=0)
 
 
+def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajectories, monkeypatch):
+    starts, ends = [], []
+    real = student_step
+
+    def spy(backbone, z, t, s, cond):
+        starts.append(z)
+        ends.append(real(backbone, z, t, s, cond))
+        return ends[-1]
+
+    monkeypatch.setattr("rapm_cli.core.methods.rapm.student_step", spy)
+    batch, trainer = trajectories[0:2], trainer_of(start_from="mixed")
+    chosen = []
+    for iteration in range(4):
+        starts.clear(), ends.clear()
+        trainer.train_step(batch, iteration)
+        for start, mine, n in zip(starts[1:], ends, (3, 2, 1), strict=False):
+            for row in range(2):
+                is_mine = torch.equal(start[row], mine[row])
+                assert is_mine != torch.equal(start[row], batch.z_teacher[row, n])
+                chosen.append(is_mine)
+    assert 4 < sum(chosen) < 20  # of 24
+
+
 def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, monkeypatch):
     starts, ends = [], []
     real = student_step

@@ -14,6 +14,7 @@ from rapm_cli.core.methods.method import METHODS, Method
 from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.trajectories import Trajectories
+from rapm_cli.core.transfer import upload
 
 
 @METHODS.add("rapm")
@@ -51,7 +52,7 @@ class RelativeAndAbsolutePositions(Method):
         self.student.take_gradients(loss * self._slot_weight(n))
         if self.judges:
             self.judges.learn(fake, goals, n, cond, iteration, log)
-        return z_student.detach() if course.config.start_from == "student" else batch.z_teacher[:, n]
+        return self._next_start(z_student.detach(), batch.z_teacher[:, n], iteration, n)
 
     def _goals(self, batch: Trajectories, n: int) -> dict[str, Tensor]:
         course, goals = self.course, {"absolute": absolute_target(batch.z_teacher, n)}
@@ -59,6 +60,13 @@ class RelativeAndAbsolutePositions(Method):
             z_ahead, t_ahead = batch.z_ahead[:, n], course.ahead[n]
             goals["relative"] = relative_target(course.backbone, z_ahead, t_ahead, course.edges[n], batch.cond)
         return goals
+
+    def _next_start(self, mine: Tensor, teachers: Tensor, iteration: int, n: int) -> Tensor:
+        course = self.course
+        if course.config.start_from != "mixed":
+            return mine if course.config.start_from == "student" else teachers
+        is_mine = course.integers(0, 2, len(mine), "start", iteration, n).bool()
+        return torch.where(upload(is_mine.view(-1, 1, 1, 1), mine.device), mine, teachers)
 
     def _slot_weight(self, n: int) -> float:
         weights = self.course.config.slot_weights
