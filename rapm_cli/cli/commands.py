@@ -22,7 +22,8 @@ def generate(
     base: options.Base = None,
     lora: options.Lora = None,
     from_picture: Annotated[
-        Path | None, typer.Option("--from", help="Make a picture again from what it says of itself.")
+        Path | None,
+        typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="Make a picture again from what it says of itself."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Put the teacher's picture on the left.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures as one.")] = False,
@@ -44,7 +45,7 @@ def generate(
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
-    from rapm_cli.workflows.choose import choose, recall
+    from rapm_cli.workflows.choose import choose_to_draw, recall
     from rapm_cli.workflows.generate import generate as run_generate
 
     if from_picture:
@@ -52,11 +53,13 @@ def generate(
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora = base or recipe.base, str(recipe.lora)
+        base, lora = base or recipe.base, str(recipe.lora) if recipe.lora else None
         precision, rng = recipe.precision, recipe.rng
-    chosen = choose(base, lora, out)
+    chosen = choose_to_draw(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
+    if preview:
+        out.expect_pictures()
     made, place = [], find_device(device)
     for picture in run_generate(
         chosen,
@@ -92,7 +95,12 @@ def export(
     lora: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run's.")] = None,
     base: options.Base = None,
     form: Annotated[
-        str, typer.Option("--format", help="Of a LoRA: diffusers, kohya, or both with a comma; both by default.")
+        str,
+        typer.Option(
+            "--format",
+            envvar="RAPM_EXPORT_FORMAT",
+            help="Of a LoRA: diffusers, kohya, or both with a comma; both by default.",
+        ),
     ] = "",
     fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
     single_file: Annotated[
@@ -100,7 +108,8 @@ def export(
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of what is written: base (as it is), fp16, bf16 or fp32.")] = "base",
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write, or a file whose name ends in .safetensors.")
+        Path | None,
+        typer.Option(help="Folder to write, by default RUN-lora or RUN-fused; or a file that ends in .safetensors."),
     ] = None,
     push_to_hub: Annotated[
         str | None,

@@ -131,6 +131,11 @@ class Output:
                 if cell:
                     self._out.print(_folded(_plain(cell), self._out, f"  {name:<{wide}} "))
 
+    def expect_pictures(self) -> None:
+        """Say so where pictures will not be shown."""
+        if not self._out.is_terminal:
+            self.say("--preview shows pictures in a terminal, which standard output is not")
+
     def picture(self, path: Path) -> None:
         """A picture, where the result is shown to a person."""
         if self._out.is_terminal and not self.as_json:

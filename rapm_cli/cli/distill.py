@@ -109,8 +109,8 @@ def distill(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Layout of the convolutions.", rich_help_panel=TRAINING)
     ] = False,
-    cuda_graphs: Annotated[
-        bool, typer.Option(help="Start passes of the network in one piece.", rich_help_panel=TRAINING)
+    graphs: Annotated[
+        bool, typer.Option(help="CUDA graphs: start passes of the network in one piece.", rich_help_panel=TRAINING)
     ] = True,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,

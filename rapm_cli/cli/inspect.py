@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rapm_cli.cli import options
+from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.errors import ConfigError, InputError
 
@@ -27,7 +27,10 @@ def inspect(
         bool, typer.Option("--prune", help="With cache: remove trajectories, readings and converted weights.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="With --prune: also the trajectories of unfinished runs.")
+        bool,
+        typer.Option(
+            "--all", envvar="RAPM_INSPECT_ALL", help="With --prune: also the trajectories of unfinished runs."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask.")] = False,
     as_json: options.Json = False,
@@ -64,6 +67,7 @@ def inspect(
         return
     SHOW.get(found[0]["kind"], _model)(out, found[0])
     if preview and found[0]["kind"] == "picture":
+        out.expect_pictures()
         out.picture(Path(found[0]["file"]))
     out.result(found[0])
     if found[0].get("damaged") or found[0].get("damage"):
@@ -109,7 +113,7 @@ def _lora(out: Output, facts: dict[str, Any]) -> None:
     for name, text in _lora_rows(facts).items():
         out.fact(name, text)
     _recipe(out, facts["recipe"])
-    _programs(out, facts["programs"])
+    show.programs(out, facts["programs"])
     _values(out, facts)
 
 
@@ -208,12 +212,6 @@ def _recipe(out: Output, recipe: dict[str, Any]) -> None:
             out.fact(group, text)
 
 
-def _programs(out: Output, programs: list[dict[str, str]]) -> None:
-    out.fact("loads in", ", ".join(one["program"] for one in programs if not one["reason"]) or "nothing known")
-    for reason in dict.fromkeys(one["reason"] for one in programs if one["reason"]):
-        out.fact("not in", f"{', '.join(one['program'] for one in programs if one['reason'] == reason)}: {reason}")
-
-
 def _values(out: Output, facts: dict[str, Any]) -> None:
     """Norms by block as bars, and what is not finite."""
     found = facts.get("values")
@@ -241,7 +239,8 @@ def _side_by_side(out: Output, found: list[dict[str, Any]]) -> None:
     if compared := found[0].get("compared"):
         out.fact("cosine", f"{compared['cosine']:.4f} between the updates")
         out.fact("difference", f"{compared['relative']:.2%} of the first")
-        out.fact("only one", f"{compared['only_first']} and {compared['only_second']} layers are changed by one alone")
+        alone = f"{compared['only_first']} by the first alone, {compared['only_second']} by the second"
+        out.fact("layers", alone if compared["only_first"] or compared["only_second"] else "both change the same")
 
 
 def _unlike(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -12,7 +12,8 @@ from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
-FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
+# Options whose settings have another name.
+FIELDS = {"steps": "num_slots", "guidance": "guidance_scale", "graphs": "cuda_graphs"}
 PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
 
 
@@ -44,7 +45,10 @@ Rng = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="RAPM_JSON", help="Print the result as JSON on standard output, and nothing else."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no bars.")]
 Config = Annotated[
     Path | None,

@@ -1,6 +1,7 @@
 """Results as a person reads them: one function for each kind of result."""
 
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,13 @@ def exported(out: Output, made: "Exported") -> None:
     from rapm_cli.workflows.inspect import size_in_words
 
     out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
+    read_beside = {one.program for file in made.files for one in file.verdicts if not one.reason}
     for file in made.files:
         if file.path != made.path:
             out.data(f"{file.path}  {size_in_words(file.bytes)}")
         out.fact("sha256", file.sha256)
         if file.verdicts:
-            out.fact("loads in", ", ".join(one.program for one in file.verdicts if not one.reason))
-        for reason in dict.fromkeys(one.reason for one in file.verdicts if one.reason):
-            out.fact("not in", f"{', '.join(one.program for one in file.verdicts if one.reason == reason)}: {reason}")
+            programs(out, [asdict(one) for one in file.verdicts], read_beside)
     if made.url:
         out.fact("published", made.url)
     record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True, "url": made.url}
@@ -79,6 +79,17 @@ def exported(out: Output, made: "Exported") -> None:
         if report.mean_lost > MOSTLY:
             out.warn("rounding has lost most of the update; --dtype fp32 keeps it, and so does the LoRA by itself")
     out.result(record)
+
+
+def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collection[str] = ()) -> None:
+    """Which programs read a LoRA, and why one would not; how to have it written, unless a file beside it is read."""
+    from rapm_cli.formats.programs import KOHYA
+
+    out.fact("loads in", ", ".join(one["program"] for one in verdicts if not one["reason"]) or "nothing known")
+    for reason in dict.fromkeys(one["reason"] for one in verdicts if one["reason"]):
+        refusing = [one["program"] for one in verdicts if one["reason"] == reason]
+        words = reason.removesuffix(f"; {KOHYA}") if read_beside and set(refusing) <= set(read_beside) else reason
+        out.fact("not in", f"{', '.join(refusing)}: {words}")
 
 
 def comparison(out: Output, part: "Part") -> None:

@@ -37,6 +37,7 @@ class Subject:
         is_lora: Whether it is a LoRA; else the LoRA is merged into the base.
         files: Of the export.
         prompt: That suits the base.
+        checkpoint: The base as ComfyUI's workflow names it.
         picture: Of the export's folder, if there is one.
         metrics: Rows of a table with titles first; empty where nothing was measured.
         provenance: Where and how the metrics were measured.
@@ -49,6 +50,7 @@ class Subject:
     is_lora: bool
     files: Sequence[Line]
     prompt: str
+    checkpoint: str
     picture: str | None = None
     metrics: Sequence[Sequence[str]] = ()
     provenance: str = ""
@@ -96,7 +98,8 @@ def _usage(subject: Subject) -> str:
     steps, scheduler = sampler.get("steps", 4), f"{sampler.get('scheduler', 'DDIM')}Scheduler"
     settings = "".join(f", {name}={value!r}" for name, value in sampler.items() if name not in NO_SETTINGS)
     pipeline, is_file = PIPELINES[subject.is_xl], "/" not in file and not subject.is_lora
-    load = f"from_single_file({file!r}" if is_file else f"from_pretrained({subject.base if subject.is_lora else '.'!r}"
+    place = "." if not subject.is_lora else subject.base if subject.is_on_hub else f"path/to/{_plain(subject.base)}"
+    load = f"from_single_file({file!r}" if is_file else f"from_pretrained({place!r}"
     lines = [
         "import torch",
         f"from diffusers import {scheduler}, {pipeline}",
@@ -110,8 +113,9 @@ def _usage(subject: Subject) -> str:
     code, name = "```python\n" + "\n".join(lines) + "\n```", "LCM" if scheduler.startswith("LCM") else "DDIM"
     if not any("ComfyUI" in line.readers for line in subject.files):
         return code
+    loads = f"; it loads the base from `{_plain(subject.checkpoint)}`" if subject.is_lora else ""
     return (
-        f"{code}\n\nComfyUI: open the workflow that lies beside it. "
+        f"{code}\n\nComfyUI: open the workflow that lies beside it{loads}. "
         f"A1111: {steps} steps, CFG scale 1, sampler {name}, schedule type SGM Uniform."
     )
 

@@ -8,10 +8,12 @@ from typing import Any
 from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import ConfigError, InputError, WeightsError
+from rapm_cli.core.sample import Sampler
 from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.workflows import authors
 from rapm_cli.workflows.checkpoints import read_settings
+from rapm_cli.workflows.merged_base import MergedBase, merged_base
 from rapm_cli.workflows.pictures import read_recipe
 from rapm_cli.workflows.rundir import Run, all_loras, find_lora, newest_run, unfinished_runs
 
@@ -37,6 +39,26 @@ class Chosen:
         return ""
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """What the LoRA's file says of how it was made."""
+        return self.lora.recipe
+
+    @property
+    def origin(self) -> str:
+        """Where the LoRA is, for messages."""
+        return str(self.lora_path)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the LoRA is sampled."""
+        return self.lora.sampler
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the LoRA's file."""
+        return file_sha256(self.lora_path)
+
+    @property
     def steps(self) -> int:
         """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
         steps: int = self.lora.recipe.get("sampler", {}).get("steps", 4)
@@ -56,9 +78,31 @@ def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Ch
 
     Raises:
         WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
-        InputError: The LoRA was made for another base.
+        InputError: The LoRA was made for another base, or the base has a LoRA in it.
     """
     base = None if base_name is None else find_base(base_name, watcher)
+    if base and lora_name is None and merged_base(base):
+        raise InputError(
+            f"{base.source} has a LoRA in its weights, and this command wants the two apart",
+            "give the base that it was merged into; rapm generate draws with it as it is",
+        )
+    return _chosen(base, lora_name, watcher)
+
+
+def choose_to_draw(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen | MergedBase:
+    """The same; or a base alone that has a LoRA in it.
+
+    Raises:
+        WeightsError: As `choose`.
+        InputError: As `choose`.
+    """
+    base = None if base_name is None else find_base(base_name, watcher)
+    if base and lora_name is None and (merged := merged_base(base)):
+        return merged
+    return _chosen(base, lora_name, watcher)
+
+
+def _chosen(base: Base | None, lora_name: str | None, watcher: Watcher) -> Chosen:
     base_name = base.name if base else None
     run = newest_run(base_name) if lora_name is None else None
     if lora_name is None and run is None:
@@ -121,6 +165,8 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
 class Recalled:
     """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
 
+    No LoRA where it is in the base's weights.
+
     `rng` is the kind of device that its noise was drawn on.
     """
 
@@ -131,7 +177,7 @@ class Recalled:
     precision: str
     rng: str
     is_compared: bool
-    lora: Path
+    lora: Path | None
 
 
 def recall(path: Path, lora_name: str | None) -> Recalled:
@@ -149,12 +195,14 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     """
     recipe = read_recipe(path)
     base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
+    known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
+    known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
+    if not recipe["lora_sha256"] and lora_name is None:
+        return Recalled(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
     known_loras = [*all_loras(), *shipped, *authors.converted_loras()]
     for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
-            known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
-            known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
             return Recalled(**known, base=base.name if base else None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",

@@ -35,6 +35,7 @@ def companions(
     metrics, provenance = _metrics(run) if has_sheet else ([], "")
     lines = [Line(file.path.relative_to(output).as_posix(), file.readers) for file in files]
     published, is_local = PUBLISHED.get(base.name), base.source in BASES.names() or Path(base.source).exists()
+    base_file = CHECKPOINTS.get(base.name, f"{base.name.rpartition('/')[2]}{FILE}")
     subject = Subject(
         lora.recipe,
         published.repo if published else base.name,
@@ -43,13 +44,13 @@ def companions(
         is_lora=is_lora,
         files=lines,
         prompt=min(base.training_prompts(8, 0), key=len),
+        checkpoint=base_file,
         picture=SHEET if has_sheet else None,
         metrics=metrics,
         provenance=provenance,
     )
     made = {CARD: card(subject).encode()} | ({SHEET: run.sheet.read_bytes()} if has_sheet else {})
     if comfy := next((line.name for line in lines if "ComfyUI" in line.readers), None):
-        base_file = CHECKPOINTS.get(base.name, f"{base.name.rpartition('/')[2]}{FILE}")
         made[WORKFLOW] = workflow_bytes(
             lora.recipe,
             checkpoint=base_file if is_lora else comfy,

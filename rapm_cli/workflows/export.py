@@ -22,6 +22,7 @@ from rapm_cli.workflows.content import FILE, Content, File, checkpoint, folder, 
 from rapm_cli.workflows.disk import with_retries
 
 STORED = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by what --dtype is given
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 NOTHING, AGAIN = "nothing of it is left", "free space, and run the same command again"
 
 
@@ -74,6 +75,8 @@ def export(
         VerificationError: What was read back is not what was written.
     """
     is_file = output.suffix == FILE
+    if output.suffix in PICKLES:
+        raise ConfigError(f"--output {output} names a pickle, which rapm never writes", f"end it in {FILE}")
     _check(formats, fuse, single_file, dtype, is_file)
     lora = load_lora(lora_path)
     if output.exists():

@@ -14,7 +14,6 @@ from rapm_cli import __version__
 from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.errors import DiskError
 from rapm_cli.core.files import sweep
 from rapm_cli.core.sample import sample_student
@@ -26,6 +25,7 @@ from rapm_cli.formats.merged import merge_lora
 from rapm_cli.workflows import stop
 from rapm_cli.workflows.choose import Chosen
 from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.merged_base import MergedBase
 from rapm_cli.workflows.pictures import grid, save_png, to_image
 from rapm_cli.workflows.prompts import warn_of_unread
 
@@ -72,7 +72,7 @@ def noise_for(
 
 
 def generate(
-    chosen: Chosen,
+    chosen: Chosen | MergedBase,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -89,7 +89,7 @@ def generate(
     """Write a picture for every prompt and seed.
 
     Args:
-        chosen: Base and LoRA.
+        chosen: Base and LoRA, or a base with one in it.
         prompts: What to draw.
         seeds: Seeds of the noise; every prompt gets all of them.
         steps: N.
@@ -103,8 +103,9 @@ def generate(
         watcher: Sees the bar and what the base cannot know.
     """
     slot_edges(steps)
+    teacher_settings = chosen.teacher if compare else None
     if steps != chosen.steps:
-        watcher.warn(f"{chosen.lora_path} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
+        watcher.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
     weights = chosen.base.locate(watcher)
     for doubt in (chosen.doubt(weights), unknown):
@@ -115,16 +116,15 @@ def generate(
     watcher.say(f"loading {chosen.base.name}")
     loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, watcher)
-    teacher_settings = chosen.teacher if compare else None
     recipe = {
         "rapm": __version__,
         "steps": steps,
         "base": chosen.base.name,
         "base_identity": weights.identity,
-        "lora_sha256": file_sha256(chosen.lora_path),
+        "lora_sha256": chosen.digest,
         "precision": precision,
         "rng": rng.type,
-        "sampler": chosen.lora.recipe.get("sampler", {}),
+        "sampler": chosen.recipe.get("sampler", {}),
         "teacher": teacher_settings,
     }
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -135,7 +135,7 @@ def generate(
             noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
-            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, chosen.lora.sampler)[0])
+            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, chosen.sampler)[0])
             seconds = (time.perf_counter() - begun) / len(part)
             teacher, teacher_seconds = (
                 _teacher_pictures(teacher_settings, loaded, noise, cond) if teacher_settings else (None, None)
@@ -159,10 +159,12 @@ def generate(
 
 
 def _loaded(
-    chosen: Chosen, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+    chosen: Chosen | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
 ) -> LoadedBase:
     """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
     loaded = LoadedBase(weights, device, dtype)
+    if isinstance(chosen, MergedBase):
+        return loaded
     if is_bare_too or not merge_lora(loaded.backbone, chosen.lora, chosen.lora_path):
         apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     return loaded

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.commit import MANIFEST, verify
 from rapm_cli.core.errors import DamagedError, InputError
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
@@ -15,6 +16,7 @@ from rapm_cli.workflows.cache import trajectories_at
 from rapm_cli.workflows.rundir import LORA, Run, find_lora, find_run
 
 INDEX, SCHEDULER, RECIPE = "model_index.json", "scheduler/scheduler_config.json", "rapm_recipe.json"
+ENDING, HEADER_BYTES = ".safetensors", 8  # of a file whose JSON header follows its own length
 PICTURE_KEY = "rapm"  # of a PNG's text
 LOADERS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
@@ -33,15 +35,22 @@ def inspect(name: str) -> dict[str, Any]:
     """
     if (run := inspect_run(name)) is not None:
         return run
-    path = Path(name)
+    path, is_there = Path(name), False
     with contextlib.suppress(OSError, ValueError):  # no file has such a name
         if name and path.is_dir():
             return _folder(path)
+        is_there = bool(name) and path.exists()
+    if not is_there and find_run(name) is None:
+        raise InputError(f"there is no {name!r}", f"give a file, a folder, or a run's name; runs are in {runs_dir()}")
     path = find_lora(name)
     start = _start(path)
     if start.startswith(MAGIC):
         return _picture(path)
-    return _pickle(path) if is_pickle(start) else _safetensors(path)
+    if is_pickle(start):
+        return _pickle(path)
+    if path.suffix != ENDING and start[HEADER_BYTES : HEADER_BYTES + 1] != b"{":
+        raise InputError(f"{path} is nothing that rapm can show", "rapm inspect --help says what it shows")
+    return _safetensors(path)
 
 
 def inspect_run(name: str) -> dict[str, Any] | None:
@@ -86,7 +95,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(8) if path.is_file() else b""
+            return file.read(HEADER_BYTES + 1) if path.is_file() else b""
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
 

@@ -219,3 +219,17 @@ def test_a_short_cell_is_never_broken(monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.cli.console.WIDE", 30)
     Output().table("title", ["", "size", "holds"], [["00000010", "12.46 MB", "many files with names"]], (0, 2))
     assert "00000010 12.46 MB many" in capsys.readouterr().out
+
+
+def test_every_environment_variable_is_named_like_its_option():
+    from typer.main import get_command
+
+    from rapm_cli.cli.app import app
+
+    for name, command in get_command(app).commands.items():
+        for option in command.params:
+            flag = next((flag for flag in option.opts if flag.startswith("--")), None)
+            if flag and flag != "--help":
+                words = flag[2:].replace("-", "_").upper()
+                variable = option.envvar or f"RAPM_{name.upper()}_{option.name.upper()}"
+                assert variable in (f"RAPM_{words}", f"RAPM_{name.upper()}_{words}"), flag

@@ -1,0 +1,78 @@
+"""A base with a LoRA in its weights draws by itself."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from rapm_cli.bases import BASES
+from rapm_cli.bases.demo.base import WEIGHTS
+from rapm_cli.cli.app import main
+from rapm_cli.core.sample import DDIM
+from rapm_cli.workflows.merged_base import merged_base
+from rapm_cli.workflows.pictures import read_recipe
+
+PROMPT = "a large red cube left of a small blue sphere at dawn"
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """The demo base with the LoRA that ships, as a folder."""
+    folder = tmp_path_factory.mktemp("merged") / "four-steps"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
+        assert main(["export", "--base", "demo", "--fuse", "--output", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def drawn(rapm, output, *more):
+    code, out, err = rapm("generate", "--output", str(output), *map(str, more))
+    assert code == 0, err
+    path = Path(out.split("  seed ")[0])
+    with Image.open(path) as picture:
+        return picture.convert("RGB"), path, err
+
+
+def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
+    mine, path, err = drawn(rapm, tmp_path / "mine", PROMPT, "--base", merged)
+    assert "base four-steps, which has its LoRA in it" in err
+    theirs, _, _ = drawn(rapm, tmp_path / "theirs", PROMPT, "--base", "demo")
+    assert max(high for _, high in ImageChops.difference(mine, theirs).getextrema()) <= 1
+    assert read_recipe(path)["lora_sha256"] == ""
+    assert read_recipe(path)["sampler"]["timesteps"] == [999, 749, 499, 249]
+    again, _, _ = drawn(rapm, tmp_path / "again", "--from", path, "--base", merged)
+    assert again.tobytes() == mine.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", PROMPT, "--compare"], "--compare wants the teacher"),
+        (["eval", "--samples", "8"], "wants the two apart; give the base that it was merged into"),
+        (["export"], "wants the two apart; give the base that it was merged into"),
+    ],
+)
+def test_what_needs_its_teacher_is_refused(rapm, merged, tmp_path, command, message):
+    code, out, err = rapm(*command, "--base", str(merged), "--output", str(tmp_path / "out"))
+    assert code in (2, 3)
+    assert out == ""
+    assert message in " ".join(err.split())
+
+
+def test_a_recipe_that_is_none_is_refused(rapm, merged, tmp_path):
+    said = (merged / "rapm_recipe.json").read_bytes()
+    (merged / "rapm_recipe.json").write_text('{"sampler": 7}')
+    code, _, err = rapm("generate", PROMPT, "--base", str(merged), "--output", str(tmp_path))
+    (merged / "rapm_recipe.json").write_bytes(said)
+    assert code == 3
+    assert "has a recipe that is none" in err
+
+
+def test_a_checkpoint_says_it_too(rapm, tmp_path):
+    path = tmp_path / "four-steps.safetensors"
+    assert rapm("export", "--base", "demo", "--fuse", "--single-file", "--output", str(path))[0] == 0
+    made = merged_base(dataclasses.replace(BASES["demo"], name="four-steps", source=str(path)))
+    assert (made.steps, made.sampler) == (4, DDIM)
+    assert merged_base(BASES["demo"]) is None
+    assert merged_base(dataclasses.replace(BASES["demo"], name="plain", source=str(WEIGHTS / "base"))) is None
