@@ -43,7 +43,7 @@ complete -c rapm -n "__fish_seen_subcommand_from distill" -l checkpointing -d 'R
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l vram -x -a "auto 24 16 12 8" -d 'Memory of the card in GB: auto, 24, 16, 12 or 8'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l compile -d 'Compile the transformer blocks'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l channels-last -d 'Layout of the convolutions'
-complete -c rapm -n "__fish_seen_subcommand_from distill" -l graphs -d 'CUDA graphs: start passes of the network in one piece'
+complete -c rapm -n "__fish_seen_subcommand_from distill" -l no-graphs -d 'Start kernels one by one on a GPU'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l prompts -r -F -d 'Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l seed -x -d 'Seed of everything'
 complete -c rapm -n "__fish_seen_subcommand_from distill" -l samples -x -d 'Prompts of the comparison at the end, at least 8; 0 for none'

@@ -109,9 +109,9 @@ def distill(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Layout of the convolutions.", rich_help_panel=TRAINING)
     ] = False,
-    graphs: Annotated[
-        bool, typer.Option(help="CUDA graphs: start passes of the network in one piece.", rich_help_panel=TRAINING)
-    ] = True,
+    no_graphs: Annotated[
+        bool, typer.Option("--no-graphs", help="Start kernels one by one on a GPU.", rich_help_panel=TRAINING)
+    ] = False,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel=RUN)] = 0,
     samples: Annotated[

@@ -12,8 +12,7 @@ from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.errors import ConfigError
 
 MAX_SEEDS = 100_000
-# Options whose settings have another name.
-FIELDS = {"steps": "num_slots", "guidance": "guidance_scale", "graphs": "cuda_graphs"}
+FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
 PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
 
 
@@ -81,6 +80,8 @@ def as_settings(values: dict[str, Any]) -> dict[str, Any]:
         ConfigError: The weights of the slots are no numbers.
     """
     named = {FIELDS.get(name, name): value for name, value in values.items()}
+    if "no_graphs" in named:
+        named["cuda_graphs"] = not named.pop("no_graphs")
     if "slot_weights" in named:
         named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
     return named
