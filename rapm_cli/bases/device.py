@@ -33,6 +33,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device("cuda", device.index or 0)  # some of torch's functions refuse one without a number
         if device.index >= torch.cuda.device_count():
             raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
+        torch.cuda.set_device(device)  # where torch records, and what it asks of "the" GPU
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: there is no Apple GPU here", "use --device auto or cpu")
     return device

@@ -45,7 +45,7 @@ def generate(
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
-    from rapm_cli.workflows.choose import choose_to_draw, recall
+    from rapm_cli.workflows.choose import choose_again, choose_to_draw, recall
     from rapm_cli.workflows.generate import generate as run_generate
 
     if from_picture:
@@ -53,9 +53,10 @@ def generate(
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
         recipe = recall(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        base, lora = base or recipe.base, str(recipe.lora) if recipe.lora else None
         precision, rng = recipe.precision, recipe.rng
-    chosen = choose_to_draw(base, lora, out)
+        chosen = choose_again(base, recipe, out)
+    else:
+        chosen = choose_to_draw(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     if preview:

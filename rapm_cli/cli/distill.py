@@ -161,9 +161,9 @@ def distill(
     is_follower = launched.is_follower()
     out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
-    from rapm_cli.bases import find_base
     from rapm_cli.workflows import start, team
     from rapm_cli.workflows.distill import distill as run_distill
+    from rapm_cli.workflows.merged_base import undistilled_base
     from rapm_cli.workflows.prompts import read_prompts
     from rapm_cli.workflows.reporting import Reporting
 
@@ -179,7 +179,7 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.foresee(out, find_base(base or "sdxl", out), given, prompts, device)
+            speed.foresee(out, undistilled_base(base or "sdxl", out), given, prompts, device)
         return
     with team.joined(device, out) as ranks:
         if not ranks.is_first:
@@ -190,7 +190,7 @@ def distill(
         if resume:
             begun = start.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
         else:
-            found = find_base(base or "sdxl", out)
+            found = undistilled_base(base or "sdxl", out)
             begun = start.begin(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=ranks.world
             )

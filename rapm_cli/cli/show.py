@@ -88,7 +88,7 @@ def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collectio
     out.fact("loads in", ", ".join(one["program"] for one in verdicts if not one["reason"]) or "nothing known")
     for reason in dict.fromkeys(one["reason"] for one in verdicts if one["reason"]):
         refusing = [one["program"] for one in verdicts if one["reason"] == reason]
-        words = reason.removesuffix(f"; {KOHYA}") if read_beside and set(refusing) <= set(read_beside) else reason
+        words = reason.removesuffix(f"; {KOHYA}") if set(refusing) <= set(read_beside) else reason
         out.fact("not in", f"{', '.join(refusing)}: {words}")
 
 

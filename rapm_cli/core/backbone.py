@@ -157,6 +157,12 @@ class Backbone:
         if self.recorder:
             self.recorder = Recorder(self.unet)
 
+    def stop_recording(self) -> bool:
+        """Drop what was recorded and record nothing more; whether there was anything."""
+        had_recordings = bool(self.recorder and self.recorder.has_recordings)
+        self.recorder = None
+        return had_recordings
+
     def predict_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
         """Predicted noise at `(z, t)` in the present role.
 

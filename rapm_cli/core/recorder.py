@@ -41,12 +41,17 @@ class Recording:
         self._lease: Callable[[], object] = lambda: None
         self.sources: list[Tensor] = []
         if outputs[0].requires_grad:
-            self._record_backward(outputs, [*(x for x in self._inputs if x.requires_grad), *weights])
+            self._record_backward(outputs, [x for x in self._inputs if x.requires_grad], weights)
 
-    def _record_backward(self, outputs: Sequence[Tensor], sources: list[Tensor]) -> None:
+    def _record_backward(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[nn.Parameter]
+    ) -> None:
+        sources = [*inputs, *weights]
         self._incoming = [torch.zeros_like(output) for output in self._outputs]
         with torch.cuda.graph(self._backward, pool=self._forward.pool(), capture_error_mode="thread_local"):
             gradients = torch.autograd.grad(outputs, sources, self._incoming, allow_unused=True)
+        if any(part is None for part in gradients[: len(inputs)]):
+            raise RuntimeError("an input of the pass has no part in its outputs")
         pairs = [(source, part) for source, part in zip(sources, gradients, strict=True) if part is not None]
         self.sources, self._gradients = [source for source, _ in pairs], [part for _, part in pairs]
 
@@ -118,6 +123,11 @@ class Recorder:
         self._refused: set[Hashable] = set()
         self._pool: Any = None  # of passes without gradients, which keep nothing from one to the next
 
+    @property
+    def has_recordings(self) -> bool:
+        """Whether something is recorded, which holds memory."""
+        return any(self._made.values())
+
     def run(self, kind: Hashable, work: Pass, *inputs: Tensor) -> Sequence[Tensor]:
         """A pass.
 
@@ -165,8 +175,8 @@ class Recorder:
         return Recording(work, inputs, weights, pool)
 
     def _is_worth_it(self, device: torch.device) -> bool:
-        if device.type != "cuda":
+        if device.type != "cuda" or device.index != torch.cuda.current_device():
             return False
+        torch.cuda.empty_cache()  # recording does so anyway; what older recordings hold stays
         free, total = torch.cuda.mem_get_info(device)
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + idle > total / SPARE
+        return free > total / SPARE

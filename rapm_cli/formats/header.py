@@ -117,6 +117,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
+def is_stranger(start: bytes) -> bool:
+    """True for the first bytes of what is often taken for safetensors, and is not."""
+    return any(start.startswith(sign) for sign, _, _ in STRANGERS)
+
+
 def _stranger(path: Path, start: bytes) -> InputError:
     for sign, kind, remedy in STRANGERS:
         if start.startswith(sign):

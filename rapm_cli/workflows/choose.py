@@ -165,7 +165,7 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
 class Recalled:
     """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
 
-    No LoRA where it is in the base's weights.
+    No LoRA where it is in the weights of a base, whose `identity` that is.
 
     `rng` is the kind of device that its noise was drawn on.
     """
@@ -178,6 +178,7 @@ class Recalled:
     rng: str
     is_compared: bool
     lora: Path | None
+    identity: str
 
 
 def recall(path: Path, lora_name: str | None) -> Recalled:
@@ -197,6 +198,7 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
     known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
     known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
+    known["identity"] = str(recipe.get("base_identity", ""))
     if not recipe["lora_sha256"] and lora_name is None:
         return Recalled(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
@@ -208,3 +210,20 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",
     )
+
+
+def choose_again(base_name: str | None, recalled: Recalled, watcher: Watcher) -> Chosen | MergedBase:
+    """What made a picture.
+
+    Raises:
+        InputError: It was a model with its LoRA in it, and `base_name` does not name that.
+    """
+    if recalled.lora:
+        return choose(base_name or recalled.base, str(recalled.lora), watcher)
+    made = choose_to_draw(base_name, None, watcher) if base_name else None
+    if not isinstance(made, MergedBase) or made.base.locate(watcher).identity != recalled.identity:
+        raise InputError(
+            f"the model that made this picture had its LoRA in it, and is not {base_name or 'named'}",
+            "give --base that model",
+        )
+    return made

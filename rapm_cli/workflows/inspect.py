@@ -9,14 +9,14 @@ from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.commit import MANIFEST, verify
 from rapm_cli.core.errors import DamagedError, InputError
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
-from rapm_cli.formats.header import read_header
+from rapm_cli.formats.header import is_stranger, read_header
 from rapm_cli.formats.pickled import SAFE, imports_of, is_pickle
 from rapm_cli.formats.png import MAGIC, read_png
 from rapm_cli.workflows.cache import trajectories_at
 from rapm_cli.workflows.rundir import LORA, Run, find_lora, find_run
 
 INDEX, SCHEDULER, RECIPE = "model_index.json", "scheduler/scheduler_config.json", "rapm_recipe.json"
-ENDING, HEADER_BYTES = ".safetensors", 8  # of a file whose JSON header follows its own length
+ENDING, HEADER_BYTES, ENOUGH = ".safetensors", 8, 32  # of a file whose JSON header follows its own length
 PICTURE_KEY = "rapm"  # of a PNG's text
 LOADERS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
@@ -48,7 +48,8 @@ def inspect(name: str) -> dict[str, Any]:
         return _picture(path)
     if is_pickle(start):
         return _pickle(path)
-    if path.suffix != ENDING and start[HEADER_BYTES : HEADER_BYTES + 1] != b"{":
+    is_plausible = path.suffix == ENDING or start[HEADER_BYTES : HEADER_BYTES + 1] == b"{" or is_stranger(start)
+    if not is_plausible:
         raise InputError(f"{path} is nothing that rapm can show", "rapm inspect --help says what it shows")
     return _safetensors(path)
 
@@ -95,7 +96,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(HEADER_BYTES + 1) if path.is_file() else b""
+            return file.read(ENOUGH) if path.is_file() else b""
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
 

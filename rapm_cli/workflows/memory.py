@@ -91,8 +91,12 @@ def stand_by(plan: Plan | None, trainer: Trainer, watcher: Watcher) -> None:
 
     def relieve() -> bool:
         nonlocal now
-        after = lower(now) if now else None
+        is_enough = trainer.backbone.stop_recording()
         free_memory(trainer.backbone.device)
+        if is_enough:
+            watcher.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
+            return True
+        after = lower(now) if now else None
         if after is None:
             return False
         now = after

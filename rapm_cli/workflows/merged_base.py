@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases import BASES, Base, Weights
+from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.errors import ConfigError, InputError
 from rapm_cli.core.methods import sampler_of
 from rapm_cli.core.sample import Sampler
+from rapm_cli.core.watch import Watcher
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import RECIPE_KEY, recipe_of
 from rapm_cli.workflows.content import RECIPE
@@ -74,13 +75,25 @@ def merged_base(base: Base) -> MergedBase | None:
     Raises:
         InputError: What it says is no recipe.
     """
-    if base.name in BASES.names():
+    if base.source in BASES.names():
         return None
     try:
         recipe = recipe_of({RECIPE_KEY: _text_of(Path(base.source))})
     except ValueError as error:
         raise InputError(f"{base.source} has a recipe that is none: {error}", "export it again") from error
     return MergedBase(base, recipe) if "steps" in recipe.get("sampler", {}) else None
+
+
+def undistilled_base(name: str, watcher: Watcher) -> Base:
+    """The base of that name, which is to have a student.
+
+    Raises:
+        InputError: It is a student itself.
+    """
+    base = find_base(name, watcher)
+    if merged_base(base):
+        raise InputError(f"{base.source} has a LoRA in its weights", "give the base that it was merged into")
+    return base
 
 
 def _text_of(path: Path) -> str:

@@ -53,8 +53,6 @@ def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
         yield Ranks()
         return
     device = find_device(device_of(device_name))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     board = _gathered(device)
     with ending_together(board, watcher):
         yield Ranks(board, device)

@@ -13,6 +13,7 @@ def cards(monkeypatch):
     """An RTX 3090 and, second, a GTX 1080 Ti."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(8, 6), (6, 1)][device.index])
 
 

@@ -43,6 +43,10 @@ def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
     assert read_recipe(path)["sampler"]["timesteps"] == [999, 749, 499, 249]
     again, _, _ = drawn(rapm, tmp_path / "again", "--from", path, "--base", merged)
     assert again.tobytes() == mine.tobytes()
+    for base in ([], ["--base", "demo"]):
+        code, out, err = rapm("generate", "--from", str(path), *base, "--output", str(tmp_path / "no"))
+        assert (code, out) == (3, "")
+        assert "give --base that model" in err
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,7 @@ def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
         (["generate", PROMPT, "--compare"], "--compare wants the teacher"),
         (["eval", "--samples", "8"], "wants the two apart; give the base that it was merged into"),
         (["export"], "wants the two apart; give the base that it was merged into"),
+        (["distill", "--dry-run"], "has a LoRA in its weights; give the base that it was merged into"),
     ],
 )
 def test_what_needs_its_teacher_is_refused(rapm, merged, tmp_path, command, message):
@@ -74,5 +79,6 @@ def test_a_checkpoint_says_it_too(rapm, tmp_path):
     assert rapm("export", "--base", "demo", "--fuse", "--single-file", "--output", str(path))[0] == 0
     made = merged_base(dataclasses.replace(BASES["demo"], name="four-steps", source=str(path)))
     assert (made.steps, made.sampler) == (4, DDIM)
+    assert merged_base(dataclasses.replace(BASES["demo"], source=str(path))).steps == 4  # whatever its name
     assert merged_base(BASES["demo"]) is None
     assert merged_base(dataclasses.replace(BASES["demo"], name="plain", source=str(WEIGHTS / "base"))) is None

@@ -22,9 +22,12 @@ class Imitation(Recording):
         self._lease = lambda: None
         self.sources = []
         if self._graph[0].requires_grad:
-            sources = [*(x for x in self._inputs if x.requires_grad), *weights]
+            inputs = [x for x in self._inputs if x.requires_grad]
+            sources = [*inputs, *weights]
             incoming = [torch.zeros_like(output) for output in self._outputs]
             parts = torch.autograd.grad(self._graph, sources, incoming, allow_unused=True, retain_graph=True)
+            if any(part is None for part in parts[: len(inputs)]):
+                raise RuntimeError
             self.sources = [x for x, part in zip(sources, parts, strict=True) if part is not None]
             self._gradients = [part for part in parts if part is not None]
 
@@ -121,11 +124,31 @@ def test_what_cannot_be_recorded_is_run_as_ever(schedule, make_cond, latents):
     assert backbone.recorder.tried == 1
 
 
+def test_an_input_without_a_part_in_the_outputs_is_no_recording(schedule):
+    backbone = Backbone(tiny_unet(), schedule)
+    recorder = Imitating(backbone.unet)
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    for _ in range(USUAL + 2):
+        [out] = recorder.run("doubled", lambda x, y: (2 * x,), used, unused)
+    assert torch.autograd.grad(out.sum(), [used, unused], allow_unused=True)[1] is None
+
+
 def test_a_cpu_records_nothing(backbone, make_cond, latents):
     with torch.no_grad():
         for _ in range(USUAL + 3):
             backbone.predict_noise(latents(1), 500, make_cond(1))
     assert not any(backbone.recorder._made.values())
+
+
+@pytest.mark.gpu
+def test_a_pass_that_cannot_be_recorded_leaves_the_gpu_usable():
+    recorder, x = Recorder(torch.nn.Linear(1, 1)), torch.ones(3, device=torch.device("cuda", 0))
+    for _ in range(USUAL + 2):
+        [out] = recorder.run("asks", lambda x: (x * x.sum().item(),), x)  # a recording cannot wait for a number
+    assert not recorder.has_recordings
+    torch.cuda.empty_cache()
+    assert out.tolist() == [3.0, 3.0, 3.0]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 @pytest.mark.gpu
