@@ -131,14 +131,18 @@ class Output:
                 if cell:
                     self._out.print(_folded(_plain(cell), self._out, f"  {name:<{wide}} "))
 
+    @property
+    def _shows_pictures(self) -> bool:
+        return self._out.is_terminal and self._out.color_system is not None and not self._out.no_color
+
     def expect_pictures(self) -> None:
         """Say so where pictures will not be shown."""
-        if not self._out.is_terminal:
-            self.say("--preview shows pictures in a terminal, which standard output is not")
+        if not self._shows_pictures:
+            self.say("--preview shows pictures in a terminal with colours, which standard output is not")
 
     def picture(self, path: Path) -> None:
         """A picture, where the result is shown to a person."""
-        if self._out.is_terminal and not self.as_json:
+        if self._shows_pictures and not self.as_json:
             from rapm_cli.cli.preview import preview
 
             with _no_reader_needed():

@@ -31,11 +31,13 @@ class Target:
         is_xl: Whether it is an SDXL; else it is a Stable Diffusion 1.5.
         layers: Names of its UNet's layers in diffusers.
         side_px: Width and height of its pictures.
+        alias: What A1111 calls the LoRA; empty for the file's own name.
     """
 
     is_xl: bool
     layers: Collection[str]
     side_px: int
+    alias: str = ""
 
     def name_of(self, module: str) -> str:
         """What kohya calls a layer.
@@ -80,7 +82,7 @@ def _metadata(path: Path, lora: LoraFile, target: Target) -> dict[str, str]:
         "network_dim": str(lora.rank),
         "network_alpha": str(float(lora.rank)),
         "network_args": json.dumps({"conv_dim": str(lora.rank), "conv_alpha": str(float(lora.rank))}),
-        "output_name": path.stem,
+        "output_name": target.alias or path.stem,
         "sd_model_name": str(lora.recipe.get("base", "")),
         "resolution": f"({target.side_px}, {target.side_px})",
         "training_comment": ": ".join(filter(None, about)),

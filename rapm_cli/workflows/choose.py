@@ -165,7 +165,7 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
 class Recalled:
     """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
 
-    No LoRA where it is in the weights of a base, whose `identity` that is.
+    No LoRA where it is in the weights of a base; `identity` and `made_with`, its name, are of that.
 
     `rng` is the kind of device that its noise was drawn on.
     """
@@ -179,6 +179,7 @@ class Recalled:
     is_compared: bool
     lora: Path | None
     identity: str
+    made_with: str
 
 
 def recall(path: Path, lora_name: str | None) -> Recalled:
@@ -198,7 +199,7 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
     known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
     known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
-    known["identity"] = str(recipe.get("base_identity", ""))
+    known |= {"identity": str(recipe.get("base_identity", "")), "made_with": recipe["base"]}
     if not recipe["lora_sha256"] and lora_name is None:
         return Recalled(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
@@ -223,7 +224,7 @@ def choose_again(base_name: str | None, recalled: Recalled, watcher: Watcher) ->
     made = choose_to_draw(base_name, None, watcher) if base_name else None
     if not isinstance(made, MergedBase) or made.base.locate(watcher).identity != recalled.identity:
         raise InputError(
-            f"the model that made this picture had its LoRA in it, and is not {base_name or 'named'}",
-            "give --base that model",
+            f"the picture was made with {recalled.made_with}, which had its LoRA in it",
+            "give --base that model's folder or checkpoint",
         )
     return made

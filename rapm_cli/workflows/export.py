@@ -88,7 +88,8 @@ def export(
         content = checkpoint(base, merge, name, watcher) if single_file else folder(base, merge, watcher)
     else:
         forms = formats or (["diffusers"] if is_file else EXPORTS.names())
-        content = loras(lora, target_of(base, watcher), output.name, forms, DTYPES.get(dtype))
+        target = replace(target_of(base, watcher), alias=output.stem if is_file else "")
+        content = loras(lora, target, output.name, forms, DTYPES.get(dtype))
 
     def write() -> tuple[list[File], int]:
         return _as_file(content, output) if is_file else _as_folder(content, output, lora_path, lora, base, watcher)

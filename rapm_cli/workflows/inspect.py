@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,14 @@ def _picture(path: Path) -> dict[str, Any]:
         "height": png.height,
         "recipe": recipe if is_ours else {},
         "parameters": png.texts.get("parameters", ""),
-        "again": f"rapm generate --from {path}" if is_one else "",
+        "again": _again(path, recipe) if is_one else "",
     }
+
+
+def _again(path: Path, recipe: dict[str, Any]) -> str:
+    """The command that makes a picture again; one of a model with its LoRA in it names the model."""
+    base = "" if recipe.get("lora_sha256", "?") else f" --base {shlex.quote(str(recipe.get('base')))}"
+    return f"rapm generate --from {shlex.quote(str(path))}{base}"
 
 
 def _pickle(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rapm_cli.workflows.lock import HOLDER, LOCK
 
 LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png", "previews"
 COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
+DIFFUSERS_FORM = "-diffusers.safetensors"  # how the name of a LoRA ends that lies in an export
 WANTED = ("iterations", "samples")  # what a finished run has done; kept with its settings, read without torch
 BEGINNING = "settings-"  # of the names of commits that hold settings alone
 SETTINGS = "settings.json"  # in every commit
@@ -312,7 +313,7 @@ def find_run(name: str) -> Run | None:
 
 
 def find_lora(name: str) -> Path:
-    """The LoRA file of a path to one, to a run folder, or of a run's name.
+    """The LoRA file of a path to one, to a run folder, to an export's folder, or of a run's name.
 
     Raises:
         InputError: There is none.
@@ -321,6 +322,8 @@ def find_lora(name: str) -> Path:
         if name and Path(name).exists() and not Path(name).is_dir():
             home = Run(Path(name).parent)
             return home.sound_lora() if home.is_begun and home.lora == Path(name) else Path(name)
+        if name and (exported := sorted(Path(name).glob(f"*{DIFFUSERS_FORM}"))):
+            return exported[0]
     run = find_run(name)
     if run and run.has_lora:
         return run.sound_lora()

@@ -1,6 +1,7 @@
 """A base with a LoRA in its weights draws by itself."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rapm_cli.bases import BASES
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.app import main
 from rapm_cli.core.sample import DDIM
+from rapm_cli.formats.header import read_header
 from rapm_cli.workflows.merged_base import merged_base
 from rapm_cli.workflows.pictures import read_recipe
 
@@ -43,10 +45,12 @@ def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
     assert read_recipe(path)["sampler"]["timesteps"] == [999, 749, 499, 249]
     again, _, _ = drawn(rapm, tmp_path / "again", "--from", path, "--base", merged)
     assert again.tobytes() == mine.tobytes()
+    code, out, _ = rapm("inspect", str(path), "--json")
+    assert json.loads(out)["again"] == f"rapm generate --from {path} --base four-steps"
     for base in ([], ["--base", "demo"]):
         code, out, err = rapm("generate", "--from", str(path), *base, "--output", str(tmp_path / "no"))
         assert (code, out) == (3, "")
-        assert "give --base that model" in err
+        assert "made with four-steps, which had its LoRA in it; give --base that model" in err
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,11 @@ def test_a_checkpoint_says_it_too(rapm, tmp_path):
     assert merged_base(dataclasses.replace(BASES["demo"], source=str(path))).steps == 4  # whatever its name
     assert merged_base(BASES["demo"]) is None
     assert merged_base(dataclasses.replace(BASES["demo"], name="plain", source=str(WEIGHTS / "base"))) is None
+
+
+def test_an_export_is_taken_for_its_lora_and_its_header_has_its_name(rapm, tmp_path):
+    assert rapm("export", "--base", "demo", "--output", str(tmp_path / "mine"))[0] == 0
+    one = tmp_path / "one.safetensors"
+    assert rapm("export", str(tmp_path / "mine"), "--base", "demo", "--format", "kohya", "--output", str(one))[0] == 0
+    assert read_header(one).metadata["ss_output_name"] == "one"
+    assert read_header(tmp_path / "mine" / "mine-kohya.safetensors").metadata["ss_output_name"] == "mine-kohya"
