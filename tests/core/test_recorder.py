@@ -1,13 +1,17 @@
 """Recorded passes against passes run as ever; on the CPU with recordings that keep tensors in place."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
+from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.backbone import Backbone
 from rapm_cli.core.config import TrainConfig
 from rapm_cli.core.recorder import USUAL, Recorder, Recording
 from rapm_cli.core.train import Trainer, train
 from rapm_cli.core.trajectories import rollout
+from rapm_cli.workflows.memory import stand_by
 from tests.conftest import tiny_unet
 
 
@@ -131,6 +135,23 @@ def test_an_input_without_a_part_in_the_outputs_is_no_recording(schedule):
     for _ in range(USUAL + 2):
         [out] = recorder.run("doubled", lambda x, y: (2 * x,), used, unused)
     assert torch.autograd.grad(out.sum(), [used, unused], allow_unused=True)[1] is None
+
+
+def test_short_memory_takes_the_recordings_first_and_then_the_plan(schedule, batch, zeros):
+    class Ear:
+        heard: ClassVar[list[str]] = []
+
+        def warn(self, line):
+            self.heard.append(line)
+
+    trainer, _ = trained(schedule, batch, zeros, Imitating)
+    stand_by(PLANS["24"], trainer, Ear())
+    assert trainer.backbone.recorder.has_recordings
+    assert trainer.relieve()
+    assert trainer.backbone.recorder is None
+    assert trainer.relieve()
+    assert ["--no-graphs" in line for line in Ear.heard] == [True, False]
+    assert "plan 16 GB" in Ear.heard[1]
 
 
 def test_a_cpu_records_nothing(backbone, make_cond, latents):

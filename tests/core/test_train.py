@@ -189,7 +189,9 @@ def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajector
         torch.testing.assert_close(z, batch.z_teacher[:, n], rtol=0, atol=0)
 
 
-def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajectories, monkeypatch):
+@pytest.fixture
+def walk(monkeypatch):
+    """Where the student's steps in training start and end, as they come."""
     starts, ends = [], []
     real = student_step
 
@@ -199,6 +201,11 @@ def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajecto
         return ends[-1]
 
     monkeypatch.setattr("rapm_cli.core.methods.rapm.student_step", spy)
+    return starts, ends
+
+
+def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajectories, walk):
+    starts, ends = walk
     batch, trainer = trajectories[0:2], trainer_of(start_from="mixed")
     chosen = []
     for iteration in range(4):
@@ -212,16 +219,8 @@ def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajecto
     assert 4 < sum(chosen) < 20  # of 24
 
 
-def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, monkeypatch):
-    starts, ends = [], []
-    real = student_step
-
-    def spy(backbone, z, t, s, cond):
-        starts.append(z)
-        ends.append(real(backbone, z, t, s, cond))
-        return ends[-1]
-
-    monkeypatch.setattr("rapm_cli.core.methods.rapm.student_step", spy)
+def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, walk):
+    starts, ends = walk
     trainer_of().train_step(trajectories[0:2], 0)
     for end, start in zip(ends, starts[1:], strict=False):
         torch.testing.assert_close(start, end.detach(), rtol=0, atol=0)
