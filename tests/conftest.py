@@ -69,7 +69,7 @@ def authors_scheduler():
     )
 
 
-def tiny_unet(seed: int = 0, layers_per_block: int = 1):
+def tiny_unet(seed: int = 0, layers_per_block: int = 1, **settings):
     """SDXL's UNet topology on 8x8 latents, a few thousand random weights; the real one has two layers a block."""
     from diffusers import UNet2DConditionModel
 
@@ -90,6 +90,7 @@ def tiny_unet(seed: int = 0, layers_per_block: int = 1):
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=10 + 6 * 4,
+        **settings,
     )
 
 

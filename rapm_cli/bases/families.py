@@ -12,6 +12,8 @@ from rapm_cli.bases.weights import Weights, read_json
 from rapm_cli.core.backbone import Conditioning
 from rapm_cli.core.errors import InputError
 
+SD2_TEXT_WIDTH = 1024  # whose pipeline has the name of 1.5's
+
 SDXL_DEFAULTS = Defaults(
     guidance_scale=7.5,
     fine_steps=10,
@@ -84,6 +86,11 @@ def family_of(weights: Weights) -> Family:
             raise InputError(
                 f"{path} names {index.get(part)} as its {part}", f"give a {name} whose {part} is {kind[1]}"
             )
+    if not family.has_time_ids and weights.config("unet").get("cross_attention_dim") == SD2_TEXT_WIDTH:
+        raise InputError(
+            f"{weights.folder} is a Stable Diffusion 2, which rapm does not know",
+            "give an SDXL or a Stable Diffusion 1.5",
+        )
     return family
 
 

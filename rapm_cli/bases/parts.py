@@ -13,6 +13,7 @@ from rapm_cli.core.errors import InputError, is_out_of_memory
 from rapm_cli.core.schedule import NoiseSchedule
 
 T = TypeVar("T")
+STEPS = 1000  # of the noise schedules that grids and samplers here are written for
 FEWEST_TOKENS = 512  # two for each byte; transformers makes up an empty vocabulary where there is none
 
 
@@ -90,8 +91,9 @@ def load_schedule(weights: Weights) -> NoiseSchedule:
             f"{weights.origin} has a noise schedule that rapm does not know: {about}",
             "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
         )
-    length = config.get("num_train_timesteps", 1000)
-    return NoiseSchedule.scaled_linear(config["beta_start"], config["beta_end"], length, predicts)
+    if (length := config.get("num_train_timesteps", STEPS)) != STEPS:
+        raise InputError(f"{weights.origin} has a noise schedule of {length} steps", f"give a base with {STEPS}")
+    return NoiseSchedule.scaled_linear(config["beta_start"], config["beta_end"], STEPS, predicts)
 
 
 def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:

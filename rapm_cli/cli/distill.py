@@ -51,14 +51,17 @@ def distill(
         ),
     ] = "student",
     discriminators: Annotated[
-        str, typer.Option(help="both, relative, absolute or none.", rich_help_panel=METHOD)
+        str, typer.Option(help="both, relative, absolute or none; pcm has one, or none.", rich_help_panel=METHOD)
     ] = "both",
     fake_updates: Annotated[
         int,
         typer.Option(help="dmd2: updates of the fake score for each of the student's.", rich_help_panel=METHOD),
     ] = 5,
     lcm_times: Annotated[
-        int, typer.Option(help="lcm: times that it is trained at; fewer learn faster.", rich_help_panel=METHOD)
+        int,
+        typer.Option(
+            help="lcm: times that it is trained at, a divisor of 1000; fewer learn faster.", rich_help_panel=METHOD
+        ),
     ] = 50,
     discriminator: Annotated[
         str,

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rapm_cli.core.adapters import TEACHER, Switch
 from rapm_cli.core.compiler import compile_blocks
 from rapm_cli.core.recorder import Pass, Recorder
-from rapm_cli.core.schedule import NoiseSchedule, split_prediction
+from rapm_cli.core.schedule import NoiseSchedule, predicted_noise
 from rapm_cli.core.transfer import upload
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
@@ -177,10 +177,10 @@ class Backbone:
         self.passes.whole += len(z)
         times = upload(t, z.device) if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
         [out] = self._run(self._whole, z, times, cond)
-        return split_prediction(out.float(), z, t, self.schedule)
+        return predicted_noise(out.float(), z, t, self.schedule)
 
     def features(self, z: Tensor, t: Tensor, cond: Conditioning, role: str = TEACHER) -> list[Tensor]:
-        """What the network sees in latents: outputs of every down block and of the mid block.
+        """What the network sees in latents: outputs of every down block and of the mid block, where there is one.
 
         Runs the first half of the network alone; as the teacher it is frozen, and gradients reach `z` alone.
 
@@ -215,17 +215,22 @@ class Backbone:
         embedding = embedding if more is None else embedding + more
         hidden = unet.conv_in(z)
         for block in unet.down_blocks:
-            text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
-            hidden, _ = block(hidden_states=hidden, temb=embedding, **text)
+            hidden, _ = block(hidden_states=hidden, temb=embedding, **_text(block, tokens))
             taps.append(hidden.float())
-        taps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=tokens).float())
+        if unet.mid_block is not None:
+            taps.append(unet.mid_block(hidden, embedding, **_text(unet.mid_block, tokens)).float())
         return taps
 
     @property
     def tap_channels(self) -> list[int]:
         """Channels of each tensor in `features`."""
         widths = list(self.unet.config.block_out_channels)
-        return [*widths, widths[-1]]
+        return widths if self.unet.mid_block is None else [*widths, widths[-1]]
+
+
+def _text(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    """What a block takes of the text; nothing where it does not look at it."""
+    return {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
 
 
 def _named(added: Sequence[Tensor]) -> dict[str, Tensor] | None:

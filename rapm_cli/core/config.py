@@ -71,7 +71,7 @@ class TrainConfig:
         method: Name from `METHODS`.
         rank: LoRA rank.
         alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
-        iterations: Walks over all slots; each slot is one optimizer step.
+        iterations: Walks over all slots; each slot is an update of the student, but where a method says otherwise.
         batch_size: Trajectories in each iteration.
         lora_init: How A begins: uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank.
         learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine.
@@ -156,8 +156,9 @@ class TrainConfig:
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
         are_weights = all(math.isfinite(weight) and weight >= 0 for weight in self.slot_weights)
+        are_weights = are_weights and any(self.slot_weights or (1,))
         words = ",".join(f"{weight:g}" for weight in self.slot_weights)
-        _check(are_weights, "slot-weights", words, "numbers from 0")
+        _check(are_weights, "slot-weights", words, "numbers from 0, not all 0")
         _check(self.start_from in START_FROM, "start-from", self.start_from, "student, teacher or mixed")
         _check(
             self.discriminators in DISCRIMINATOR_SETS,
@@ -172,7 +173,7 @@ class TrainConfig:
             f"one of {', '.join(DISCRIMINATOR_TIMES)}",
         )
         _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
-        _check(1 <= self.lcm_times <= 1000, "lcm-times", self.lcm_times, "1 to 1000")
+        _check(self.lcm_times > 0 and 1000 % self.lcm_times == 0, "lcm-times", self.lcm_times, "a divisor of 1000")
         _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
         if not (self.relative_weight or self.absolute_weight or self.positions_judged):
             raise ConfigError("every loss is switched off", "give one of the weights a value above 0")

@@ -5,7 +5,12 @@ from pathlib import Path
 
 UNHARMED = "nothing was left half done"  # of a stop that nobody knows more about
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_MEMORY_WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # cuBLAS's and cuDNN's
+_NO_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",  # cuBLAS's and cuDNN's
+)
 _FULL_WORDS = ("PytorchStreamWriter failed writing", "unexpected pos", *(f"os error {code}" for code in _FULL))
 
 

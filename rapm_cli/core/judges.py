@@ -40,7 +40,7 @@ class Judges:
             for name, value in judge.named_parameters()
         }
         weights, rate = TrainedWeights(named, torch.float32), config.discriminator_learning_rate
-        self.learner = Learner(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)
+        self.learner = Learner(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)  # as PCM's
 
     def see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
         """Frozen features of latents at edge n, noised to a time that the settings choose, in one pass.

@@ -74,6 +74,8 @@ class Learner:
         self.weights.flat.grad = self.loss = None
 
     def _step(self, skip: Tensor) -> None:
+        if skip.device.type == "mps" and skip:
+            return  # the fused kernel of torch before 2.13 does not look there, and NaN would stay in the weights
         self._adam.found_inf = skip  # type: ignore[attr-defined]  # what the fused kernel looks at
         self._adam.step()
 

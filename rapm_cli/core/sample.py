@@ -116,8 +116,3 @@ def _renoised(clean: Tensor, seeds: list[str], s: int, backbone: Backbone) -> Te
 def _digests(z: Tensor) -> list[str]:
     """What identifies each row of the noise."""
     return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in z.float().cpu()]
-
-
-def position_errors(z_student: list[Tensor], z_teacher: Tensor) -> list[float]:
-    """Root mean square distance from student to teacher at each edge, `[0]` the clean one; the noise is left out."""
-    return [float((mine - z_teacher[:, n]).square().mean().sqrt()) for n, mine in enumerate(z_student[:-1])]

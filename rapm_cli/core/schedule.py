@@ -84,7 +84,7 @@ def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
     return [round(Fraction(length * (total - k), total)) - 1 for k in range(total + 1)]
 
 
-def split_prediction(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+def predicted_noise(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
     """Predicted noise at `(z, t)`, whatever the network predicts.
 
     Args:

@@ -42,7 +42,7 @@ class SlotLog:
     fake_logits: dict[str, Tensor] = field(default_factory=dict)
     are_goals_finite: Tensor | None = None
     is_loss_finite: Tensor | None = None
-    is_lost: Tensor | None = None  # 1 where the student was not updated
+    is_lost: Tensor | None = None  # 1 where the weights whose turn it was, the student's most often, were not updated
     are_judges_lost: Tensor | None = None
 
     def check_goals(self, goals: Iterable[Tensor]) -> None:

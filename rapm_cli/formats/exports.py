@@ -17,7 +17,7 @@ from rapm_cli.formats.programs import Verdict, verdicts
 Writer = Callable[[Path, LoraFile, Target, torch.dtype | None], None]
 EXPORTS: Registry[Writer] = Registry("format")
 # |update of the file - update| / |update|, Frobenius norms, of a layer: both halves are rounded once.
-TOLERANCE = {"F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
+TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
 SMALLEST = 1e-12  # an update that nobody misses
 
 

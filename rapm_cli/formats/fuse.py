@@ -127,6 +127,11 @@ class Merge:
             down, up = (self.lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
             if (up.shape[0], *down.shape[1:]) != tensors[name].info.shape:
                 raise InputError(f"the LoRA's {module} has another shape than the base's", OTHER_BASE)
+            if tensors[name].info.dtype not in DTYPES:
+                raise InputError(
+                    f"the base has its {module} in {tensors[name].info.dtype}, which nothing is merged into",
+                    "give the base in 16 or 32 bits",
+                )
             pieces[name] = self._merged(module, tensors[name], pieces[name].dtype)
         return pieces
 

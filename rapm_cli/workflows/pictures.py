@@ -39,7 +39,8 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
     if "prompt" in recipe:
-        settings = f"Steps: {recipe['steps']}, Sampler: DDIM trailing, CFG scale: 1, Seed: {recipe['seed']}"
+        sampler = "DDIM trailing" if recipe.get("sampler", {}).get("scheduler", "DDIM") == "DDIM" else "LCM"
+        settings = f"Steps: {recipe['steps']}, Sampler: {sampler}, CFG scale: 1, Seed: {recipe['seed']}"
         info.add_itxt("parameters", f"{recipe['prompt']}\n{settings}")
     try:
         replace_file(path, png_bytes(image, info))

@@ -119,6 +119,20 @@ def test_weights_are_told_apart_wherever_they_lie(originals, copy_of):
     assert folder_identity(copy) != folder_identity(originals["sdxl"])
 
 
+def test_one_layer_of_other_weights_makes_another_model(tmp_path):
+    path, mib = tmp_path / "unet" / "model.safetensors", 2**20
+    path.parent.mkdir()
+    found = set()
+    for layer in (None, 7, 500, 1023):
+        with path.open("wb") as file:
+            file.truncate(1024 * mib)
+            if layer is not None:
+                file.seek(layer * mib)
+                file.write(b"x" * mib)
+        found.add(folder_identity(tmp_path))
+    assert len(found) == 4
+
+
 def index(**parts):
     return lambda folder: edit(folder, "model_index.json", **parts)
 
@@ -180,6 +194,10 @@ SPOILED = {
     "no text encoder": (index(text_encoder=[None, None]), "names [None, None] as its text_encoder"),
     "another autoencoder": (index(vae=["diffusers", "AutoencoderTiny"]), "whose vae is AutoencoderKL"),
     "only pickles": (pickled, "unet has no safetensors weights"),
+    "another schedule": (
+        scheduler(num_train_timesteps=500),
+        "has a noise schedule of 500 steps; give a base with 1000",
+    ),
     "rescaled": (scheduler(rescale_betas_zero_snr=True), "scaled_linear, epsilon, rescaled to zero signal"),
     "other betas": (scheduler(beta_schedule="linear"), "a noise schedule that rapm does not know: linear, epsilon"),
     "no betas": (scheduler(beta_start=None), "a noise schedule that rapm does not know"),
@@ -238,6 +256,12 @@ def test_a_folder_that_rapm_cannot_distil_is_refused_before_work_begins(refused,
     folder = copy_of("sdxl")
     spoil(folder)
     assert says in refused(folder)
+
+
+def test_a_stable_diffusion_2_is_not_taken_for_1_5(refused, copy_of):
+    folder = copy_of("sd15")
+    edit(folder, "unet/config.json", cross_attention_dim=1024)
+    assert "is a Stable Diffusion 2" in refused(folder)
 
 
 def as_sd2(folder, path):

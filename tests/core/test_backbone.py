@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from rapm_cli.core.adapters import STUDENT, TEACHER
-from rapm_cli.core.backbone import Conditioning
+from rapm_cli.core.backbone import Backbone, Conditioning
 from rapm_cli.core.student import attach_lora, lora_weights
+from tests.conftest import tiny_unet
 
 
 def random_lora(backbone, rank=2, alpha=2.0, seed=3):
@@ -29,6 +30,22 @@ def test_features_are_what_the_whole_network_sees_on_the_way_down(backbone, make
     assert [f.shape[1] for f in features] == backbone.tap_channels
     for mine, theirs in zip(features, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("kind", "taps"), [("UNetMidBlock2D", 4), (None, 3)])
+def test_pruned_networks_have_features_too(make_cond, latents, schedule, kind, taps):
+    backbone = Backbone(tiny_unet(mid_block_type=kind), schedule)
+    seen = []
+    for block in filter(None, [*backbone.unet.down_blocks, backbone.unet.mid_block]):
+        block.register_forward_hook(lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    cond, z = make_cond(1), latents(1)
+    with torch.no_grad():
+        backbone.predict_noise(z, 300, cond)
+        features = backbone.features(z, torch.tensor([300]), cond)
+    assert [f.shape[1] for f in features] == backbone.tap_channels
+    assert len(features) == taps
+    for mine, whole in zip(features, seen[:taps], strict=True):
+        torch.testing.assert_close(mine, whole, rtol=0, atol=0)
 
 
 def test_roles_nest_and_come_back(backbone, make_cond, latents):

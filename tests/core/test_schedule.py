@@ -10,8 +10,8 @@ from rapm_cli.core.schedule import (
     ddim_step,
     fine_grid,
     noise_forward,
+    predicted_noise,
     slot_edges,
-    split_prediction,
 )
 from tests.conftest import authors_scheduler
 
@@ -98,7 +98,7 @@ def test_v_prediction_is_turned_into_noise():
     x0, noise = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64)
     a = schedule.alphas_cumprod[600].double()
     z, v = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-    torch.testing.assert_close(split_prediction(v, z, 600, schedule), noise)
+    torch.testing.assert_close(predicted_noise(v, z, 600, schedule), noise)
 
 
 def test_a_step_towards_noise_is_our_bug(schedule):

@@ -56,8 +56,8 @@ class DistributionMatching(Method):
             self.head = PointwiseHead(backbone.tap_channels[-1]).to(backbone.device)
         score, head = lora_parameters(backbone, FAKE), dict(self.head.named_parameters())
         rate = config.discriminator_learning_rate
-        self.score = Learner(TrainedWeights(score, backbone.dtype), rate, weight_decay=0.01)
-        self.judge = Learner(TrainedWeights(head, torch.float32), rate, weight_decay=0.01)
+        self.score = Learner(TrainedWeights(score, backbone.dtype), rate, weight_decay=0.01)  # as DMD2's
+        self.judge = Learner(TrainedWeights(head, torch.float32), rate, weight_decay=0.01)  # as DMD2's
 
     @property
     def period(self) -> int:

@@ -19,7 +19,7 @@ from rapm_cli.core.slotlog import SlotLog
 from rapm_cli.core.trajectories import Trajectories
 from rapm_cli.core.transfer import upload
 
-SIGMA_DATA, TIME_SCALE = 0.5, 10.0
+SIGMA_DATA, TIME_SCALE = 0.5, 10.0  # of the consistency function, as in that script
 
 
 @METHODS.add("lcm")
