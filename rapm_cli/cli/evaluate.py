@@ -78,7 +78,8 @@ def evaluate(
     study: Annotated[
         str | None,
         typer.Option(
-            help="Work through a table of distillations: a TOML file, or one that ships.", rich_help_panel=OTHER
+            help="Work through a table of distillations: a TOML file, or one that ships, such as default.",
+            rich_help_panel=OTHER,
         ),
     ] = None,
     benchmark: Annotated[
@@ -122,6 +123,7 @@ def evaluate(
     from rapm_cli.bases.device import find_device
     from rapm_cli.workflows.asking import Options
     from rapm_cli.workflows.choose import choose
+    from rapm_cli.workflows.disk import ready_folder
 
     names = None if metrics is None else options.parse_names(metrics)
     asked = Options(
@@ -134,6 +136,8 @@ def evaluate(
             return
         _save_reference(out, asked, save_reference, place)
         return
+    if output is not None and not is_follower:
+        ready_folder(output)
     chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     is_demo = chosen.base.set_exam is not None

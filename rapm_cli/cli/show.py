@@ -103,14 +103,13 @@ def comparison(out: Output, part: "Part") -> None:
 
 def assessment(out: Output, record: dict[str, Any]) -> None:
     """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
-    from rapm_cli.metrics.pictures import PICTURE_METRICS
     from rapm_cli.workflows.assessment_record import table, titled
 
     title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
     out.table(title, *table(record))
     for name, one in record["differences"].items():
-        metric, interval = PICTURE_METRICS[name], f"[{one['low']:.4g}, {one['high']:.4g}]"
-        more = f"{one['mean']:+.{metric.digits + 1}f} {interval}, p {one['p_value']:.2g}"
+        interval = f"[{one['low']:.4g}, {one['high']:.4g}]"
+        more = f"{one['mean']:+.4g} {interval}, p {one['p_value']:.2g}"
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
         out.data(f"{titled(name, record)}, first less second: {more}; {won}")
     for name, each in record["reference"].items():

@@ -1,5 +1,7 @@
 """`rapm eval --study`: a table of distillations, worked through, shown and written."""
 
+import contextlib
+import json
 import shlex
 from pathlib import Path
 
@@ -34,14 +36,18 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
     from rapm_cli.bases.device import find_device
     from rapm_cli.bases.places import studies_dir, study_runs_dir
     from rapm_cli.workflows import study_report
+    from rapm_cli.workflows.disk import ready_folder
     from rapm_cli.workflows.study import run_study
 
     table = read_study(path, out)
     folder = studies_dir() / path.stem if output is None else output
     if folder.resolve() == study_runs_dir().resolve():
         raise ConfigError(f"{folder} is where the runs of all studies are", "give --output another folder")
+    _require_own(folder, table.source)
     command = f"rapm eval --study {shlex.quote(name)}"
     again = command if output is None else f"{command} --output {shlex.quote(str(output))}"
+    if output is not None:
+        ready_folder(output)
     try:
         outcome = run_study(table, find_device(device), again, out)
     except ConfigError as error:
@@ -57,3 +63,13 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
     for title, file in zip(("record", "table", "sheet", "report"), files.values(), strict=True):
         out.fact(title, str(file))
     out.result(record | {"files": {name: str(file) for name, file in files.items()}})
+
+
+def _require_own(folder: Path, source: dict[str, str]) -> None:
+    """Refuse to write over the table of another study: one with another file and other words in it."""
+    from rapm_cli.workflows.study_report import JSON
+
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / JSON).read_text(encoding="utf-8")).get("source", source)
+        if not found.items() & source.items():
+            raise ConfigError(f"{folder} has the table of another study", "give --output another folder, or remove it")

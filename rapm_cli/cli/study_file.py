@@ -1,5 +1,6 @@
 """A study's file: found, read and checked, with every row's options as `rapm distill` takes them."""
 
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,17 @@ FOR_ALL = ("precision", "deterministic")  # of the process, so that a row cannot
 
 
 def find_study(name: str) -> Path:
-    """The file of a path, or of the name of a study that ships.
+    """The file of the name of a study that ships, or of a path.
 
     Raises:
         InputError: There is none.
     """
     path = Path(name)
-    if path.exists() or path.suffix == ".toml":
-        return path
     shipped = sorted(file.stem for file in SHIPPED.glob("*.toml"))
     if name in shipped:
         return SHIPPED / f"{name}.toml"
+    if path.exists() or path.suffix == ".toml":
+        return path
     known = f", or the name of one that ships: {', '.join(shipped)}" if shipped else ""
     raise InputError(f"there is no study {name!r}", f"give a .toml file{known}")
 
@@ -72,8 +73,6 @@ def read_study(path: Path, out: Output) -> Study:
 
     table = _checked(path, str(path), read_toml(path), KINDS)
     seeds, rows, part = table.get("seeds", []), table.get("rows", []), table.get("part", "held-out")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{path}: seeds is no list of different numbers from 0", "write it as seeds = [0, 1, 2]")
     if not rows or any(type(row) is not dict for row in rows):
         raise ConfigError(
             f"{path}: rows is empty or holds something else than tables", 'write [[rows]] and name = "..."'
@@ -88,9 +87,13 @@ def read_study(path: Path, out: Output) -> Study:
     names = ["teacher", "base", *(row.name for row in read)]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{path}: there are two rows {doubled!r}", "give each a name of its own")
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        problem = "is no list of different numbers from 0" if "seeds" in table else "is missing"
+        raise ConfigError(f"{path}: seeds {problem}", "write it as seeds = [0, 1, 2]")
     try:
         return Study(
             title=table.get("title", path.stem),
+            source=_source(path),
             base=find_base(table.get("base", "demo"), out),
             samples=table.get("samples", 1000),
             held_out=PARTS[part],
@@ -101,6 +104,13 @@ def read_study(path: Path, out: Output) -> Study:
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", error.remedy) from error
+
+
+def _source(path: Path) -> dict[str, str]:
+    """Hashes of a file's place and content, which tell it from others of the same name."""
+    place = path.name if path.parent == SHIPPED else str(path.resolve())
+    both = {"place": place.encode(), "content": path.read_bytes()}
+    return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in both.items()}
 
 
 def _row(path: Path, count: int, row: dict[str, Any], common: dict[str, Any]) -> StudyRow:

@@ -16,6 +16,7 @@ DISCRIMINATOR_TIMES = ("slot", "edge", "all")
 LORA_INITS = ("kaiming", "gaussian")
 PRECISIONS = ("fp32", "bf16", "fp16")
 VRAM = ("auto", "24", "16", "12", "8")
+MAX_GUIDANCE = 50
 MOST = 1_000_000  # trajectories, and those in a batch
 
 
@@ -52,7 +53,7 @@ class TeacherConfig:
         _check(self.fine_steps >= 2, "fine-steps", self.fine_steps, "at least 2")
         fine_grid(self.num_slots, self.fine_steps)
         _check(1 <= self.delta < self.fine_steps, "delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
-        _check(1 <= self.guidance_scale <= 50, "guidance", self.guidance_scale, "1 to 50")
+        _check(1 <= self.guidance_scale <= MAX_GUIDANCE, "guidance", self.guidance_scale, f"1 to {MAX_GUIDANCE}")
         _check(1 <= self.trajectories <= MOST, "trajectories", self.trajectories, f"1 to {MOST}")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
@@ -139,12 +140,12 @@ class TrainConfig:
         _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
         _check(1 <= self.iterations < 10**8, "iterations", self.iterations, "1 to 99999999")
         _check(1 <= self.batch_size <= MOST, "batch-size", self.batch_size, f"1 to {MOST}")
-        _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number between 0 and 1")
+        _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number above 0 and below 1")
         _check(
             0 < self.discriminator_learning_rate < 1,
             "discriminator-learning-rate",
             self.discriminator_learning_rate,
-            "a number between 0 and 1",
+            "a number above 0 and below 1",
         )
         _check(self.lora_init in LORA_INITS, "lora-init", self.lora_init, " or ".join(LORA_INITS))
         _check(0 <= self.final_rate <= 1, "final-rate", self.final_rate, "a number from 0 to 1")

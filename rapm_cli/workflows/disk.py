@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rapm_cli.core.errors import DiskError, is_disk_full
+from rapm_cli.core.files import make_folder
 from rapm_cli.core.room import require_room
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows import stop
@@ -12,6 +13,18 @@ from rapm_cli.workflows import stop
 T = TypeVar("T")
 
 WAITS = (2.0, 10.0, 30.0, 60.0)  # seconds before each new attempt
+
+
+def ready_folder(folder: Path) -> None:
+    """Make a folder that results will go to.
+
+    Raises:
+        DiskError: It cannot be made, or is a file.
+    """
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise DiskError.of(error, folder) from error
 
 
 def with_retries(write: Callable[[], T], place: Path, needed: int, watcher: Watcher, saved: str, remedy: str) -> T:

@@ -10,7 +10,7 @@ from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.checksum import file_sha256
 from rapm_cli.core.config import to_json
-from rapm_cli.core.errors import DiskError, DivergedError, RapmError
+from rapm_cli.core.errors import DiskError, DivergedError, InputError, RapmError
 from rapm_cli.core.files import replace_file
 from rapm_cli.core.methods import sampler_of
 from rapm_cli.core.parallel import ALONE, Ranks
@@ -86,6 +86,7 @@ def distill(
         with run.telling(), locked(run.folder, watcher, remedy):
             if settings.deterministic:
                 be_deterministic()
+            _tell_damage(run, watcher)
             return _distill(run, settings, base, device, is_strict, ranks, reporting, watcher)
     except DiskError as error:
         if run.is_begun:
@@ -94,6 +95,15 @@ def distill(
     except DivergedError as error:
         run.give_up(error.message)
         raise
+
+
+def _tell_damage(run: Run, watcher: Watcher) -> None:
+    """Say where the LoRA of a finished run is made again because it is damaged."""
+    if run.is_finished:
+        try:
+            run.sound_lora()
+        except InputError as error:
+            watcher.warn(f"{error.message}; it is made again from the last commit")
 
 
 def _distill(

@@ -52,7 +52,7 @@ def evaluate_lora(
         METRICS[name]
     base, lora = chosen.base, chosen.lora
     if base.set_exam is None:
-        raise ConfigError(f"rapm eval has no metrics for base {base.name} yet", "use --base demo")
+        raise ConfigError(f"there is no exam for base {base.name}", "use --base demo")
     precision = find_precision(precision, device)
     teacher = replace(_teacher_of(chosen, watcher), precision=precision)
     weights = base.locate(watcher)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from rapm_cli import __version__
-from rapm_cli.core.errors import DiskError
-from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.files import replace_file
 from rapm_cli.core.watch import Watcher
 from rapm_cli.workflows.charts import Line, line_chart
-from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.disk import ready_folder, with_retries
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -124,9 +123,6 @@ def write_report(report: Report, path: Path, watcher: Watcher) -> None:
         DiskError: It cannot be written.
     """
     data = report.html().encode()
-    try:
-        make_folder(path.parent)
-    except OSError as error:
-        raise DiskError.of(error, path.parent) from error
+    ready_folder(path.parent)
     remedy = "free space, and give the same command again"
     with_retries(partial(replace_file, path, data), path, len(data), watcher, "all figures are kept", remedy)

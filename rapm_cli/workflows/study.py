@@ -10,6 +10,7 @@ import torch
 from rapm_cli.bases import Base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.bases.plans import PLANS
+from rapm_cli.core.config import MAX_GUIDANCE
 from rapm_cli.core.errors import ConfigError, LockedError
 from rapm_cli.core.sample import SAMPLERS
 from rapm_cli.core.watch import Watcher
@@ -54,6 +55,8 @@ class Bare:
 
     def __post_init__(self) -> None:
         SAMPLERS[self.sampler].recipe(self.steps)
+        if not 1 <= self.guidance <= MAX_GUIDANCE:
+            raise ConfigError(f"guidance {self.guidance:g} is out of range", f"give 1 to {MAX_GUIDANCE}")
         if self.guidance != 1 and self.sampler != "ddim":
             raise ConfigError(f"sampler {self.sampler} takes no guidance", "leave one of the two out")
 
@@ -79,6 +82,7 @@ class Study:
 
     Args:
         title: Of the table.
+        source: Hashes that tell its file from others of the same name.
         base: The base model.
         samples: Prompts of the exam.
         held_out: Whether no training saw their scenes.
@@ -89,6 +93,7 @@ class Study:
     """
 
     title: str
+    source: dict[str, str]
     base: Base
     samples: int
     held_out: bool
@@ -101,7 +106,7 @@ class Study:
         if not MIN_SAMPLES <= self.samples <= MAX_SAMPLES:
             raise ConfigError(f"samples = {self.samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
         if self.base.set_exam is None:
-            raise ConfigError(f"rapm eval has no metrics for base {self.base.name} yet", 'write base = "demo"')
+            raise ConfigError(f"there is no exam for base {self.base.name}, which a study needs", 'write base = "demo"')
 
 
 @dataclass
@@ -190,7 +195,8 @@ class _Work:
 
     def outcome(self) -> Outcome:
         study = self.study
-        self.watcher.say(f"teacher and base of {study.title!r}")
+        self.watcher.say(f"{study.title!r}: {self._extent()}")
+        self.watcher.say("teacher and base")
         teacher, base = self.exam.undistilled(self.settings.teacher)
         self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
         rows, is_patient = dict[int, Cells](), False
@@ -203,6 +209,17 @@ class _Work:
             is_patient = len(self.seconds) == before
         in_order = [rows[count] for count in range(len(rows))]
         return Outcome(study, teacher, base, in_order, describe_machine(self.device), sum(self.seconds.values()))
+
+    def _extent(self) -> str:
+        """How much there is to do, and how much of it is done."""
+        count, are_done = 0, []
+        for row in self.study.rows:
+            tuned = [max(self.study.seeds) + 1] if len(row.variants) > 1 else []
+            count += (len(self.study.seeds) if row.variants else 0) + len(tuned) * len(row.variants)
+            for variant in row.variants:
+                settings = [self._settled(variant.given, seed) for seed in (*self.study.seeds, *tuned)]
+                are_done += [run_of(one).is_complete(one.training.iterations, one.samples) for one in settings]
+        return f"{len(self.study.rows)} rows, {count} distillations, {sum(are_done)} of them finished before"
 
     def _row(self, count: int, row: StudyRow, is_patient: bool) -> Cells:
         """What a row comes to.

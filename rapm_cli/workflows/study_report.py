@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import DiskError
-from rapm_cli.core.files import make_folder, replace_file
+from rapm_cli.core.files import replace_file
 from rapm_cli.core.watch import Watcher
 from rapm_cli.metrics.registry import METRICS
-from rapm_cli.workflows.disk import with_retries
+from rapm_cli.workflows.comparison import MIN_FRECHET
+from rapm_cli.workflows.disk import ready_folder, with_retries
 from rapm_cli.workflows.pictures import contact_sheet, png_bytes
 from rapm_cli.workflows.report import ChartsSection, PictureSection, Report, Section, TableSection, embedded
 from rapm_cli.workflows.study import Cells, Outcome
@@ -22,6 +22,7 @@ from rapm_cli.workflows.study_exam import Sat
 from rapm_cli.workflows.study_runs import evaluations_of, run_of, seconds_of
 from rapm_cli.workflows.study_scores import CLOSED, DIFFERENCE, DISTANCE, Estimate, scores
 from rapm_cli.workflows.training_curves import training_charts
+from rapm_cli.workflows.versions import versions
 
 JSON, MARKDOWN, SHEET, REPORT = "study.json", "study.md", "sheet.png", "report.html"
 Record = dict[str, Any]
@@ -42,11 +43,14 @@ def to_record(outcome: Outcome) -> Record:
     first, second, *found = scores(outcome.teacher.readings, outcome.base.readings, readings)
     return {
         "title": study.title,
+        "source": study.source,
+        "versions": versions(),
         "base": study.base.name,
         "part": "held-out" if study.held_out else "seen",
         "samples": study.samples,
         "exam_seed": study.exam_seed,
         "seeds": list(study.seeds),
+        "options": {name.replace("_", "-"): value for name, value in study.given.items()},
         "machine": outcome.machine,
         "work_seconds": round(outcome.work_seconds, 1),
         "rows": [
@@ -75,6 +79,7 @@ def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
         **_row(cells.row.name, sat, estimates),
         "failure": cells.failure,
         "options": cells.chosen.options if cells.chosen else {},
+        "recipe": cells.settings[0].recipe() if cells.settings else None,
         "bare": dataclasses.asdict(cells.row.bare) if cells.row.bare else None,
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
         "training_evaluations": statistics.fmean(asked) if asked else None,
@@ -163,7 +168,14 @@ def summary(record: Record) -> str:
     """What a table was measured on, in words."""
     seeds = len(record["seeds"])
     words = f"{record['samples']:,} {record['part']} prompts, {seeds} seed{'s' if seeds > 1 else ''}"
-    return f"{words}: mean ± standard deviation of the seeds [95 % interval]"
+    more = "" if record["samples"] >= MIN_FRECHET else f"; what is closed is told of {MIN_FRECHET} prompts or more"
+    return f"{words}: mean ± standard deviation of the seeds [95 % interval]{more}"
+
+
+def setting(record: Record) -> str:
+    """The options that all rows have, in words."""
+    named = ", ".join(f"{name} {value}" for name, value in record["options"].items())
+    return f"Every row with {named}, unless it says otherwise." if named else ""
 
 
 def duration(seconds: float) -> str:
@@ -177,7 +189,7 @@ def markdown(record: Record, command: str) -> str:
     titles, rows = table(record)
     about = f"{record['machine']}; {duration(record['work_seconds'])} of work"
     lines = [
-        f"**{record['title']}.** {summary(record)}.",
+        f"**{record['title']}.** {summary(record)}. {setting(record)}".rstrip(),
         f"`{command}`; {about}.",
         "",
         "| " + " | ".join(titles) + " |",
@@ -205,10 +217,7 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher:
         SHEET: sheet,
         REPORT: _page(outcome, record, sheet, command).html().encode(),
     }
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise DiskError.of(error, folder) from error
+    ready_folder(folder)
     for name, data in files.items():
         path, remedy = folder / name, f"free space, and go on with: {command}"
         put = functools.partial(replace_file, path, data)
@@ -219,7 +228,7 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher:
 def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Report:
     """The study as a page: its table, all rows' pictures, and how the first seed of each row was trained."""
     sections: list[Section] = [
-        TableSection("Table", *table(record), note=f"{summary(record)}. {record['machine']}."),
+        TableSection("Table", *table(record), note=f"{summary(record)}. {setting(record)} {record['machine']}."),
         PictureSection("The same prompts and noise", embedded(sheet), note="A row for each contestant."),
     ]
     for cells in outcome.rows:

@@ -53,10 +53,15 @@ def _entries(log: Path) -> list[dict[str, Any]]:
 
 
 def _of_slot(entry: dict[str, Any], n: int, target: str) -> float:
-    return next((slot["distance"].get(target, math.nan) for slot in entry["slots"] if slot["n"] == n), math.nan)
+    return _number(next((slot["distance"].get(target) for slot in entry["slots"] if slot["n"] == n), None))
+
+
+def _number(value: float | None) -> float:
+    """A value of the log, which writes null for what is not finite."""
+    return math.nan if value is None else value
 
 
 def _mean(entry: dict[str, Any], game: str, name: str) -> float:
     """Over the slots."""
-    values = [slot[game][name] for slot in entry["slots"] if name in slot.get(game, {})]
+    values = [_number(slot[game][name]) for slot in entry["slots"] if name in slot.get(game, {})]
     return math.fsum(values) / len(values) if values else math.nan

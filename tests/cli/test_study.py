@@ -9,12 +9,14 @@ import signal
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from rapm_cli.cli import study_file
 from rapm_cli.cli.console import Output
+from rapm_cli.cli.study_file import SHIPPED, find_study
 from rapm_cli.core.errors import DivergedError
 from rapm_cli.core.train import Trainer
 from rapm_cli.workflows import start, study, study_runs, study_scores, training
@@ -85,7 +87,7 @@ def whole(tmp_path_factory):
 def untimed(record):
     """A result without what depends on the time and the place."""
     if isinstance(record, dict):
-        return {name: untimed(value) for name, value in record.items() if name not in (*TIMES, "files")}
+        return {name: untimed(value) for name, value in record.items() if name not in (*TIMES, "files", "source")}
     return [untimed(value) for value in record] if isinstance(record, list) else record
 
 
@@ -139,7 +141,7 @@ def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, 
     got = json.loads(out)
     assert code == 0
     files = got.pop("files")
-    assert got == {name: value for name, value in record.items() if name != "files"}
+    assert got == {name: value for name, value in record.items() if name != "files"} | {"source": got["source"]}
     assert sorted(path.name for path in (file.parent / "home" / "cache" / "readings").iterdir()) == readings
     assert sorted(files) == ["report.html", "sheet.png", "study.json", "study.md"]
     assert json.loads((file.parent / "result" / "study.json").read_text()) == got
@@ -258,9 +260,9 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(rapm, file, monkeypat
 
 def test_a_shipped_study_is_found_by_its_name(rapm, tmp_path, monkeypatch):
     monkeypatch.setattr(study_file, "SHIPPED", tmp_path)
-    (tmp_path / "good.toml").write_text("seeds = []")
+    (tmp_path / "good.toml").write_text("rows = []")
     code, _, err = rapm("eval", "--study", "good")
-    assert (code, f"{tmp_path}/good.toml: seeds is no list" in err) == (2, True)
+    assert (code, f"{tmp_path}/good.toml: rows is empty" in err) == (2, True)
     code, _, err = rapm("eval", "--study", "other")
     assert code == 3
     assert "error: there is no study 'other'; give a .toml file, or the name of one that ships: good" in err
@@ -316,6 +318,7 @@ BAD = {
     "rows = [{ name = 'a', teacher = { steps = 4, sampler = 'lmc' } }]": (2, "no sampler is called 'lmc'"),
     "rows = [{ name = 'a', teacher = { steps = 4, guidance = 2, sampler = 'lcm' } }]": (2, "lcm takes no guidance"),
     "rows = [{ name = 'a', teacher = { steps = 3, guidance = 2 } }]": (2, "row 'a': 3 steps"),
+    "rows = [{ name = 'a', teacher = { steps = 4, guidance = 99 } }]": (2, "row 'a': guidance 99 is out of range"),
 }
 
 
@@ -332,6 +335,31 @@ def test_a_bad_file_is_refused_before_any_work(rapm, tmp_path, home, text):
     assert words in last
     assert str(path) in last
     assert not home.exists()
+
+
+def test_seeds_may_not_be_missing(rapm, tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("rows = [{ name = 'good' }]")
+    assert "seeds is missing" in rapm("eval", "--study", str(path))[2]
+
+
+def test_where_the_results_cannot_go_nothing_is_begun(rapm, file, home, monkeypatch):
+    monkeypatch.setattr(study, "run_study", lambda *_: pytest.fail("this would work for hours"))
+    (file.parent / "taken").write_text("mine")
+    code, _, err = rapm("eval", "--study", str(file), "--output", str(file.parent / "taken"))
+    assert (code, "taken cannot be written" in err) == (5, True)
+    folder = home / "data" / "studies" / file.stem
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text('{"source": {"place": "another", "content": "other"}}')
+    code, _, err = rapm("eval", "--study", str(file))
+    assert (code, f"{folder} has the table of another study" in err) == (2, True)
+
+
+def test_a_name_that_ships_means_what_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").mkdir()
+    assert find_study("default").parent == SHIPPED
+    assert find_study("./default") == Path("default")
 
 
 @pytest.mark.parametrize("options", [["--lora", "x"], ["--base", "demo"], ["--benchmark"], ["--samples", "640"]])

@@ -146,6 +146,20 @@ def test_a_runs_log_makes_a_chart_of_each_target_and_of_both_sides_of_the_game(s
     assert len(drawn) == len(entries)
 
 
+def test_what_was_not_finite_in_a_log_is_a_gap(tmp_path):
+    """Such as of an update that was skipped; JSON has null there."""
+    values = [1.0, None, 3.0, 4.0]
+    slots = [{"n": 0, "distance": {"absolute": value}, "adversarial": {"absolute": value}} for value in values]
+    lines = [json.dumps({"iteration": count, "slots": [slot]}) for count, slot in enumerate(slots)]
+    (tmp_path / "log").write_text("\n".join(lines))
+    for chart in training_charts(tmp_path / "log"):
+        path = ElementTree.fromstring(chart.svg).find("path").get("d")
+        assert (path.count("M"), path.count("L")) == (2, 1)
+    nothing = [json.dumps({"iteration": k, "slots": [{"n": 0, "distance": {"absolute": None}}]}) for k in range(3)]
+    (tmp_path / "log").write_text("\n".join(nothing))
+    assert len(training_charts(tmp_path / "log")) == 1
+
+
 @pytest.mark.parametrize("record", ["{", "[]", '{"seconds": 3}', '{"seconds": {"training": 1}}'])
 def test_a_damaged_record_of_the_run_costs_no_page(tmp_path, record):
     (tmp_path / "metrics.jsonl").write_text("")
