@@ -100,7 +100,7 @@ complete -c rapm -n "__fish_seen_subcommand_from eval" -l reference -r -F -d 'Fo
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l save-reference -r -F -d 'Write the reference\'s statistics to a file, and stop'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l inception -r -F -d 'Inception\'s weights, else RAPM_WEIGHTS_DIR, torch hub'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l clip-model -r -F -d 'CLIP: ORG/NAME, ORG/NAME@REVISION, or a folder'
-complete -c rapm -n "__fish_seen_subcommand_from eval" -l study -r -F -d 'Work through a table of distillations: a TOML file, or one that ships'
+complete -c rapm -n "__fish_seen_subcommand_from eval" -l study -r -F -d 'Work through a table of distillations: a TOML file, or one that ships, such as default'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l benchmark -d 'Measure speed and memory, with random weights'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l profile -d 'With --benchmark: also where time goes, and what other ways save'
 complete -c rapm -n "__fish_seen_subcommand_from eval" -l output -r -F -d 'Folder for the results'
