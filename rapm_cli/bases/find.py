@@ -145,7 +145,7 @@ def folder_identity(folder: Path) -> str:
 
 
 def _samples_sha256(path: Path) -> str:
-    """Hash of a file's size and of pieces spread over it, so dense that one layer of other weights is seen."""
+    """Hash of a file's size and of pieces spread over it, so dense that one large layer of other weights is seen."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
