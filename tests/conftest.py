@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from rapm_cli.cli.app import main
-from rapm_cli.core.backbone import Backbone, Conditioning
-from rapm_cli.core.schedule import NoiseSchedule
+from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.schedule import NoiseSchedule
 
 
 @pytest.fixture(autouse=True, scope="session")

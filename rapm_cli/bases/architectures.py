@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.backbone import Backbone, Conditioning
-from rapm_cli.core.schedule import NoiseSchedule
+from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)

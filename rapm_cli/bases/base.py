@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.registry import Registry
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)

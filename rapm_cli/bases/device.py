@@ -6,7 +6,7 @@ import sys
 import psutil
 import torch
 
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = "--device auto, cpu, cuda, cuda:1 or mps"

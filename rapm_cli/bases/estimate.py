@@ -7,9 +7,9 @@ import torch
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.plans import Plan
-from rapm_cli.core.config import TeacherConfig, TrainConfig
-from rapm_cli.core.int8 import quantise
-from rapm_cli.core.rehearsal import META, Rehearsed, rehearse_teacher, rehearse_training
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
+from rapm_cli.core.method.memory_estimate import META, Rehearsed, rehearse_teacher, rehearse_training
+from rapm_cli.core.network.int8 import quantise
 
 
 def rehearse_plan(architecture: Architecture, teacher: TeacherConfig, config: TrainConfig, plan: Plan) -> Rehearsed:

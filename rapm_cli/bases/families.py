@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rapm_cli.bases.base import Defaults
 from rapm_cli.bases.weights import Weights, read_json
-from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.network.backbone import Conditioning
 
 SD2_TEXT_WIDTH = 1024  # whose pipeline has the name of 1.5's
 

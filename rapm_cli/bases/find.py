@@ -12,8 +12,8 @@ from rapm_cli.bases.families import family_of
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.common.progress import Watcher
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rapm_cli.bases.families import family_of
 from rapm_cli.bases.parts import load_schedule, load_text, load_unet, load_vae
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.backbone import Backbone, Conditioning
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.network.backbone import Backbone, Conditioning
 
 END_OF_WORD = "</w>"  # of a token of the text encoders
 PROMPTS_AT_ONCE = 32  # that the text encoders read

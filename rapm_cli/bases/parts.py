@@ -9,8 +9,8 @@ from torch import nn
 
 from rapm_cli.bases.families import Family
 from rapm_cli.bases.weights import WHOLE, Weights
-from rapm_cli.core.errors import InputError, is_out_of_memory
-from rapm_cli.core.schedule import NoiseSchedule
+from rapm_cli.core.common.errors import InputError, is_out_of_memory
+from rapm_cli.core.network.schedule import NoiseSchedule
 
 T = TypeVar("T")
 STEPS = 1000  # of the noise schedules that grids and samplers here are written for

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from rapm_cli.bases.scenery import FINISHES, KINDS, MEDIA, MOODS
-from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.common.randomness import generator_for
 
 BLOCK = 1024  # prompts of one generator, no two of them equal: a generator costs as much as ten prompts
 DRAWS = 12  # random numbers of one prompt; a scene takes up to five of them

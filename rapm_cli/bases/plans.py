@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from rapm_cli.core.backbone import BLOCKS
-from rapm_cli.core.errors import OutOfMemoryError
+from rapm_cli.core.common.errors import OutOfMemoryError
+from rapm_cli.core.network.backbone import BLOCKS
 
 GIB = 2**30
 MARGIN = 1.08  # of a predicted peak, for what the libraries take and for holes in the memory

@@ -8,7 +8,7 @@ from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Selection, fetch
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.progress import Watcher
 
 
 @dataclass

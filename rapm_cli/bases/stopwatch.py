@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.common.randomness import generator_for
 
 SIDES = {"cuda": 8192}  # of the square matrices whose product is timed
 SIDE = 1024

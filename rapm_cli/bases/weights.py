@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 
 FP16 = "fp16"  # what repositories call the variant in half precision
 SHARD = r"(?:-\d+-of-\d+)?"

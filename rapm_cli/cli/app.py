@@ -16,8 +16,8 @@ from rapm_cli.cli import commands, evaluate
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
-from rapm_cli.core.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
-from rapm_cli.workflows.stop import heeding
+from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
+from rapm_cli.runs.signals import heeding
 
 LESS_MEMORY = {  # what helps a command that has run out of it
     "distill": "use --vram 12 or 8, a smaller --batch-size, or --discriminator latent",
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, one of `rapm_cli.core.errors`, 128 plus the number of a signal, or 1 for a bug of ours.
+        The exit code: 0, one of `rapm_cli.core.common.errors`, 128 plus the number of a signal, or 1 for a bug of ours.
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -10,7 +10,7 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError
 
 
 def generate(
@@ -45,8 +45,8 @@ def generate(
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
-    from rapm_cli.workflows.choose import choose_again, choose_to_draw, recall
-    from rapm_cli.workflows.generate import generate as run_generate
+    from rapm_cli.generate.generate import generate as run_generate
+    from rapm_cli.runs.resolve_lora import choose_again, choose_to_draw, recall
 
     if from_picture:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
@@ -123,8 +123,8 @@ def export(
     """Write the LoRA, or the base with the LoRA merged in, for other programs."""
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
-    from rapm_cli.workflows import export as workflow
-    from rapm_cli.workflows.choose import choose
+    from rapm_cli.export import export as workflow
+    from rapm_cli.runs.resolve_lora import choose
 
     chosen = choose(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import typer
 
-from rapm_cli.core.errors import ConfigError, DiskError
-from rapm_cli.core.files import replace_file
+from rapm_cli.core.common.errors import ConfigError, DiskError
+from rapm_cli.core.storage.files import replace_file
 
 # What an option takes, where it is not any text; a test holds these against the registries.
 VALUES = {

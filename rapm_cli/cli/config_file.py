@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.storage.files import regular_file
 
 
 def read_config_file(context: typer.Context, path: Path | None) -> Path | None:

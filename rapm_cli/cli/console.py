@@ -28,8 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rapm_cli.cli.secrets import redact, redact_values
-from rapm_cli.core.errors import ConfigError, DiskError, is_disk_full
-from rapm_cli.workflows import launched, stop
+from rapm_cli.core.common.errors import ConfigError, DiskError, is_disk_full
+from rapm_cli.runs import launcher, signals
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ class Output:
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss."""
-        self._tell(f"warning: {launched.speaker()}{line}", style="yellow")
+        self._tell(f"warning: {launcher.speaker()}{line}", style="yellow")
 
     def error(self, message: str, remedy: str) -> None:
         """What happened, and what to do, in one line."""
@@ -192,7 +192,7 @@ class Output:
                 progress.start()
             self._is_live = True
             try:
-                with stop.drawn():
+                with signals.drawn():
                     yield _LiveBar(progress, task)
             finally:
                 self._is_live = False
@@ -339,8 +339,8 @@ class _Live(Progress):
                 note = Text(f"  {task.fields['note']}", style="dim", no_wrap=True)
                 note.truncate(self.console.width - len("^C") - 1, overflow="ellipsis")  # or a terminal's echo breaks it
                 yield note
-        if stop.words():
-            yield Text(stop.words())
+        if signals.words():
+            yield Text(signals.words())
 
 
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:

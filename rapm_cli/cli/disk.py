@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rapm_cli.cli.console import Output
 
 if TYPE_CHECKING:
-    from rapm_cli.workflows.cache import Entry, Survey
+    from rapm_cli.inspect.disk_usage import Entry, Survey
 
 TEXTS = (
     "name",
@@ -26,27 +26,40 @@ TEXTS = (
 
 def survey(out: Output) -> None:
     """Show all that rapm and its models take."""
-    from rapm_cli.workflows import cache
-    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.inspect import disk_usage
+    from rapm_cli.inspect.inspect import size_in_words
 
-    found = cache.survey()
-    _table(out, found, cache.MODELS, ["model", "kind", "size", "last used"], _model)
-    for entry in found.of(cache.OTHERS):
+    found = disk_usage.survey()
+    _table(out, found, disk_usage.MODELS, ["model", "kind", "size", "last used"], _model)
+    for entry in found.of(disk_usage.OTHERS):
         out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
     columns = ["name", "base", "made", "settings", "size", "last used", "kept for"]
-    _table(out, found, cache.TRAJECTORIES, columns, _trajectories)
-    nouns = {cache.READINGS: "readings of pictures", cache.GALLERIES: "pictures of evaluations"}
-    for kind, noun in (nouns | {cache.CONVERTED: "converted weights"}).items():
+    _table(out, found, disk_usage.TRAJECTORIES, columns, _trajectories)
+    nouns = {disk_usage.READINGS: "readings of pictures", disk_usage.GALLERIES: "pictures of evaluations"}
+    for kind, noun in (nouns | {disk_usage.CONVERTED: "converted weights"}).items():
         out.data(_heading(noun, found.total(kind), found.folders[kind]))
-    for kind, noun in ((cache.LEFTOVERS, "left by killed processes"), (cache.REST, "small notes")):
+    for kind, noun in ((disk_usage.LEFTOVERS, "left by killed processes"), (disk_usage.REST, "small notes")):
         if found.of(kind):
             out.data(_heading(noun, found.total(kind), found.of(kind)[0].path))
-    _table(out, found, cache.RUNS, ["run", "base", "state", "iterations", "size", "last written"], _run)
-    if found.of(cache.STUDIES):
-        out.data(_heading("studies, with their runs", found.total(cache.STUDIES), found.folders[cache.STUDIES]))
+    _table(out, found, disk_usage.RUNS, ["run", "base", "state", "iterations", "size", "last written"], _run)
+    if found.of(disk_usage.STUDIES):
+        out.data(
+            _heading("studies, with their runs", found.total(disk_usage.STUDIES), found.folders[disk_usage.STUDIES])
+        )
     _left_alone(out, found)
-    ours = (cache.TRAJECTORIES, cache.READINGS, cache.GALLERIES, cache.CONVERTED, cache.LEFTOVERS, cache.REST)
-    sums = {"models": (cache.MODELS, cache.OTHERS), "caches": ours, "runs": (cache.RUNS, cache.STUDIES)}
+    ours = (
+        disk_usage.TRAJECTORIES,
+        disk_usage.READINGS,
+        disk_usage.GALLERIES,
+        disk_usage.CONVERTED,
+        disk_usage.LEFTOVERS,
+        disk_usage.REST,
+    )
+    sums = {
+        "models": (disk_usage.MODELS, disk_usage.OTHERS),
+        "caches": ours,
+        "runs": (disk_usage.RUNS, disk_usage.STUDIES),
+    }
     out.data("in all: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
     out.result(found.record())
 
@@ -59,12 +72,12 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
         DiskError: Something cannot be removed.
     """
     from rapm_cli.bases.places import cache_dir
-    from rapm_cli.workflows import cache
-    from rapm_cli.workflows.inspect import size_in_words
-    from rapm_cli.workflows.prune import plan
-    from rapm_cli.workflows.prune import prune as remove
+    from rapm_cli.inspect import disk_usage
+    from rapm_cli.inspect.inspect import size_in_words
+    from rapm_cli.inspect.prune import plan
+    from rapm_cli.inspect.prune import prune as remove
 
-    found = cache.survey()
+    found = disk_usage.survey()
     removable, kept = plan(found, is_all=is_all)
     rows = [[entry.kind, entry.path.name, _size(entry), _when(entry)] for entry in removable]
     if rows:
@@ -103,7 +116,7 @@ def _table(out: Output, found: "Survey", kind: str, columns: list[str], row: Cal
 
 
 def _heading(noun: str, total_bytes: int, folder: Path) -> str:
-    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.inspect.inspect import size_in_words
 
     return f"{noun}: {size_in_words(total_bytes) if total_bytes else 'none'} in {folder}"
 
@@ -139,7 +152,7 @@ def _brief(entry: "Entry") -> dict[str, Any]:
 
 
 def _size(entry: "Entry") -> str:
-    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.inspect.inspect import size_in_words
 
     return size_in_words(entry.total_bytes)
 

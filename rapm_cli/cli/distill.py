@@ -7,8 +7,8 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError
-from rapm_cli.workflows import launched
+from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.runs import launcher
 
 METHOD, TRAINING, RUN = "Method", "Training", "Run"
 
@@ -161,14 +161,14 @@ def distill(
 
     Where no default is shown, each base has its own. Without --base it is sdxl.
     """
-    is_follower = launched.is_follower()
+    is_follower = launcher.is_follower()
     out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
-    from rapm_cli.workflows import start, team
-    from rapm_cli.workflows.distill import distill as run_distill
-    from rapm_cli.workflows.merged_base import undistilled_base
-    from rapm_cli.workflows.prompts import read_prompts
-    from rapm_cli.workflows.reporting import Reporting
+    from rapm_cli.distill import resolve_run, workers
+    from rapm_cli.distill.callbacks import Reporting
+    from rapm_cli.distill.distill import distill as run_distill
+    from rapm_cli.runs.fused_base import undistilled_base
+    from rapm_cli.runs.prompts import read_prompts
 
     reporting = Reporting(options.parse_names(report_to), preview_every)
     if resume and (new or output):
@@ -184,17 +184,17 @@ def distill(
         if not is_follower:
             speed.foresee(out, undistilled_base(base or "sdxl", out), given, prompts, device)
         return
-    with team.joined(device, out) as ranks:
+    with workers.joined(device, out) as ranks:
         if not ranks.is_first:
-            team.follow(ranks, device, out)
+            workers.follow(ranks, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
-        place = team.device_of(device)
+        place = workers.device_of(device)
         if resume:
-            begun = start.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
+            begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
         else:
             found = undistilled_base(base or "sdxl", out)
-            begun = start.begin(
+            begun = resolve_run.begin(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=ranks.world
             )
         if begun.is_complete:

@@ -7,18 +7,18 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError
-from rapm_cli.workflows import launched
+from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.runs import launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from rapm_cli.workflows.asking import Options
-    from rapm_cli.workflows.assess import Assessment
-    from rapm_cli.workflows.choose import Chosen
-    from rapm_cli.workflows.report import TableSection
+    from rapm_cli.evaluate.evaluate import Assessment
+    from rapm_cli.evaluate.html import TableSection
+    from rapm_cli.evaluate.request import Options
+    from rapm_cli.runs.resolve_lora import Chosen
 
 WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
 EXAM_SAMPLES = 640
@@ -104,7 +104,7 @@ def evaluate(
 
     With --benchmark measure the device instead, with --study the distillations of a file.
     """
-    is_follower = launched.is_follower()
+    is_follower = launcher.is_follower()
     out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
     if study is not None:
@@ -121,9 +121,9 @@ def evaluate(
         speed.benchmark(out, base or "sdxl", device, precision, is_profiled=profile)
         return
     from rapm_cli.bases.device import find_device
-    from rapm_cli.workflows.asking import Options
-    from rapm_cli.workflows.choose import choose
-    from rapm_cli.workflows.disk import ready_folder
+    from rapm_cli.evaluate.request import Options
+    from rapm_cli.runs.resolve_lora import choose
+    from rapm_cli.runs.retry import ready_folder
 
     names = None if metrics is None else options.parse_names(metrics)
     asked = Options(
@@ -151,9 +151,9 @@ def evaluate(
 
 def _device_of(name: str) -> str:
     """What `--device` means in this process of several."""
-    if launched.world_size() == 1:
+    if launcher.world_size() == 1:
         return name
-    from rapm_cli.workflows.team import device_of
+    from rapm_cli.distill.workers import device_of
 
     return device_of(name)
 
@@ -174,12 +174,12 @@ def _examine(
     precision: str,
 ) -> None:
     """On the demo world, where every prompt's right answer is known."""
+    from rapm_cli.evaluate.demo import PARTS, evaluate_lora
+    from rapm_cli.evaluate.demo_scores import closed_in_words, table, title, to_record
+    from rapm_cli.evaluate.evaluate import assess
+    from rapm_cli.evaluate.html import TableSection
+    from rapm_cli.evaluate.request import ask_of_exam
     from rapm_cli.metrics.registry import METRICS
-    from rapm_cli.workflows.asking import ask_of_exam
-    from rapm_cli.workflows.assess import assess
-    from rapm_cli.workflows.comparison import closed_in_words, table, title, to_record
-    from rapm_cli.workflows.evaluate import PARTS, evaluate_lora
-    from rapm_cli.workflows.report import TableSection
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
@@ -193,7 +193,7 @@ def _examine(
         precision=precision,
         watcher=out,
     )
-    if launched.is_follower():  # it has drawn its share
+    if launcher.is_follower():  # it has drawn its share
         return
     for each in parts:
         show.comparison(out, each)
@@ -213,11 +213,11 @@ def _assess(
     precision: str,
 ) -> None:
     """On the visible world, against real pictures and the teacher."""
-    from rapm_cli.workflows.asking import ask
-    from rapm_cli.workflows.assess import assess, draw_share
+    from rapm_cli.evaluate.evaluate import assess, draw_share
+    from rapm_cli.evaluate.request import ask
 
     request = ask(students[0], asked, out)
-    if launched.is_follower():
+    if launcher.is_follower():
         draw_share(students, request, device=device, precision=precision, watcher=out)
         return
     made = assess(students, request, device=device, precision=precision, watcher=out)
@@ -237,9 +237,9 @@ def _reported(
     """The record of an evaluation, once its page is written."""
     from rapm_cli.bases.device import describe_machine
     from rapm_cli.bases.places import reports_dir
-    from rapm_cli.workflows.assessment_record import to_record
-    from rapm_cli.workflows.assessment_report import assessment_report
-    from rapm_cli.workflows.report import write_report
+    from rapm_cli.evaluate.html import write_report
+    from rapm_cli.evaluate.record import to_record
+    from rapm_cli.evaluate.report import assessment_report
 
     base, loras = students[0].base.name, [str(chosen.lora_path) for chosen in students]
     record = to_record(made, base=base, loras=loras, machine=describe_machine(device))
@@ -250,7 +250,7 @@ def _reported(
 
 
 def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:
-    from rapm_cli.workflows.save_reference import save_reference
+    from rapm_cli.evaluate.save_reference import save_reference
 
     made = save_reference(asked, path, device, out)
     out.data(f"{path}  {made.description}")

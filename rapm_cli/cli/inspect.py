@@ -7,7 +7,7 @@ import typer
 
 from rapm_cli.cli import options, show
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.common.errors import ConfigError, InputError
 
 BAR = 30  # letters of the longest
 
@@ -53,12 +53,12 @@ def inspect(
     if names == ["device"]:
         _device(out)
         return
-    from rapm_cli.workflows.inspect import inspect as look
-    from rapm_cli.workflows.rundir import newest_lora
+    from rapm_cli.inspect.inspect import inspect as look
+    from rapm_cli.runs.run import newest_lora
 
     found = [look(name) for name in names or [str(newest_lora())]]
     if values:
-        from rapm_cli.workflows.numbers import add_values
+        from rapm_cli.inspect.weights import add_values
 
         add_values(found)
     if len(found) == 2:
@@ -81,7 +81,7 @@ def _refuse_damaged(facts: dict[str, Any]) -> None:
 
 
 def _device(out: Output) -> None:
-    from rapm_cli.workflows.machine import machine
+    from rapm_cli.inspect.device import machine
 
     facts = machine()
     for name, text in facts.items():
@@ -258,7 +258,7 @@ def _unlike(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _size(count: int) -> str:
-    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.inspect.inspect import size_in_words
 
     return size_in_words(count)
 

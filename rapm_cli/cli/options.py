@@ -9,7 +9,7 @@ import typer
 
 from rapm_cli.cli.config_file import read_config_file
 from rapm_cli.cli.console import Output, is_terminal
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError
 
 MAX_SEEDS = 100_000
 FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
@@ -129,7 +129,7 @@ def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, nee
         ConfigError: There are none, and somebody is there to give some.
         InputError: One is refused.
     """
-    from rapm_cli.workflows.prompts import check_prompt, read_prompts
+    from rapm_cli.runs.prompts import check_prompt, read_prompts
 
     given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
     if file is not None:

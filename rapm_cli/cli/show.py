@@ -10,15 +10,15 @@ from rapm_cli.cli.console import Output
 MOSTLY = 0.5  # of an update
 
 if TYPE_CHECKING:
-    from rapm_cli.workflows.comparison import Part
-    from rapm_cli.workflows.distill import Distilled
-    from rapm_cli.workflows.export import Exported
-    from rapm_cli.workflows.start import Start
+    from rapm_cli.distill.distill import Distilled
+    from rapm_cli.distill.resolve_run import Start
+    from rapm_cli.evaluate.demo_scores import Part
+    from rapm_cli.export.export import Exported
 
 
 def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
     """What a distillation has come to."""
-    from rapm_cli.workflows.comparison import to_record
+    from rapm_cli.evaluate.demo_scores import to_record
 
     if done.part:
         comparison(out, done.part)
@@ -56,7 +56,7 @@ def run_folder(out: Output, begun: "Start") -> None:
 
 def exported(out: Output, made: "Exported") -> None:
     """What an export wrote, which programs read it, and what rounding has cost."""
-    from rapm_cli.workflows.inspect import size_in_words
+    from rapm_cli.inspect.inspect import size_in_words
 
     out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
     read_beside = {one.program for file in made.files for one in file.verdicts if not one.reason}
@@ -94,7 +94,7 @@ def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collectio
 
 def comparison(out: Output, part: "Part") -> None:
     """A comparison: a row for each way to draw, and the share of the distance that the student closes."""
-    from rapm_cli.workflows.comparison import closed_in_words, table, title
+    from rapm_cli.evaluate.demo_scores import closed_in_words, table, title
 
     out.table(title(part), *table(part))
     if closed := closed_in_words(part):
@@ -103,7 +103,7 @@ def comparison(out: Output, part: "Part") -> None:
 
 def assessment(out: Output, record: dict[str, Any]) -> None:
     """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
-    from rapm_cli.workflows.assessment_record import table, titled
+    from rapm_cli.evaluate.record import table, titled
 
     title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
     out.table(title, *table(record))

@@ -6,7 +6,7 @@ from rapm_cli.cli.console import Output
 
 if TYPE_CHECKING:
     from rapm_cli.bases import Base
-    from rapm_cli.workflows.benchmark import Benchmark
+    from rapm_cli.distill.benchmark import Benchmark
 
 GIB, MIB, HOUR = 2**30, 2**20, 3600
 COSTLY = 10  # operations of a profile that are shown
@@ -15,12 +15,12 @@ COSTLY = 10  # operations of a profile that are shown
 def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
     """What `rapm distill` would take."""
     from rapm_cli.bases.device import find_device
-    from rapm_cli.workflows.foresee import foresee as forecast
-    from rapm_cli.workflows.foresee import to_record
-    from rapm_cli.workflows.inspect import size_in_words
-    from rapm_cli.workflows.launched import world_size
-    from rapm_cli.workflows.prompts import read_prompts
-    from rapm_cli.workflows.start import settings_without_weights
+    from rapm_cli.distill.dry_run import foresee as forecast
+    from rapm_cli.distill.dry_run import to_record
+    from rapm_cli.distill.resolve_run import settings_without_weights
+    from rapm_cli.inspect.inspect import size_in_words
+    from rapm_cli.runs.launcher import world_size
+    from rapm_cli.runs.prompts import read_prompts
 
     wanted, place = None if prompts is None else read_prompts(prompts, out), find_device(device)
     settings = settings_without_weights(base, given, wanted, place, out)
@@ -52,9 +52,9 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     """What `rapm eval --benchmark` measures."""
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
-    from rapm_cli.workflows.benchmark import benchmark as measure
-    from rapm_cli.workflows.benchmark import to_record
-    from rapm_cli.workflows.start import settings_without_weights
+    from rapm_cli.distill.benchmark import benchmark as measure
+    from rapm_cli.distill.benchmark import to_record
+    from rapm_cli.distill.resolve_run import settings_without_weights
 
     base, place = find_base(name, out), find_device(device)
     settings = settings_without_weights(base, {"precision": precision}, None, place, out)
@@ -73,7 +73,7 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
 
 
 def _phases(out: Output, made: "Benchmark") -> None:
-    from rapm_cli.workflows.benchmark import PLAIN
+    from rapm_cli.distill.benchmark import PLAIN
 
     teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
     out.data(
@@ -115,7 +115,7 @@ def _peaks(measured: int | None, predicted: int) -> list[str]:
 
 
 def _drawing(out: Output, made: "Benchmark") -> None:
-    from rapm_cli.workflows.benchmark import AUTHORS_HOURS, ITERATIONS, TRAJECTORIES
+    from rapm_cli.distill.benchmark import AUTHORS_HOURS, ITERATIONS, TRAJECTORIES
 
     one = made.drawing
     out.table(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rapm_cli.cli.console import Output
 from rapm_cli.cli.study_file import find_study, read_study
-from rapm_cli.core.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError
 
 ALLOWED = ("study", "output", "device", "offline", "config", "as_json", "quiet")  # beside --study
 
@@ -35,9 +35,9 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
     path = find_study(name)
     from rapm_cli.bases.device import find_device
     from rapm_cli.bases.places import studies_dir, study_runs_dir
-    from rapm_cli.workflows import study_report
-    from rapm_cli.workflows.disk import ready_folder
-    from rapm_cli.workflows.study import run_study
+    from rapm_cli.runs.retry import ready_folder
+    from rapm_cli.study import report
+    from rapm_cli.study.study import run_study
 
     table = read_study(path, out)
     folder = studies_dir() / path.stem if output is None else output
@@ -53,13 +53,13 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", error.remedy) from error
     out.say("scoring, with intervals")
-    record = study_report.to_record(outcome)
-    files = study_report.write(outcome, record, folder, command, out)
-    out.table(f"{record['title']}: {study_report.summary(record)}", *study_report.table(record))
+    record = report.to_record(outcome)
+    files = report.write(outcome, record, folder, command, out)
+    out.table(f"{record['title']}: {report.summary(record)}", *report.table(record))
     for row in record["rows"]:
         if row.get("failure"):
             out.data(f"{row['name']}: {row['failure']}")
-    out.say(f"{study_report.duration(record['work_seconds'])} of work; {record['machine']}")
+    out.say(f"{report.duration(record['work_seconds'])} of work; {record['machine']}")
     for title, file in zip(("record", "table", "sheet", "report"), files.values(), strict=True):
         out.fact(title, str(file))
     out.result(record | {"files": {name: str(file) for name, file in files.items()}})
@@ -67,7 +67,7 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
 
 def _require_own(folder: Path, source: dict[str, str]) -> None:
     """Refuse to write over the table of another study: one with another file and other words in it."""
-    from rapm_cli.workflows.study_report import JSON
+    from rapm_cli.study.report import JSON
 
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads((folder / JSON).read_text(encoding="utf-8")).get("source", source)

@@ -11,10 +11,10 @@ from rapm_cli.cli import options
 from rapm_cli.cli.config_file import option_values, read_toml, unknown_key
 from rapm_cli.cli.console import Output
 from rapm_cli.cli.distill import distill
-from rapm_cli.core.errors import ConfigError, InputError
-from rapm_cli.workflows.study import Bare, Study, StudyRow, Variant
+from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.study.study import Bare, Study, StudyRow, Variant
 
-SHIPPED = Path(__file__).parent.parent / "workflows" / "studies"
+SHIPPED = Path(__file__).parent.parent / "study" / "studies"
 KINDS: dict[str, tuple[type, str]] = {  # of the file's own keys
     "title": (str, "text"),
     "base": (str, "text"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.extractors.extractor import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import cropped_and_scaled
 from rapm_cli.extractors.transformer import REMEDY, Located, locate

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rapm_cli.core.registry import Registry
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.registry import Registry
 from rapm_cli.extractors.preparation import Picture, Preparation
 
 BATCH = 32

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.storage.files import regular_file
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

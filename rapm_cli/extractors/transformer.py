@@ -10,9 +10,9 @@ from typing import Any
 from rapm_cli.bases.hub import Selection, fetch
 from rapm_cli.bases.hub.selection import LackingError
 from rapm_cli.bases.weights import read_json
-from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import ConfigError, InputError, is_out_of_memory
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.errors import ConfigError, InputError, is_out_of_memory
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.storage.checksum import file_sha256
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from rapm_cli.core.errors import VerificationError
-from rapm_cli.core.registry import Registry
+from rapm_cli.core.common.errors import VerificationError
+from rapm_cli.core.common.registry import Registry
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.kohya import Target, save_kohya

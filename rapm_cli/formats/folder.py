@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rapm_cli.core.sample import Sampler
+from rapm_cli.core.method.samplers import Sampler
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.programs import OTHER_KINDS
 from rapm_cli.formats.recipe import PREFIX
 

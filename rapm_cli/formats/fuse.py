@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats import original
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora import LoraFile

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.storage.files import regular_file
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 MAX_TENSORS = 100_000  # a whole SDXL has under 3,000

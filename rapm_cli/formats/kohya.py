@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec, title, usage_hint
 from rapm_cli.formats.original import attentive_blocks, unet_layer

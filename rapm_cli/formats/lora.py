@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapm_cli.core.backbone import Backbone
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.methods import sampler_of
-from rapm_cli.core.sample import Sampler
-from rapm_cli.core.student import TARGET_MODULES, attach_lora, load_lora_state
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.method import sampler_of
+from rapm_cli.core.method.samplers import Sampler
+from rapm_cli.core.network.backbone import Backbone
+from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.forms import by_module, refuse_broken, refused
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, is_of_rapm, lora_facts, recipe_of

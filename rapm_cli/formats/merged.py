@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rapm_cli.core.backbone import Backbone
+from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, does_not_fit
 

@@ -6,8 +6,8 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.storage.files import regular_file
 
 SAFE = {  # what state dicts need
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",

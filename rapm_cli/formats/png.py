@@ -5,8 +5,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.files import regular_file
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.storage.files import regular_file
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 2**20  # bytes of a chunk

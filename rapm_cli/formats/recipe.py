@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.header import Header
 
 PREFIX = "unet."
 RECIPE_KEY = "rapm_recipe"
+RECIPE_FILE = "rapm_recipe.json"  # of a folder
 GROUPS = ("sampler", "teacher", "training")  # of a recipe
 ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength

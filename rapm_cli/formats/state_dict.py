@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 
 SAFE_TORCH = (2, 10)
 

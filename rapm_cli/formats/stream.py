@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.errors import InputError, VerificationError
+from rapm_cli.core.common.errors import InputError, VerificationError
 from rapm_cli.formats.header import DTYPE_BYTES, TensorInfo, read_header
 
 DIGEST = "0" * 64  # stands in metadata for the sha256 of the data

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rapm_cli.core.errors import DiskError
-from rapm_cli.core.files import replacing
+from rapm_cli.core.common.errors import DiskError
+from rapm_cli.core.storage.files import replacing
 from rapm_cli.formats.stream import NAMES, Piece, verify_pieces, write_pieces
 
 

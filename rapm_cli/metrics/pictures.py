@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rapm_cli.core.randomness import generator_for
-from rapm_cli.core.registry import Registry
+from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.core.common.registry import Registry
 from rapm_cli.metrics.bootstrap import NORMAL_95
 from rapm_cli.metrics.discrepancy import clip_discrepancy
 from rapm_cli.metrics.frechet import Moments, frechet_distance

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rapm_cli.core.randomness import generator_for
-from rapm_cli.core.registry import Registry
+from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.core.common.registry import Registry
 from rapm_cli.metrics.frechet import frechet_distance, moments
 from rapm_cli.metrics.kernel import paired_kernel_distance
 

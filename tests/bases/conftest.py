@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.hub import remote
-from rapm_cli.core.student import attach_lora, lora_weights
+from rapm_cli.core.network.student import attach_lora, lora_weights
 from tests.bases.hub_pipeline import REPO, a_pipeline
 from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl

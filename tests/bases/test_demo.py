@@ -11,8 +11,8 @@ from rapm_cli.bases.demo.base import WEIGHTS, training_prompts, training_scenes,
 from rapm_cli.bases.demo.draw import PAINT, draw, draw_with_solids
 from rapm_cli.bases.demo.world import Scene, Solid
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.randomness import Draws
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.common.randomness import Draws
 
 RED, BLUE = Solid("cube", "red", "large"), Solid("sphere", "blue", "small")
 

@@ -5,7 +5,7 @@ import torch
 
 from rapm_cli.bases import stopwatch
 from rapm_cli.bases.device import find_device, find_precision
-from rapm_cli.core.errors import ConfigError, is_out_of_memory, require_shortage
+from rapm_cli.core.common.errors import ConfigError, is_out_of_memory, require_shortage
 
 
 @pytest.fixture

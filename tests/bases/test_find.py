@@ -12,7 +12,7 @@ from rapm_cli.bases.find import checkpoint_kind, folder_identity
 from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Snapshot
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError, InputError
+from rapm_cli.core.common.errors import ConfigError, InputError
 from tests.bases.conftest import WRITERS
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import edit, shard, weight_files

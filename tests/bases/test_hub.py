@@ -14,7 +14,7 @@ from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.bases.hub import CONFIGS, PIPELINE, fetch, one_file, remote, snapshot
 from rapm_cli.bases.hub.selection import LackingError, pipeline_files
-from rapm_cli.core.errors import DiskError, InputError, Stopped, WeightsError
+from rapm_cli.core.common.errors import DiskError, InputError, Stopped, WeightsError
 from rapm_cli.formats.lora import load_lora, save_lora
 from tests.bases import hub_server
 from tests.bases.hub_pipeline import BESIDE, BIG, NEEDED, NETWORKS, REPO, a_pipeline

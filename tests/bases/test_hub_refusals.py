@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from rapm_cli.bases.hub import PIPELINE, fetch, one_file
-from rapm_cli.core.errors import ConfigError, DiskError, InputError, WeightsError
+from rapm_cli.core.common.errors import ConfigError, DiskError, InputError, WeightsError
 from tests.bases import hub_server
 from tests.bases.hub_pipeline import BIG, NEEDED, REPO, a_pipeline
 from tests.bases.hub_server import Seen
@@ -95,7 +95,7 @@ def test_a_repository_of_another_kind_is_told_what_it_lacks(hub):
 
 
 def test_room_is_asked_for_before_the_download(hub, monkeypatch):
-    monkeypatch.setattr("rapm_cli.core.room.free_bytes", lambda place: 1000)
+    monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 1000)
     with pytest.raises(DiskError, match="downloading org/xl needs") as caught:
         fetch(REPO, None, PIPELINE, Seen())
     assert caught.value.is_full

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from rapm_cli.bases.hub import fetch, one_file
 from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.bases.published import PUBLISHED
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from tests.bases.hub_server import Seen, digest_of, in_this_process
 
 REPO, FILE = "org/xl", "unet/diffusion_pytorch_model.fp16.safetensors"

@@ -1,8 +1,8 @@
 import pytest
 
 from rapm_cli.bases.plans import GIB, LIBRARY_BYTES, MARGIN, PLANS, choose_plan, lower, needed
-from rapm_cli.core.config import VRAM, TrainConfig
-from rapm_cli.core.errors import ConfigError, OutOfMemoryError
+from rapm_cli.core.common.errors import ConfigError, OutOfMemoryError
+from rapm_cli.core.method.config import VRAM, TrainConfig
 
 PEAKS = {"24": 14 * GIB, "16": 11 * GIB, "12": 6 * GIB, "8": 4 * GIB}
 

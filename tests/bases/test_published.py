@@ -4,7 +4,7 @@ import pytest
 
 from rapm_cli.bases.hub import OUTLINE, PIPELINE, fetch
 from rapm_cli.bases.published import Published
-from rapm_cli.core.errors import WeightsError
+from rapm_cli.core.common.errors import WeightsError
 from tests.bases.hub_pipeline import NEEDED, REPO
 from tests.bases.hub_server import Seen
 

@@ -14,13 +14,13 @@ from rapm_cli.bases import LoadedBase, Weights, find_base
 from rapm_cli.bases.base import Base
 from rapm_cli.bases.find import checkpoint_kind
 from rapm_cli.cli.console import Output
-from rapm_cli.core.adapters import STUDENT
-from rapm_cli.core.commit import verify
-from rapm_cli.core.errors import ConfigError, InputError, VerificationError
-from rapm_cli.core.student import attach_lora, lora_weights
+from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
+from rapm_cli.core.network.lora_layers import STUDENT
+from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.core.storage.commit import verify
+from rapm_cli.export.export import export
 from rapm_cli.formats import stream
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
-from rapm_cli.workflows.export import export
 from tests.bases.conftest import CPU, load, pipeline
 from tests.bases.layouts import FOLDERS, one_file
 from tests.bases.original_layout import write_checkpoint
@@ -240,7 +240,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr("rapm_cli.workflows.content.write_pieces", spoiled)
+    monkeypatch.setattr("rapm_cli.export.plan.write_pieces", spoiled)
     lora = lora_of(originals["sdxl"])
     for single_file in (True, False):
         with pytest.raises(VerificationError, match="did not read back"):

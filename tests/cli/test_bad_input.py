@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rapm_cli.core.errors import RapmError, Stopped
+from rapm_cli.core.common.errors import RapmError, Stopped
 
 DISTILL = ["distill", "--base", "demo"]
 
@@ -125,7 +125,7 @@ def test_files_that_are_no_text_are_refused(rapm, tmp_path):
 
 
 def test_a_text_too_large_is_named_as_such_and_not_cut_within_a_letter(rapm, tmp_path, monkeypatch):
-    monkeypatch.setattr("rapm_cli.workflows.prompt_files.MAX_BYTES", 100)
+    monkeypatch.setattr("rapm_cli.runs.prompt_files.MAX_BYTES", 100)
     path = tmp_path / "prompts.txt"
     path.write_text("a " + "\u00e9" * 60)
     code, _, err = rapm("generate", "--prompts", str(path))
@@ -210,7 +210,7 @@ def test_a_bug_of_ours_shows_no_traceback(rapm, monkeypatch):
     def broken(*args):
         raise ValueError("inside")
 
-    monkeypatch.setattr("rapm_cli.workflows.inspect.inspect", broken)
+    monkeypatch.setattr("rapm_cli.inspect.inspect.inspect", broken)
     code, _, err = rapm("inspect", "x")
     assert code == 1
     assert "a bug of rapm: ValueError: inside" in err
@@ -225,7 +225,7 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
         def raise_it(*args):
             raise error
 
-        monkeypatch.setattr("rapm_cli.workflows.inspect.inspect", raise_it)
+        monkeypatch.setattr("rapm_cli.inspect.inspect.inspect", raise_it)
         code, _, err = rapm("inspect", "x")
         return code, err
 
@@ -236,12 +236,14 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
     assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA"))[0] == 6
 
 
-@pytest.mark.parametrize(("command", "place"), [("distill", "start.begin"), ("generate", "generate.generate")])
+@pytest.mark.parametrize(
+    ("command", "place"), [("distill", "distill.resolve_run.begin"), ("generate", "generate.generate.generate")]
+)
 def test_what_helps_against_too_little_memory_is_an_option_of_the_command(rapm, monkeypatch, command, place):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(f"rapm_cli.workflows.{place}", fail)
+    monkeypatch.setattr(f"rapm_cli.{place}", fail)
     code, _, err = rapm(*(command, *(["a red cube"] if command == "generate" else [])), "--base", "demo")
     named = re.findall(r"--[a-z-]+", err.splitlines()[-1])
     assert code == 6

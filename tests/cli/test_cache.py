@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rapm_cli.core.commit import commit
-from rapm_cli.core.errors import DiskError
-from rapm_cli.core.files import TEMPORARY, temporary_name
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.core.common.errors import DiskError
+from rapm_cli.core.storage.commit import commit
+from rapm_cli.core.storage.files import TEMPORARY, temporary_name
+from rapm_cli.runs.run import Run
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "8"),
@@ -77,7 +77,7 @@ def held(folder):
     """Another process holds a folder."""
     code = (
         "import sys; from pathlib import Path; from rapm_cli.cli.console import Output\n"
-        "from rapm_cli.workflows.lock import locked\n"
+        "from rapm_cli.runs.lock import locked\n"
         "with locked(Path(sys.argv[1]), Output(quiet=True), ''): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=-1, stdout=-1, text=True) as holder:
@@ -186,7 +186,7 @@ def test_a_store_that_another_process_fills_is_left_and_named(rapm, run, store):
 
 
 def test_a_lock_that_is_taken_after_the_survey_is_heeded(rapm, run, store, monkeypatch):
-    monkeypatch.setattr("rapm_cli.workflows.cache.holder", lambda folder: "")
+    monkeypatch.setattr("rapm_cli.inspect.disk_usage.holder", lambda folder: "")
     with held(store) as pid:
         code, _, err = rapm(*PRUNE, "--yes")
     assert code == 0
@@ -286,7 +286,7 @@ def test_what_cannot_be_removed_is_named(rapm, run, store, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("rapm_cli.workflows.prune.remove_commit", refuse)
+    monkeypatch.setattr("rapm_cli.inspect.prune.remove_commit", refuse)
     code, _, err = rapm(*PRUNE, "--yes")
     assert code == DiskError.exit_code
     assert err == f"error: {store} cannot be removed: Permission denied; change its permissions, and try again\n"
@@ -317,7 +317,7 @@ def test_models_are_those_that_can_be_distilled_and_the_rest_is_summed(rapm, tmp
 
 def test_the_pipelines_are_those_of_the_families():
     from rapm_cli.bases.families import FAMILIES
-    from rapm_cli.workflows.cache import PIPELINES
+    from rapm_cli.inspect.disk_usage import PIPELINES
 
     assert set(PIPELINES) == {family.pipeline for family in FAMILIES.values()}
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rapm_cli.bases import BASES, LoadedBase, Weights
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import DamagedError, RapmError
-from rapm_cli.workflows.examination import Examination
+from rapm_cli.core.common.errors import DamagedError, RapmError
+from rapm_cli.evaluate.demo_exam import Examination
 
 SHORT = [
     "--trajectories",
@@ -87,7 +87,7 @@ def settings_of(rapm, monkeypatch, tmp_path):
             seen.update(base=base, teacher=settings.teacher, training=settings.training, **rest)
             raise _Seen("seen")
 
-        monkeypatch.setattr("rapm_cli.workflows.distill.distill", workflow)
+        monkeypatch.setattr("rapm_cli.distill.distill.distill", workflow)
         code, _, err = rapm("distill", *argv, "--prompts", str(prompts))
         assert code == 1, err
         assert err.splitlines()[-1] == "error: seen"
@@ -253,7 +253,7 @@ def test_a_compared_picture_is_made_again_with_its_teacher(rapm, short_run, tmp_
 
 
 def test_a_run_in_a_folder_of_the_users_is_among_the_runs(home, tmp_path, short_run):
-    from rapm_cli.workflows.rundir import new_run, newest_run
+    from rapm_cli.runs.run import new_run, newest_run
 
     run = new_run("demo", tmp_path / "mine")
     assert newest_run() is None
@@ -363,7 +363,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
     assert len(list((home / "cache" / "readings").glob("*/MANIFEST.json"))) == 3
     with monkeypatch.context() as patch:
         for name in ("walk_teacher", "sample_student"):
-            patch.setattr(f"rapm_cli.workflows.contestants.{name}", lambda *args: pytest.fail("drawn again"))
+            patch.setattr(f"rapm_cli.evaluate.models.{name}", lambda *args: pytest.fail("drawn again"))
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))

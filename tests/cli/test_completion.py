@@ -102,14 +102,14 @@ def test_values_are_those_of_the_registries():
     from rapm_cli.bases import BASES
     from rapm_cli.bases.device import DTYPES
     from rapm_cli.bases.plans import PLANS
-    from rapm_cli.core.config import DISCRIMINATOR_SETS, START_FROM
-    from rapm_cli.core.discriminators import DISCRIMINATORS
-    from rapm_cli.core.methods import METHODS
+    from rapm_cli.core.method import METHODS
+    from rapm_cli.core.method.config import DISCRIMINATOR_SETS, START_FROM
+    from rapm_cli.core.method.discriminators import DISCRIMINATORS
+    from rapm_cli.distill.trackers import TRACKERS
+    from rapm_cli.evaluate.demo import PARTS
+    from rapm_cli.evaluate.protocols import PROTOCOLS
     from rapm_cli.metrics.pictures import PICTURE_METRICS
     from rapm_cli.metrics.registry import METRICS
-    from rapm_cli.workflows.evaluate import PARTS
-    from rapm_cli.workflows.protocols import PROTOCOLS
-    from rapm_cli.workflows.trackers import TRACKERS
 
     assert set(VALUES["base"]) == set(BASES.names())
     assert set(VALUES["method"]) == set(METHODS.names())

@@ -10,10 +10,10 @@ from PIL import Image, ImageChops
 from rapm_cli.bases import BASES
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.app import main
-from rapm_cli.core.sample import DDIM
+from rapm_cli.core.method.samplers import DDIM
 from rapm_cli.formats.header import read_header
-from rapm_cli.workflows.merged_base import merged_base
-from rapm_cli.workflows.pictures import read_recipe
+from rapm_cli.runs.fused_base import merged_base
+from rapm_cli.runs.images import read_recipe
 
 PROMPT = "a large red cube left of a small blue sphere at dawn"
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from rapm_cli.cli.app import main
-from rapm_cli.workflows.previews import Previews
-from rapm_cli.workflows.trackers import TRACKERS
+from rapm_cli.distill.previews import Previews
+from rapm_cli.distill.trackers import TRACKERS
 
 TINY = (
     *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from rapm_cli.core.commit import verify
+from rapm_cli.core.storage.commit import verify
 from tests.bases.hub_server import in_this_process
 
 REPO = "someone/few-steps"

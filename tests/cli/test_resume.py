@@ -11,10 +11,11 @@ import signal
 
 import pytest
 
-from rapm_cli.core.commit import commit
+from rapm_cli.core.storage.commit import commit
+from rapm_cli.distill import loop
+from rapm_cli.export import plan
 from rapm_cli.formats import tensors
-from rapm_cli.workflows import content, training
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.runs.run import Run
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
@@ -58,7 +59,7 @@ def state_of(run):
 
 def signal_at(monkeypatch, iteration, number, times=1):
     """Send this process a signal in the middle of an iteration."""
-    real = training.Training._take
+    real = loop.Training._take
 
     def take(self, progress):
         if progress.iteration == iteration:
@@ -66,7 +67,7 @@ def signal_at(monkeypatch, iteration, number, times=1):
                 os.kill(os.getpid(), number)
         real(self, progress)
 
-    monkeypatch.setattr(training.Training, "_take", take)
+    monkeypatch.setattr(loop.Training, "_take", take)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -128,9 +129,9 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
     kept = []
     with monkeypatch.context() as patch:
         signal_at(patch, 0, signal.SIGUSR1)
-        real = training.Checkpoints.write
+        real = loop.Checkpoints.write
         patch.setattr(
-            training.Checkpoints, "write", lambda self, made, parent: (kept.append(made), real(self, made, parent))
+            loop.Checkpoints, "write", lambda self, made, parent: (kept.append(made), real(self, made, parent))
         )
         assert rapm(*DISTILL)[0] == 0
     assert [(made.iterations, made.is_regular) for made in kept] == [(0, True), (1, False), (2, True), (4, True)]
@@ -138,23 +139,23 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
 
 
 def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, monkeypatch):
-    from rapm_cli.workflows import collect
+    from rapm_cli.distill import trajectories
 
-    real = collect._make
-    monkeypatch.setattr(collect, "_make", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT)))
+    real = trajectories._make
+    monkeypatch.setattr(trajectories, "_make", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT)))
     code, _, err = rapm(*DISTILL)
     assert code == 130
     assert "4 of 4 trajectories are kept; go on with: rapm distill --resume" in err
     monkeypatch.undo()
     monkeypatch.setenv("RAPM_HOME", str(home))
-    monkeypatch.setattr(collect, "_make", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(trajectories, "_make", lambda *a: pytest.fail("made again"))
     assert rapm("distill", "--resume")[0] == 0
 
 
-@pytest.mark.parametrize("place", ["start.settings_for", "distill.loaded_base", "distill.collect"])
+@pytest.mark.parametrize("place", ["resolve_run.settings_for", "distill.loaded_base", "distill.collect"])
 def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, place):
     unfinished(again, "00000004")
-    monkeypatch.setattr(f"rapm_cli.workflows.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(f"rapm_cli.distill.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
     code, _, err = rapm("distill", "--resume")
     command = f"rapm distill --resume {again.folder.name}"
     assert code == 130
@@ -166,7 +167,7 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
 )
 def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
     lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
-    for module in (content, tensors):
+    for module in (plan, tensors):
         monkeypatch.setattr(module, "verify_pieces", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     output, *more = argv
     code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))
@@ -176,7 +177,7 @@ def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeyp
 
 
 def test_a_signal_among_pictures_finishes_the_batch_and_counts(rapm, tmp_path, monkeypatch):
-    from rapm_cli.workflows import generate
+    from rapm_cli.generate import generate
 
     real = generate.save_png
     monkeypatch.setattr(generate, "save_png", lambda *a: (os.kill(os.getpid(), signal.SIGINT), real(*a)))
@@ -357,7 +358,7 @@ def test_a_run_without_any_good_commit_is_refused_with_what_is_wrong(rapm, again
 
 def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
     from rapm_cli.cli.console import Output
-    from rapm_cli.workflows.lock import locked
+    from rapm_cli.runs.lock import locked
 
     unfinished(again, "00000004")
     with locked(again.folder, Output(quiet=True), "wait"):
@@ -376,14 +377,14 @@ def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
 def test_a_second_run_waits_for_the_trajectories_that_the_first_makes(rapm, again, home, monkeypatch):
     """Runs with one teacher share them, and another process may be at work on them."""
     from rapm_cli.cli.console import Output
-    from rapm_cli.workflows import lock, stop
-    from rapm_cli.workflows.lock import locked
+    from rapm_cli.runs import lock, signals
+    from rapm_cli.runs.lock import locked
 
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0)
     (store,) = (home / "cache" / "trajectories").iterdir()
     with contextlib.ExitStack() as held:
         held.enter_context(locked(store, Output(quiet=True), "wait"))
-        monkeypatch.setattr(stop, "pause", lambda seconds: held.close())
+        monkeypatch.setattr(signals, "pause", lambda seconds: held.close())
         code, _, err = rapm(*DISTILL[:-1], "1")
     assert code == 0
     assert f"waiting for pid {os.getpid()} on " in err
@@ -394,7 +395,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     import torch
 
     from rapm_cli.bases.device import describe_machine
-    from rapm_cli.workflows.settings import Settings
+    from rapm_cli.runs.settings import Settings
 
     unfinished(again, "00000004")
     path = again.commits / "settings-001" / "settings.json"
@@ -413,7 +414,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
 
 def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, again, monkeypatch):
     unfinished(again, "00000004")
-    monkeypatch.setattr("rapm_cli.core.methods.rapm.pseudo_huber_mean", lambda a, b: (a - b).sum() * float("nan"))
+    monkeypatch.setattr("rapm_cli.core.method.rapm.pseudo_huber_mean", lambda a, b: (a - b).sum() * float("nan"))
     code, _, err = rapm("distill", "--resume", "--iterations", "9")
     assert code == 7
     assert "the loss was not finite 3 times in a row: going back from iteration 5 to 2, with rates times 0.5" in err
@@ -430,7 +431,7 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
 
 
 def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatch):
-    from rapm_cli.core.learner import Learner
+    from rapm_cli.core.training.optimizer import Learner
     from rapm_cli.formats.lora import load_lora
 
     unfinished(again, "00000004")
@@ -465,27 +466,27 @@ def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
 
 
 def test_a_run_that_cannot_be_looked_into_is_in_nobodys_way(rapm, again, monkeypatch):
-    from rapm_cli.workflows import rundir
+    from rapm_cli.runs import run
 
     unfinished(again, "00000004")
     (again.folder.parent / "of-another-user").mkdir()
-    real = rundir._changed_at
+    real = run._changed_at
 
     def changed_at(folder):
         if folder.name == "of-another-user":
             raise PermissionError(errno.EACCES, "Permission denied", str(folder))
         return real(folder)
 
-    monkeypatch.setattr(rundir, "_changed_at", changed_at)
+    monkeypatch.setattr(run, "_changed_at", changed_at)
     code, _, err = rapm("distill", "--resume")
     assert (code, f"going on with {again.folder}" in err) == (0, True), err
 
 
 def test_a_stop_while_pictures_are_drawn_says_how_to_resume(rapm, again, monkeypatch):
-    from rapm_cli.workflows import evaluate
+    from rapm_cli.evaluate import demo
 
-    real = evaluate.Examination._keep
-    monkeypatch.setattr(evaluate.Examination, "_keep", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGTERM)))
+    real = demo.Examination._keep
+    monkeypatch.setattr(demo.Examination, "_keep", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGTERM)))
     code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8")
     assert code == 143
     again_command = f"rapm distill --resume {again.folder.name}"
@@ -493,28 +494,28 @@ def test_a_stop_while_pictures_are_drawn_says_how_to_resume(rapm, again, monkeyp
 
 
 def test_readings_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
-    from rapm_cli.workflows import evaluate
+    from rapm_cli.evaluate import demo
 
     command = ("eval", "--base", "demo", "--samples", "8", "--part", "seen", "--metrics", "attributes")
     assert rapm(*command)[0] == 0
     files = list((home / "cache" / "readings").glob("*/*"))
     before = [path.stat().st_mtime_ns for path in files]
     assert len(files) == 6  # readings and manifest of three
-    monkeypatch.setattr(evaluate.Examination, "_recall", lambda *a: None)
+    monkeypatch.setattr(demo.Examination, "_recall", lambda *a: None)
     assert rapm(*command)[0] == 0
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
 def test_after_the_interval_was_changed_training_goes_back_to_what_was_regular_then(rapm, again, monkeypatch):
     unfinished(again)
-    monkeypatch.setattr("rapm_cli.core.methods.rapm.pseudo_huber_mean", lambda a, b: (a - b).sum() * float("nan"))
+    monkeypatch.setattr("rapm_cli.core.method.rapm.pseudo_huber_mean", lambda a, b: (a - b).sum() * float("nan"))
     code, _, err = rapm("distill", "--resume", "--iterations", "9", "--save-every", "100")
     assert code == 7
     assert "going back from iteration 7 to 4, with rates times 0.5" in err
 
 
 def test_training_goes_on_where_the_offending_trajectories_cannot_be_kept(rapm, again, monkeypatch):
-    from rapm_cli.core.train import Trainer
+    from rapm_cli.core.method.trainer import Trainer
 
     unfinished(again, "00000004")
     real = Trainer.train_step
@@ -528,14 +529,14 @@ def test_training_goes_on_where_the_offending_trajectories_cannot_be_kept(rapm, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    monkeypatch.setattr(training, "commit", full)
+    monkeypatch.setattr(loop, "commit", full)
     code, _, err = rapm("distill", "--resume")
     assert code == 0
     assert "its trajectories are not kept: " in err
 
 
 def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monkeypatch):
-    from rapm_cli.core.train import Trainer
+    from rapm_cli.core.method.trainer import Trainer
 
     unfinished(again, "00000002", "00000004")
     real = Trainer.train_step
@@ -570,7 +571,7 @@ def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
 
 
 def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
-    from rapm_cli.core import room
+    from rapm_cli.core.storage import room
 
     monkeypatch.setattr(room, "free_bytes", lambda place: 2_000_000)
     code, _, err = rapm(*DISTILL)
@@ -583,7 +584,7 @@ def test_room_is_asked_for_before_each_phase(rapm, home, monkeypatch):
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own(home, monkeypatch):
-    from rapm_cli.workflows.rundir import new_run
+    from rapm_cli.runs.run import new_run
 
     monkeypatch.setattr("time.strftime", lambda *a: "now")
     assert len({new_run("demo", None).folder for _ in range(3)}) == 3

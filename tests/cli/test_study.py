@@ -17,11 +17,12 @@ import torch
 from rapm_cli.cli import study_file
 from rapm_cli.cli.console import Output
 from rapm_cli.cli.study_file import SHIPPED, find_study
-from rapm_cli.core.errors import DivergedError
-from rapm_cli.core.train import Trainer
-from rapm_cli.workflows import start, study, study_runs, study_scores, training
-from rapm_cli.workflows.lock import locked
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.core.common.errors import DivergedError
+from rapm_cli.core.method.trainer import Trainer
+from rapm_cli.distill import loop, resolve_run
+from rapm_cli.runs.lock import locked
+from rapm_cli.runs.run import Run
+from rapm_cli.study import runs, scores, study
 
 SAMPLES = 8
 HEAD = """
@@ -59,7 +60,7 @@ TIMES = ("seconds_per_picture", "training_seconds", "work_seconds")
 
 @pytest.fixture(autouse=True)
 def _few_pictures_are_enough(monkeypatch):
-    for module, name in ((study_scores, "MIN_FRECHET"), (study, "TUNING_SAMPLES")):
+    for module, name in ((scores, "MIN_FRECHET"), (study, "TUNING_SAMPLES")):
         monkeypatch.setattr(module, name, SAMPLES)
 
 
@@ -79,7 +80,7 @@ def whole(tmp_path_factory):
     (home / "parts.toml").write_text(HEAD + ROWS)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("RAPM_HOME", str(home / "home"))
-        patch.setattr(study_scores, "MIN_FRECHET", SAMPLES)
+        patch.setattr(scores, "MIN_FRECHET", SAMPLES)
         assert main(["eval", "--study", str(home / "parts.toml"), "--json"]) == 0
     return home / "home", json.loads(out.getvalue())
 
@@ -154,7 +155,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
     shutil.copytree(whole[0], home)
     for seed in row_of(whole[1], "absolute")["seeds"]:
         shutil.rmtree(home / "data" / "studies" / "runs" / seed["run"])
-    real, taken = training.Training._take, []
+    real, taken = loop.Training._take, []
 
     def take(self, progress):
         taken.append(progress.iteration)
@@ -163,7 +164,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
         real(self, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_take", take)
+        patch.setattr(loop.Training, "_take", take)
         code, _, err = rapm("eval", "--study", str(file))
     assert code == 143
     assert err.splitlines()[-1] == f"stopped: 1 of 2 iterations are saved; go on with: rapm eval --study {file}"
@@ -189,7 +190,7 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
             finished.extend(place for place in places if Run(place).is_finished)
             other.close()  # the other process is done with it, or gone
 
-        monkeypatch.setattr(study_runs.stop, "pause", pause)
+        monkeypatch.setattr(runs.stop, "pause", pause)
         code, _, err = rapm("eval", "--study", str(file), "--output", str(home / "result"))
     assert code == 0
     assert finished == places[1:]
@@ -235,7 +236,7 @@ def test_the_best_of_several_is_chosen_with_another_seed_and_on_other_prompts(ra
 
 @pytest.mark.slow
 def test_a_row_that_diverges_is_shown_and_the_others_go_on(rapm, file, monkeypatch):
-    real = study_runs.distill
+    real = runs.distill
 
     def distill(run, settings, *arguments, **options):
         with monkeypatch.context() as patch:
@@ -246,7 +247,7 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(rapm, file, monkeypat
     def fail(*_):
         raise DivergedError("training diverged: so it is", "")
 
-    monkeypatch.setattr(study_runs, "distill", distill)
+    monkeypatch.setattr(runs, "distill", distill)
     file.write_text(HEAD.replace("[0, 1]", "[0]") + ROWS + GUIDED)
     code, out, err = rapm("eval", "--study", str(file))
     assert code == 0
@@ -274,7 +275,7 @@ def test_every_way_of_a_shipped_study_can_be_distilled(path):
     table = study_file.read_study(path, out)
     ways = [variant for row in table.rows for variant in row.variants]
     settled = [
-        start.settings_without_weights(
+        resolve_run.settings_without_weights(
             table.base, way.given | {"seed": seed, "samples": 0}, None, torch.device("cpu"), out
         )
         for way in ways

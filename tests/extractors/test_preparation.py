@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.extractors.extractor import Extractor
 from rapm_cli.extractors.preparation import (
     Preparation,

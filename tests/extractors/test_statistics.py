@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.extractors.statistics import Statistics, read_statistics, require_same, write_statistics
 from rapm_cli.metrics.frechet import frechet_distance, moments
 

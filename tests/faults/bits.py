@@ -15,7 +15,7 @@ import torch
 
 from rapm_cli.bases.device import describe_machine, find_device
 from rapm_cli.cli.console import Output
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.runs.run import Run
 from tests.faults import processes
 from tests.faults.kill import results
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 
 from rapm_cli.cli.console import Output
-from rapm_cli.core import commit as protocol
-from rapm_cli.core import files
-from rapm_cli.core.backbone import Conditioning
-from rapm_cli.core.config import TeacherConfig, TrainConfig
-from rapm_cli.core.recovery import Health
-from rapm_cli.core.store import TrajectoryStore
-from rapm_cli.core.trajectories import Trajectories
-from rapm_cli.workflows.checkpoints import Checkpoint, Checkpoints
-from rapm_cli.workflows.rundir import Run
-from rapm_cli.workflows.settings import Settings
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
+from rapm_cli.core.method.store import TrajectoryStore
+from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.network.backbone import Conditioning
+from rapm_cli.core.storage import commit as protocol
+from rapm_cli.core.storage import files
+from rapm_cli.core.training.recovery import Health
+from rapm_cli.runs.checkpoints import Checkpoint, Checkpoints
+from rapm_cli.runs.run import Run
+from rapm_cli.runs.settings import Settings
 
 OPERATIONS = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")  # of os
 SETTINGS = Settings(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rapm_cli.cli.console import Output
-from rapm_cli.core.commit import verify
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.core.storage.commit import verify
+from rapm_cli.runs.run import Run
 from tests.faults import processes
 from tests.faults.kill import SHORT, results
 
@@ -29,7 +29,7 @@ class Result:
 
     Args:
         title: What was done.
-        code: Exit code with the full disk.
+        code: Exit code with the full retry.
         last: The newest commit then.
         litter: Unfinished files.
         is_equal: Whether the resumed run ends as the uninterrupted one, bit for bit.
@@ -46,9 +46,9 @@ class Result:
 
 def brief_waits() -> None:
     """Wait a tenth of a second where a user would wait minutes."""
-    from rapm_cli.workflows import disk
+    from rapm_cli.runs import retry
 
-    disk.WAITS = (0.1, 0.1)
+    retry.WAITS = (0.1, 0.1)
 
 
 def limit_files(size: int) -> Callable[[], None]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from rapm_cli.cli.console import Output
-from rapm_cli.core.commit import MANIFEST
-from rapm_cli.core.recovery import Health
-from rapm_cli.workflows.checkpoints import Checkpoint, Checkpoints
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.core.storage.commit import MANIFEST
+from rapm_cli.core.training.recovery import Health
+from rapm_cli.runs.checkpoints import Checkpoint, Checkpoints
+from rapm_cli.runs.run import Run
 from tests.faults.boundaries import SETTINGS, write_checkpoint
 
 Case = tuple[str, str, Path, bytes | None]  # class, file that must be named, path, its damaged bytes or None for gone

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapm_cli.cli.console import Output
+from tests.evaluate.small_world import command
 from tests.faults import processes
-from tests.workflows.assess_world import command
 
 
 @dataclass
@@ -94,7 +94,7 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
 def _make(place: Path) -> None:
     """In a process of its own: forks need a parent that has computed nothing."""
     place.mkdir(parents=True)
-    code = f"import pathlib, tests.workflows.assess_world as w; w.write_world(pathlib.Path({str(place)!r}))"
+    code = f"import pathlib, tests.evaluate.small_world as w; w.write_world(pathlib.Path({str(place)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import DamagedError
-from rapm_cli.workflows.rundir import Run
+from rapm_cli.core.common.errors import DamagedError
+from rapm_cli.runs.run import Run
 from tests.faults import processes
 
 SAVE_EVERY = 3
@@ -57,7 +57,7 @@ def results(home: Path) -> dict[str, str]:
 
 def progress(home: Path) -> tuple[int, int, int]:
     """Iterations in the log, iterations in the newest good commit, and shards of trajectories."""
-    from rapm_cli.core.commit import verify
+    from rapm_cli.core.storage.commit import verify
 
     shards = len(list((home / "cache" / "trajectories").glob("*/[0-9]*")))
     runs = list((home / "data" / "runs").glob("*")) if (home / "data" / "runs").exists() else []

@@ -17,13 +17,13 @@ from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.app import LIBRARY_SETTINGS
 from rapm_cli.cli.console import Output
-from rapm_cli.core.train import SlotLosses, Trainer, train
-from rapm_cli.core.trajectories import Trajectories
-from rapm_cli.workflows.collect import collect
-from rapm_cli.workflows.rundir import new_run
-from rapm_cli.workflows.settings import Settings
-from rapm_cli.workflows.start import settings_for
-from rapm_cli.workflows.training import Training
+from rapm_cli.core.method.trainer import SlotLosses, Trainer, train
+from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.distill.loop import Training
+from rapm_cli.distill.resolve_run import settings_for
+from rapm_cli.distill.trajectories import collect
+from rapm_cli.runs.run import new_run
+from rapm_cli.runs.settings import Settings
 
 DEVICE = torch.device("cpu")
 

@@ -13,7 +13,7 @@ def preload() -> None:
     from rapm_cli.cli.app import LIBRARY_SETTINGS
 
     os.environ |= LIBRARY_SETTINGS
-    for name in ("torch", "peft", "transformers", "diffusers", "rapm_cli.workflows.distill"):
+    for name in ("torch", "peft", "transformers", "diffusers", "rapm_cli.distill.distill"):
         importlib.import_module(name)
     for library, name in (("diffusers", "StableDiffusionXLPipeline"), ("transformers", "CLIPTextModelWithProjection")):
         getattr(importlib.import_module(library), name)  # these libraries import their parts when asked for them

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from rapm_cli.core.errors import is_disk_full
+from rapm_cli.core.common.errors import is_disk_full
 from tests.faults import boundaries, flips, fuzz
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks")

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from rapm_cli.bases.architectures import ARCHITECTURES
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.console import Output
-from rapm_cli.core.student import TARGET_MODULES
+from rapm_cli.core.network.student import TARGET_MODULES
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.formats.stream import NAMES, Piece, write_pieces
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from safetensors.torch import save_file
 
-from rapm_cli.core.student import TARGET_MODULES
+from rapm_cli.core.network.student import TARGET_MODULES
 from tests.conftest import tiny_sd15_unet, tiny_unet
 
 EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # rapm trains none of these, others do

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rapm_cli.bases.demo.base import STUDENT, WEIGHTS
-from rapm_cli.core.schedule import DDIM_SETTINGS
+from rapm_cli.core.network.schedule import DDIM_SETTINGS
 from rapm_cli.formats.comfy import workflow
 
 PROMPTS = (

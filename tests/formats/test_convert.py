@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rapm_cli.bases.demo.base import WEIGHTS
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import find_base
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import ConfigError, InputError, VerificationError
-from rapm_cli.core.student import attach_lora, lora_weights
+from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
+from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.export.export import export
 from rapm_cli.formats import exports
 from rapm_cli.formats.exports import EXPORTS
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import PROGRAMS, verdicts
-from rapm_cli.workflows.export import export
 from tests.bases.conftest import load, originals, pipeline  # noqa: F401  # a fixture
 from tests.formats import lora_forms
 

@@ -8,14 +8,14 @@ from diffusers import StableDiffusionXLPipeline
 
 from rapm_cli.bases import BASES, LoadedBase, find_base
 from rapm_cli.cli.console import Output
-from rapm_cli.core.commit import verify
-from rapm_cli.core.errors import ConfigError, DiskError, InputError
-from rapm_cli.core.sample import sample_student
-from rapm_cli.core.student import TARGET_MODULES, attach_lora, lora_weights
+from rapm_cli.core.common.errors import ConfigError, DiskError, InputError
+from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, lora_weights
+from rapm_cli.core.storage.commit import verify
+from rapm_cli.export.export import export
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
-from rapm_cli.workflows.export import export
-from rapm_cli.workflows.generate import noise_for
+from rapm_cli.generate.generate import noise_for
 from tests.conftest import authors_scheduler
 from tests.formats import lora_forms
 
@@ -153,15 +153,15 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
-    monkeypatch.setattr("rapm_cli.workflows.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
+    monkeypatch.setattr("rapm_cli.export.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
     with pytest.raises(InputError, match="appeared meanwhile"):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", watcher=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
 
 
 def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rapm_cli.workflows.disk.WAITS", (0.0, 0.0))
-    monkeypatch.setattr("rapm_cli.core.room.free_bytes", lambda place: 0)
+    monkeypatch.setattr("rapm_cli.runs.retry.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 0)
     with pytest.raises(DiskError, match="nothing of it is left"):
         export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", watcher=OUT)
     assert capsys.readouterr().err.count("trying again") == 2

@@ -10,11 +10,11 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDif
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from rapm_cli.core.adapters import STUDENT, TEACHER
-from rapm_cli.core.backbone import Backbone, Conditioning
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.schedule import NoiseSchedule
-from rapm_cli.core.student import TARGET_MODULES
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.lora_layers import STUDENT, TEACHER
+from rapm_cli.core.network.schedule import NoiseSchedule
+from rapm_cli.core.network.student import TARGET_MODULES
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import apply_lora, load_lora, save_lora
 from tests.formats.lora_forms import (

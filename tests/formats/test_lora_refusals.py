@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import load_lora
 from tests.formats.lora_forms import ALPHA, kohya, make_update, write
 

@@ -5,9 +5,9 @@ import torch
 
 from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.cli.console import Output
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.sample import sample_student
-from rapm_cli.core.trajectories import initial_noise
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.formats.merged import MAX_LOST, merge_lora
 

@@ -11,9 +11,9 @@ from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
 from rapm_cli.bases.demo.exam import set_exam
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.checksum import file_sha256
-from rapm_cli.core.errors import InputError
-from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.core.storage.checksum import file_sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
 STUDENT = "rapm-demo.safetensors"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from rapm_cli.bases.demo.world import ATTRIBUTES, COLOURS, SHAPES, SIZES, Scene, Solid
-from rapm_cli.core.randomness import Draws
+from rapm_cli.core.common.randomness import Draws
 
 NAMES = {"sphere": ("sphere", "ball"), "cube": ("cube", "box"), "cone": ("cone",), "ring": ("ring",)}
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}

@@ -11,7 +11,7 @@ from rapm_cli.bases.demo.captions import caption
 from rapm_cli.bases.demo.draw import draw
 from rapm_cli.bases.demo.reader import Reader
 from rapm_cli.bases.demo.world import SECOND, labels, random_scenes
-from rapm_cli.core.randomness import generator_for
+from rapm_cli.core.common.randomness import generator_for
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rapm_cli.core.randomness import Draws
+from rapm_cli.core.common.randomness import Draws
 
 SHAPES = ("sphere", "cube", "cone", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")

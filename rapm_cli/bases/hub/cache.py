@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rapm_cli.bases.places import cache_dir
-from rapm_cli.core.errors import ConfigError
-from rapm_cli.core.files import replace_file
-from rapm_cli.core.watch import Watcher
+from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.storage.files import replace_file
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's sha1 of a small file, sha256 of one in LFS

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from rapm_cli.core.watch import Bar
+from rapm_cli.core.common.progress import Bar
 
 CHUNK_BYTES = 2**20
 SHA256_LETTERS = 64

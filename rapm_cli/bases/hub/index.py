@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rapm_cli.bases.hub.selection import INDEX, PARTS, LackingError
 from rapm_cli.bases.weights import read_json
-from rapm_cli.core.errors import InputError
+from rapm_cli.core.common.errors import InputError
 
 # Any other can be a module of the repository; the last has diffusers' own safety checker.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")

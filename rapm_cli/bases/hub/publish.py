@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.errors import ConfigError, InputError, WeightsError
+from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 
 LOGIN = "run: hf auth login, with a token that may write"
 

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from rapm_cli.bases.hub.cache import COMMIT, DIGEST
 from rapm_cli.bases.hub.digest import NO_BAR, Hash, hash_like, take
 from rapm_cli.bases.hub.sums import SHA256
-from rapm_cli.core.errors import InputError, WeightsError
-from rapm_cli.core.files import is_plain
-from rapm_cli.core.watch import Bar, Watcher
+from rapm_cli.core.common.errors import InputError, WeightsError
+from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.storage.files import is_plain
 
 CONNECT_SECONDS = 5.0  # a server that is there answers a slow line in one; without a network this is waited in vain
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt at a file of which nothing more came

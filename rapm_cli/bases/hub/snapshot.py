@@ -17,10 +17,10 @@ from rapm_cli.bases.hub.index import check_index
 from rapm_cli.bases.hub.remote import Listing, UnreachableError
 from rapm_cli.bases.hub.selection import INDEX, LackingError, Selection
 from rapm_cli.bases.hub.sums import SHA256
-from rapm_cli.core.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
-from rapm_cli.core.files import is_plain, sync
-from rapm_cli.core.room import require_room
-from rapm_cli.core.watch import Bar, Watcher
+from rapm_cli.core.common.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
+from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.storage.files import is_plain, sync
+from rapm_cli.core.storage.room import require_room
 
 if TYPE_CHECKING:
     import torch

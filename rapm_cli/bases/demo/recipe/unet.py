@@ -14,7 +14,7 @@ from rapm_cli.bases.demo.draw import PICTURE_PX, draw
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.recipe.text import MAX_TOKENS, OMIT, WIDTHS
 from rapm_cli.bases.demo.world import random_scenes
-from rapm_cli.core.schedule import DDIM_SETTINGS
+from rapm_cli.core.network.schedule import DDIM_SETTINGS
 
 DROPPED = 0.1  # share of prompts replaced by zeros, pooled too, as the pipeline's guidance does
 SNR_CAP = 5.0  # min-SNR weighting, arXiv:2303.09556

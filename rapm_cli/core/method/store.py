@@ -1,0 +1,128 @@
+"""Teacher trajectories on disk: one commit for each shard, so that only what is damaged is made again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rapm_cli.core.common.errors import DamagedError
+from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.network.backbone import Conditioning
+from rapm_cli.core.storage.commit import Manifest, commit, read_manifest, verify
+from rapm_cli.core.storage.files import sweep
+
+FILE = "trajectories.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTrajectories:
+    """Trajectories that are read from their files row by row, through memory maps, when they are wanted.
+
+    Args:
+        files: One for each shard.
+        shard_size: Trajectories in each but the last.
+        count: In all.
+    """
+
+    files: list[Path]
+    shard_size: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Tensor) -> Trajectories:
+        """The trajectories of those rows, on the CPU.
+
+        Raises:
+            DamagedError: A shard was damaged since it was verified.
+        """
+        return Trajectories.cat([self._read(int(row)) for row in rows])
+
+    def _read(self, row: int) -> Trajectories:
+        from safetensors import SafetensorError, safe_open
+
+        path, k = self.files[row // self.shard_size], row % self.shard_size
+        try:
+            with safe_open(path, "pt") as file:
+                columns = {name: file.get_slice(name)[k : k + 1] for name in file.keys()}  # noqa: SIM118  no dict
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(path.parent, f"{path.name}: {error}") from error
+        cond = Conditioning(columns["tokens"], columns.get("pooled"), columns.get("time_ids"))
+        return Trajectories(columns["z_teacher"], columns["z_ahead"], cond)
+
+
+class TrajectoryStore:
+    """A folder of shards; each holds `shard_size` trajectories in a row, the last may hold fewer.
+
+    Args:
+        folder: Named by the fingerprint of what made the trajectories.
+        count: Trajectories in the whole store.
+        shard_size: Trajectories in a shard.
+        about: What made them, kept with every shard.
+    """
+
+    def __init__(self, folder: Path, count: int, shard_size: int, about: dict[str, Any]) -> None:
+        self.folder, self.count, self.shard_size, self.about = folder, count, shard_size, about
+
+    @property
+    def shards(self) -> list[range]:
+        """Rows of every shard."""
+        return [range(i, min(i + self.shard_size, self.count)) for i in range(0, self.count, self.shard_size)]
+
+    def missing(self) -> tuple[list[range], list[DamagedError]]:
+        """Rows of every shard that has to be made, and what is wrong with those that are there.
+
+        What killed processes left unfinished is removed first.
+        """
+        sweep(self.folder)
+        rows_missing, damage = [], []
+        for rows in self.shards:
+            if not self._path(rows).exists():
+                rows_missing.append(rows)
+                continue
+            try:
+                self._check(rows, verify(self._path(rows), self.folder.name))
+            except DamagedError as error:
+                rows_missing.append(rows)
+                damage.append(error)
+        return rows_missing, damage
+
+    def write(self, rows: range, trajectories: Trajectories) -> None:
+        """Commit one shard.
+
+        Raises:
+            OSError: It cannot be written.
+            VerificationError: It did not read back as it was written.
+        """
+        from safetensors.torch import save
+
+        tensors = {name: value.cpu().contiguous() for name, value in trajectories.tensors().items()}
+        about = self.about | {"rows": [rows.start, rows.stop]}
+        commit(self._path(rows), {FILE: save(tensors)}, fingerprint=self.folder.name, about=about)
+
+    def stored(self) -> "StoredTrajectories":
+        """All trajectories, none of them in memory; what is damaged is found by `missing`.
+
+        Raises:
+            DamagedError: A shard is missing.
+        """
+        for rows in self.shards:
+            read_manifest(self._path(rows))
+        return StoredTrajectories([self._path(rows) / FILE for rows in self.shards], self.shard_size, self.count)
+
+    def kept(self) -> int:
+        """How many trajectories are there."""
+        return sum(len(rows) for rows in self.shards if self._path(rows).exists())
+
+    def total_bytes(self) -> int:
+        """Size of the shards that are there."""
+        return sum(read_manifest(self._path(rows)).total_bytes for rows in self.shards if self._path(rows).exists())
+
+    def _check(self, rows: range, manifest: Manifest) -> None:
+        if manifest.about.get("rows") != [rows.start, rows.stop] or FILE not in manifest.files:
+            raise DamagedError(self._path(rows), "it holds other trajectories")
+
+    def _path(self, rows: range) -> Path:
+        return self.folder / f"{rows.start:06d}"

@@ -1,0 +1,138 @@
+"""Phase 1: the guided teacher walks the fine grid, and the positions that training needs are kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rapm_cli.core.common.device_copy import upload
+from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.lora_layers import TEACHER
+from rapm_cli.core.network.schedule import ddim_step, fine_grid
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Teacher positions of B prompts.
+
+    Args:
+        z_teacher: (B, N + 1, C, H, W) float32 positions at the edges, `z_teacher[:, 0]` the cleanest.
+        z_ahead: (B, N, C, H, W) float32; `z_ahead[:, n]` lies `delta` fine steps past edge n + 1, inside slot n.
+        cond: The prompts' conditioning.
+    """
+
+    z_teacher: Tensor
+    z_ahead: Tensor
+    cond: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.z_teacher)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Trajectories":
+        return Trajectories(self.z_teacher[rows], self.z_ahead[rows], self.cond[rows])
+
+    @staticmethod
+    def cat(items: list["Trajectories"]) -> "Trajectories":
+        """Batches joined, one after the other."""
+        cond = Conditioning.cat([item.cond for item in items])
+        z_teacher, z_ahead = (torch.cat([getattr(item, name) for item in items]) for name in ("z_teacher", "z_ahead"))
+        return Trajectories(z_teacher, z_ahead, cond)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is there, by name."""
+        named = {"z_teacher": self.z_teacher, "z_ahead": self.z_ahead, "tokens": self.cond.tokens}
+        named |= {} if self.cond.pooled is None else {"pooled": self.cond.pooled}
+        return named | ({} if self.cond.time_ids is None else {"time_ids": self.cond.time_ids})
+
+    @property
+    def is_finite(self) -> bool:
+        """False where the teacher overflowed."""
+        return bool(self.z_teacher.isfinite().all() and self.z_ahead.isfinite().all())
+
+    def to(self, device: torch.device) -> "Trajectories":
+        """The same trajectories on another device, latents in float32."""
+        return Trajectories(
+            upload(self.z_teacher.float(), device), upload(self.z_ahead.float(), device), self.cond.to(device)
+        )
+
+
+def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int, int, int]) -> Tensor:
+    """(B, C, H, W) standard normal; row i depends on the seed, the purpose and `indices[i]` alone."""
+    rows = [torch.randn(shape, generator=generator_for(seed, purpose, index)) for index in indices]
+    return torch.stack(rows)
+
+
+def guided_noise(
+    backbone: Backbone, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+) -> Tensor:
+    """The teacher's noise estimate with classifier-free guidance, both halves in one batch.
+
+    Args:
+        backbone: Network; evaluated as the teacher.
+        z: (B, C, H, W) latent at `t`.
+        t: Timestep, or (B,) of them on the CPU.
+        cond: The prompts' conditioning, B rows.
+        uncond: The empty prompt's, B rows or one.
+        guidance_scale: diffusers' form: uncond + scale * (cond - uncond); 1 means none, and no second half is run.
+    """
+    with backbone.role(TEACHER):
+        if guidance_scale == 1:
+            return backbone.predict_noise(z, t, cond)
+        both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
+        times = t.repeat(2) if isinstance(t, Tensor) else t
+        without, with_ = backbone.predict_noise(torch.cat([z, z]), times, both).chunk(2)
+    return without + guidance_scale * (with_ - without)
+
+
+@torch.no_grad()
+def walk_teacher(
+    backbone: Backbone,
+    z: Tensor,
+    times: list[int],
+    cond: Conditioning,
+    uncond: Conditioning,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
+    """The guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart."""
+    yield z
+    for t, s in pairwise(times):
+        noise = guided_noise(backbone, z, t, cond, uncond, guidance_scale)
+        z = ddim_step(z, noise, t, s, backbone.schedule)
+        yield z
+
+
+def rollout(
+    backbone: Backbone,
+    z: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
+    *,
+    num_slots: int,
+    fine_steps: int,
+    delta: int,
+    guidance_scale: float,
+) -> Trajectories:
+    """One batch of teacher trajectories.
+
+    Args:
+        backbone: Network; evaluated as the teacher.
+        z: (B, C, H, W) noise at the noisiest edge.
+        cond: The prompts' conditioning, B rows.
+        uncond: The empty prompt's, B rows or one.
+        num_slots: N.
+        fine_steps: M, teacher steps in each slot.
+        delta: Fine steps from an edge to `z_ahead`, in [1, M).
+        guidance_scale: diffusers' form.
+    """
+    times = fine_grid(num_slots, fine_steps, backbone.schedule.length)
+    positions: list[Tensor] = []
+    ahead: list[Tensor] = []
+    for k, position in enumerate(walk_teacher(backbone, z, times, cond, uncond, guidance_scale)):
+        if k % fine_steps == 0:
+            positions.append(position)
+        if k % fine_steps == delta:
+            ahead.append(position)
+    return Trajectories(torch.stack(positions[::-1], dim=1), torch.stack(ahead[::-1], dim=1), cond)

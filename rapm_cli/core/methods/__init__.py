@@ -1,6 +1,0 @@
-"""The methods of distillation: RAPM, and its peers in the same trainer."""
-
-from rapm_cli.core.methods import dmd2, kd, lcm, pcm, rapm
-from rapm_cli.core.methods.method import METHODS, Method, sampler_of
-
-__all__ = ["METHODS", "Method", "dmd2", "kd", "lcm", "pcm", "rapm", "sampler_of"]

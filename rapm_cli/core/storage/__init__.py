@@ -1,0 +1,1 @@
+"""Files that cannot be lost: atomic writes, checksums, room on the disk."""

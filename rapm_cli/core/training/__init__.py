@@ -1,0 +1,1 @@
+"""What trains weights, whatever the method: optimizer, processes, metrics of a step."""

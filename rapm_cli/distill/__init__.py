@@ -1,0 +1,1 @@
+"""The `distill` command: trajectories, training, and what is said of both."""

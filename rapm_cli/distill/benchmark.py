@@ -1,0 +1,372 @@
+"""How fast the method is on this device, on a base of random weights at its full size."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base
+from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.device import DTYPES, describe_machine
+from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
+from rapm_cli.bases.loading import decoded
+from rapm_cli.bases.plans import GIB, PLANS, Plan
+from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
+from rapm_cli.core.common.errors import ConfigError, require_shortage
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.method.memory_estimate import Rehearsed
+from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.method.trajectories import initial_noise
+from rapm_cli.core.network.schedule import DDIM_SETTINGS
+from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.distill.dry_run import USUAL_SHARE
+from rapm_cli.distill.memory_plan import free_memory
+from rapm_cli.distill.synthetic import iteration, time_guided_step, time_iteration, warmups
+from rapm_cli.runs.settings import Settings
+
+REPEATS = 3
+PATIENCE_SECONDS = 600.0
+TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
+PLAIN, KERNELS = "plain", "without CUDA graphs"
+WAYS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    KERNELS: {"cuda_graphs": False},
+    "channels last": {"channels_last": True},
+    "compiled": {"compile": True},
+    "compiled, channels last": {"compile": True, "channels_last": True},
+}
+
+
+@dataclass(frozen=True)
+class TeacherSpeed:
+    """Phase 1.
+
+    Args:
+        way: Of `WAYS`.
+        batch_size: Prompts at once.
+        step_seconds: Of one guided step.
+        trajectories_an_hour: With all steps of all slots.
+        peak_bytes: Measured; None where nobody counts.
+        predicted_bytes: By a rehearsal.
+    """
+
+    way: str
+    batch_size: int
+    step_seconds: float
+    trajectories_an_hour: float
+    peak_bytes: int | None
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanSpeed:
+    """Phase 2 under a plan, on no more memory than the plan is for.
+
+    Args:
+        way: Of `WAYS`.
+        plan: The plan.
+        flops: Of an iteration.
+        predicted_bytes: By a rehearsal.
+        time: Of an iteration; None where it does not fit.
+    """
+
+    way: str
+    plan: Plan
+    flops: int
+    predicted_bytes: int
+    time: Timed | None
+
+
+@dataclass(frozen=True)
+class DrawingSpeed:
+    """Drawing with a student.
+
+    Args:
+        batch_size: Pictures at once.
+        seconds: Of a picture, by us with the LoRA merged, as `rapm generate` has it where rounding keeps the update.
+        beside_seconds: Of one with the LoRA beside the network.
+        pipeline_seconds: Of one by the authors' way, a diffusers pipeline with the LoRA fused.
+    """
+
+    batch_size: int
+    seconds: float
+    beside_seconds: float
+    pipeline_seconds: float
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A row of a profile.
+
+    Args:
+        name: Of an operation of the CPU, or of a GPU's kernel.
+        seconds: In itself.
+        calls: How often.
+    """
+
+    name: str
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that was measured.
+
+    Args:
+        settings: What it was measured for.
+        machine: The device in words.
+        side_px: Of the pictures.
+        matmul_rate: Floating-point operations a second of the device at its best.
+        teachers: Phase 1, the plain way first.
+        plans: Phase 2, each plan in the plain way first.
+        drawing: Drawing.
+        profile: The operations of one iteration, the most costly first; empty where none was asked for.
+    """
+
+    settings: Settings
+    machine: str
+    side_px: int
+    matmul_rate: float
+    teachers: list[TeacherSpeed]
+    plans: list[PlanSpeed]
+    drawing: DrawingSpeed
+    profile: list[Operation]
+
+    @property
+    def hours(self) -> tuple[float, float] | None:
+        """Of a distillation as long as the authors', the fastest way: phase 1, and phase 2 with a whole base.
+
+        None where no such plan fits.
+        """
+        found = [
+            (TRAJECTORIES / teacher.trajectories_an_hour, ITERATIONS * speed.time.seconds / 3600)
+            for teacher in self.teachers
+            for speed in self.plans
+            if speed.way == teacher.way and speed.time and not speed.plan.is_quantised
+        ]
+        return min(found, key=sum, default=None)
+
+
+def benchmark(
+    base: Base, settings: Settings, device: torch.device, watcher: Watcher, *, is_profiled: bool = False
+) -> Benchmark:
+    """Measure both phases, under every plan, and drawing.
+
+    Args:
+        base: The base model, of which the shapes alone are used.
+        settings: The settings that suit it.
+        device: What is measured.
+        watcher: Is told what is being measured.
+        is_profiled: Profile an iteration as well, and try the other ways.
+
+    Raises:
+        ConfigError: It would take long.
+    """
+    architecture, dtype = base.architecture(watcher), DTYPES[settings.teacher.precision]
+    rate = matmul_rate(device, dtype)
+    watcher.say(f"{rate / 1e12:.3g} TFLOP/s in products of matrices; counting what both phases compute")
+    step = _rehearsed_step(base, architecture, settings)
+    plans = _rehearsed_plans(architecture, settings)
+    rehearsals = {"24": next(plans)}
+    _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
+    rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
+    watcher.say("measuring phase 1")
+    teachers = [_teacher(base, architecture, settings, step, device)]
+    speeds = []
+    for plan in PLANS.values():
+        watcher.say(f"measuring phase 2, plan {plan.name} GB")
+        time = _time_on_card(architecture, settings, plan, device)
+        speeds.append(PlanSpeed(PLAIN, plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
+    watcher.say("measuring drawing")
+    drawing = _drawing(base, architecture, settings, device)
+    free_memory(device)
+    fastest = min(speeds, key=lambda speed: speed.time.seconds if speed.time else math.inf)
+    costly = []
+    if is_profiled and fastest.time:
+        watcher.say("profiling an iteration")
+        warm = warmups(settings.teacher.num_slots, device)
+        costly = _profile(iteration(architecture, settings, fastest.plan, device), device, warm)
+        free_memory(device)
+        for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, watcher):
+            teachers.append(teacher)
+            speeds.append(speed)
+    machine = describe_machine(device)
+    return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, drawing, costly)
+
+
+def _rehearsed_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
+    teacher, size = settings.teacher, base.defaults.rollout_batch
+    dtype = DTYPES[teacher.precision]
+    return rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
+
+
+def _rehearsed_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
+    for plan in PLANS.values():
+        yield rehearse_plan(architecture, settings.teacher, settings.training, plan)
+
+
+def _refuse_long(base: Base, flops: int, rate: float) -> None:
+    seconds = flops / (USUAL_SHARE * rate)
+    if seconds > PATIENCE_SECONDS:
+        raise ConfigError(
+            f"measuring {base.name} would take about {seconds / 3600:,.1f} hours on this device",
+            "use a GPU, or --base demo",
+        )
+
+
+def _other_ways(
+    base: Base,
+    architecture: Architecture,
+    settings: Settings,
+    step: Rehearsed,
+    fastest: PlanSpeed,
+    device: torch.device,
+    watcher: Watcher,
+) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
+    """Both phases in each way but the plain one, under the plan that is fastest in that."""
+    for way, options in WAYS.items():
+        if way == PLAIN or (way == KERNELS and device.type != "cuda"):
+            continue
+        watcher.say(f"measuring both phases {way}")
+        haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
+        try:
+            teacher = _teacher(base, architecture, haste, step, device, way)
+            time = _time_on_card(architecture, haste, fastest.plan, device)
+        except ConfigError as error:
+            watcher.warn(error.message)
+            continue
+        except RuntimeError as error:
+            require_shortage(error)
+            watcher.warn(f"{way}: out of memory in phase 1; it is left out")
+            continue
+        yield teacher, dataclasses.replace(fastest, way=way, time=time)
+
+
+def _teacher(
+    base: Base,
+    architecture: Architecture,
+    settings: Settings,
+    step: Rehearsed,
+    device: torch.device,
+    way: str = PLAIN,
+) -> TeacherSpeed:
+    size = base.defaults.rollout_batch
+    time = time_guided_step(architecture, settings, size, device, REPEATS)
+    steps = settings.teacher.num_slots * settings.teacher.fine_steps
+    return TeacherSpeed(way, size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes)
+
+
+def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, device: torch.device) -> Timed | None:
+    """Of an iteration on a card that the plan is for; None where it does not fit."""
+    with _card_of(plan, device):
+        try:
+            return time_iteration(architecture, settings, plan, device, REPEATS)
+        except RuntimeError as error:
+            require_shortage(error)
+        free_memory(device)
+        return None
+
+
+@contextmanager
+def _card_of(plan: Plan, device: torch.device) -> Iterator[None]:
+    """Inside, a GPU gives as much memory as a card of the plan's size has beside a desktop: a GiB less."""
+    if device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (int(plan.name) - 1) * GIB / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@torch.no_grad()
+def _drawing(base: Base, architecture: Architecture, settings: Settings, device: torch.device) -> DrawingSpeed:
+    """Drawing in our way and in the authors', with one network and one autoencoder.
+
+    Both decode in float32: the authors' pipeline in fp16 does so as well. A merged LoRA costs nothing, so that the
+    network without one stands for ours and theirs.
+    """
+    size, num_slots = base.defaults.picture_batch, settings.teacher.num_slots
+    dtype = DTYPES[settings.teacher.precision]
+    backbone = architecture.backbone(device, dtype)
+    vae: Any = architecture.autoencoder(device, torch.float32)
+    cond = architecture.conditioning(device, dtype).expand(size)
+    z = initial_noise(0, "benchmark", list(range(size)), architecture.latent_shape).to(device)
+    scaling = vae.config.scaling_factor
+    pipeline = _pipeline(architecture, backbone.unet, vae)
+    told = {"prompt_embeds": cond.tokens} | ({} if cond.pooled is None else {"pooled_prompt_embeds": cond.pooled})
+    common = {"guidance_scale": 1.0, "num_inference_steps": num_slots, "output_type": "latent", "latents": z.to(dtype)}
+    often = {"repeats": REPEATS, "warmups": warmups(num_slots, device)}
+    theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, **often)
+
+    def draw() -> object:
+        return decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling)
+
+    merged = timed(draw, device, **often)
+    attach_lora(backbone, rank=1, alpha=1.0)
+    lora_weights(backbone)  # brings it to the network's dtype
+    beside = timed(draw, device, **often)
+    return DrawingSpeed(size, merged.seconds / size, beside.seconds / size, theirs.seconds / size)
+
+
+def _pipeline(architecture: Architecture, unet: Any, vae: Any) -> Any:
+    """A diffusers pipeline with the authors' scheduler, and without text encoders."""
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **DDIM_SETTINGS
+    )
+    parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
+    if architecture.has_pooled_text:
+        more = {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts, **more)
+    else:
+        more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _profile(work: Callable[[], object], device: torch.device, warm: int) -> list[Operation]:
+    """The operations of some work, once it has been done `warm` times; the most costly first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    is_gpu = device.type == "cuda"
+    for _ in range(warm):
+        work()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as seen:
+        work()
+    rows = [row for row in seen.key_averages() if row.device_type.name == ("CUDA" if is_gpu else "CPU")]
+    operations = [
+        Operation(row.key, (row.self_device_time_total if is_gpu else row.self_cpu_time_total) / 1e6, row.count)
+        for row in rows
+    ]
+    return sorted(operations, key=lambda one: one.seconds, reverse=True)
+
+
+def to_record(made: Benchmark) -> dict[str, Any]:
+    """A benchmark as JSON values."""
+    hours = made.hours
+    return {
+        "machine": made.machine,
+        "settings": made.settings.recipe(),
+        "side_px": made.side_px,
+        "matmul_tflops": made.matmul_rate / 1e12,
+        "teachers": [asdict(speed) for speed in made.teachers],
+        "plans": [
+            asdict(speed)
+            | {"share_of_matmul": speed.flops / speed.time.seconds / made.matmul_rate if speed.time else None}
+            for speed in made.plans
+        ],
+        "drawing": asdict(made.drawing) | {"ratio": made.drawing.seconds / made.drawing.pipeline_seconds},
+        "hours": None if hours is None else {"trajectories": hours[0], "training": hours[1]},
+        "authors_hours": AUTHORS_HOURS,
+        "profile": [asdict(row) for row in made.profile],
+    }

@@ -1,0 +1,106 @@
+"""How a job of several processes ends: when one cannot go on all end, with its exit code, and the first one tells.
+
+A launcher signals all others as soon as one process fails. So the first one goes before the others, which wait for it.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from torch import distributed
+
+from rapm_cli.core.common.errors import PeerEnded, RapmError, Stopped, as_told
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.training.job_store import Board
+from rapm_cli.runs import signals
+
+POLL_SECONDS = 0.5  # between looks at the board
+GRACE_SECONDS = 3.0  # in which the others hear, and the first one tells and ends
+LAST_SECONDS = 0.3  # in which the others see that the first one leaves: with it the board may go
+INSIST_SECONDS = 15.0  # until a process goes whose collective cannot be broken off
+
+
+@contextlib.contextmanager
+def ending_together(board: Board, watcher: Watcher) -> Iterator[None]:
+    """Inside, this process ends soon after any that cannot go on, and the others after this one.
+
+    Args:
+        board: Of the job.
+        watcher: Of this process.
+
+    Raises:
+        PeerEnded: Another process has ended; without a message where the first one tells it.
+    """
+    is_over = threading.Event()
+    threading.Thread(target=_listen, args=(board, is_over, watcher), daemon=True).start()
+    try:
+        yield
+        if board.rank == 0:
+            board.end(0, "there is nothing to do")
+    except BaseException as error:
+        is_over.set()
+        ended = _end(board, error)
+        if ended is error:
+            raise
+        raise ended from error
+    finally:
+        is_over.set()
+        if board.rank == 0:
+            board.all_left(range(1, board.world), GRACE_SECONDS)
+        board.leave()
+        if board.rank == 0:
+            time.sleep(LAST_SECONDS)
+
+
+def _end(board: Board, error: BaseException) -> BaseException:
+    """Let the others end too; what this process ends with."""
+    if isinstance(error, PeerEnded) and error.exit_code == 0:  # all is done, and the store may be gone any moment
+        board.leave()
+        return PeerEnded("", 0)
+    is_agreed = isinstance(error, PeerEnded) and not error.message
+    if not is_agreed:
+        board.end(*_word(error))
+        _break_off()
+    ended = error if isinstance(error, Stopped | RapmError) else board.ending() or error
+    if board.rank == 0:
+        return ended
+    board.leave()
+    code, _ = _word(ended)
+    is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # which RAPM_DEBUG shows here
+    try:
+        is_told = board.all_left([0], INSIST_SECONDS)
+        time.sleep(GRACE_SECONDS if code and is_told else 0)
+    except Stopped:  # by a launcher, which finds the first one gone
+        is_told = board.all_left([0], 0)
+    return PeerEnded("", code) if is_told and not is_bug else ended
+
+
+def _break_off() -> None:
+    """Let nobody wait any longer for what this process will not say: NCCL hears the first, gloo the second."""
+    if distributed.group.WORLD is not None:
+        distributed.group.WORLD.abort()
+        distributed.destroy_process_group()
+
+
+def _listen(board: Board, is_over: threading.Event, watcher: Watcher) -> None:
+    """End this process soon after another that has said that it ends."""
+    while not is_over.wait(POLL_SECONDS):
+        if ended := board.ending():
+            if board.rank:
+                board.leave()
+            signals.interrupt(ended)
+            if not is_over.wait(INSIST_SECONDS):
+                if board.rank == 0:
+                    watcher.warn(ended.message)
+                os._exit(ended.exit_code)
+            return
+
+
+def _word(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error, and why, in a line."""
+    if isinstance(error, Stopped):
+        return error.exit_code, f"stopped by signal {error.number}"
+    told = as_told(error) if isinstance(error, Exception) else RapmError(type(error).__name__)
+    return told.exit_code, "; ".join(filter(None, (told.message, told.remedy)))

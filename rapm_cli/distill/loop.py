@@ -1,0 +1,333 @@
+"""Phase 2 so that it cannot be lost: commits, signals, and what is done about values that are not finite."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases.device import DTYPES
+from rapm_cli.core.common.errors import (
+    DamagedError,
+    DiskError,
+    DivergedError,
+    InputError,
+    OutOfMemoryError,
+    Stopped,
+    VerificationError,
+    require_shortage,
+)
+from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.method import METHODS
+from rapm_cli.core.method.replicas import tell_state
+from rapm_cli.core.method.store import StoredTrajectories
+from rapm_cli.core.method.trainer import Progress, Trainer, train
+from rapm_cli.core.storage.commit import commit
+from rapm_cli.core.storage.files import replace_file
+from rapm_cli.core.storage.room import require_room
+from rapm_cli.core.training.distributed import Ranks, Verdict
+from rapm_cli.core.training.recovery import NETWORK, Health
+from rapm_cli.core.training.step_metrics import SlotLosses
+from rapm_cli.runs import signals
+from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
+from rapm_cli.runs.retry import with_retries
+from rapm_cli.runs.run import OFFENDING, Run
+from rapm_cli.runs.settings import Settings
+
+MOST_COMMITS = 2 * KEPT + 1  # of training that lie in a run at once
+STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
+MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
+
+
+def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: Watcher) -> LoadedBase:
+    """The base that a run is made from.
+
+    Raises:
+        InputError: Its weights here are others than those that the run was begun with.
+        ConfigError: It is to be compiled, which torch cannot do here.
+    """
+    weights = base.locate(watcher)
+    if weights.identity != settings.base_identity:
+        raise InputError(
+            f"{weights.origin} holds other weights than the run was begun with",
+            "give the same ones, or begin another run: --new",
+        )
+    loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
+    if training.compile or training.channels_last or not training.cuda_graphs:  # else it is read when it is first used
+        loaded.backbone.hasten(
+            compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
+        )
+    return loaded
+
+
+def give_way(loaded: LoadedBase, settings: Settings) -> None:
+    """Take what training does not use off the device, after what it wants to know of that."""
+    if METHODS[settings.training.method].asks_teacher:
+        _ = loaded.unconditional
+    loaded.rest()
+
+
+def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
+    """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
+    teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher
+    return Trainer(
+        loaded.backbone,
+        settings.training,
+        num_slots=teacher.num_slots,
+        fine_steps=teacher.fine_steps,
+        delta=teacher.delta,
+        guidance_scale=teacher.guidance_scale,
+        uncond=loaded.unconditional if is_asked else None,  # else the text encoders stay away
+        ranks=ranks,
+    )
+
+
+class Training:
+    """Training from the newest commit to the last iteration.
+
+    Args:
+        run: Held by this process.
+        settings: What it is made from.
+        trainer: Fresh.
+        trajectories: All of them.
+        is_strict: Stop at a damaged commit instead of using an older one.
+        watcher: Sees the bar.
+        follow: Is handed each iteration's line of the log.
+
+    Raises:
+        InputError: A commit does not fit the trainer.
+        DamagedError: A commit is damaged and `is_strict`, or all are.
+        DiskError: There is no room for the commits.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        trainer: Trainer,
+        trajectories: StoredTrajectories,
+        *,
+        is_strict: bool,
+        watcher: Watcher,
+        follow: Callable[[dict[str, Any]], None] = lambda line: None,
+    ) -> None:
+        self.run, self.settings, self.trainer = run, settings, trainer
+        self.trajectories, self.is_strict, self.watcher = trajectories, is_strict, watcher
+        self.follow = follow
+        self.checkpoints = Checkpoints(run, settings)
+        self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
+        self.seconds, self.saving_seconds = 0.0, 0.0
+        weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
+        more = max(1, MOST_COMMITS - len(run.training_commits()))
+        require_room(run.folder, STATE * weights * more, "keeping commits")
+        checkpoint, damage = self.checkpoints.newest()
+        self._tell(damage, checkpoint)
+        self.checkpoints.set_aside(damage)
+        self._log = bytearray()
+        if checkpoint:
+            self._restore(checkpoint)
+            if self.done < self.total:
+                self.watcher.say(f"going on after iteration {self.done} of {self.total}")
+        else:
+            self._save(is_regular=True)
+        tell_state(trainer, self.done)
+
+    @property
+    def total(self) -> int:
+        """Iterations to do in all."""
+        return self.settings.training.iterations
+
+    def finish(self) -> None:
+        """Run the iterations that are left.
+
+        Raises:
+            Stopped: A signal came; the work is committed.
+            DivergedError: Neither skipping nor going back has helped.
+            DiskError: A commit cannot be written.
+        """
+        self._show_log()
+        if self.done == self.total:
+            return
+        device, begun = self.trainer.backbone.device, self.seconds
+        clock = time.perf_counter()
+        with (
+            self.watcher.bar("training", self.total, "iteration", device, done=self.done) as bar,
+            signals.patient("this iteration"),
+        ):
+            while self.done < self.total:
+                for progress in self._iterations():
+                    self.seconds = begun + time.perf_counter() - clock
+                    self._take(progress)
+                    bar.advance(note=note(progress.slots))
+                    if self.health.must_return:
+                        self._go_back(bar)
+                        tell_state(self.trainer, self.done)
+                        break
+                    self._save_where_due()
+                    self.trainer.ranks.decide(Verdict.GO)
+        self._show_log()
+
+    def _iterations(self) -> Iterator[Progress]:
+        """The iterations from here on; memory that runs out for good is told with the way on."""
+        try:
+            yield from train(self.trainer, self.trajectories, self.done)
+        except RuntimeError as error:
+            failure = require_shortage(error)
+            raise OutOfMemoryError(
+                f"training is out of memory at iteration {self.done}; {int(self.saved)} iterations are saved",
+                f"close other programs on the device and go on with: {self.run.resume_command}; "
+                "with --vram 8 its base is rounded to 8 bits",
+            ) from failure
+
+    def _take(self, progress: Progress) -> None:
+        """Log an iteration, and keep what could not be trained on."""
+        self.done = progress.iteration + 1
+        self.health = self.health.after(progress.skipped)
+        line = log_line(progress)
+        self._append(line)
+        if progress.skipped:
+            self._keep_offending(progress)
+        self.follow(line)
+
+    def _save_where_due(self) -> None:
+        is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
+        if signals.take_save_wish() or is_regular or self.done == self.total:
+            self._save(is_regular=is_regular)
+        number = self.trainer.ranks.wish(signals.number())  # whichever process was sent it
+        if number is not None:
+            self._save(is_regular=is_regular)
+            self.trainer.ranks.decide(Verdict.STOP, number)
+            saved = f"{self.done} of {self.total} iterations are saved"
+            raise Stopped(number, saved, f"go on with: {self.run.resume_command}")
+
+    def _save(self, *, is_regular: bool) -> None:
+        if self.saved == name_of(self.done):
+            return
+        clock = time.perf_counter()
+        state, log = self.trainer.state(), bytes(self._log)
+        checkpoint = Checkpoint(self.done, state, self.health, log, self.seconds, is_regular)
+        with_retries(
+            lambda: self.checkpoints.write(checkpoint, self.saved),
+            self.run.commits / name_of(self.done),
+            len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
+            self.watcher,
+            f"the last commit is {self.saved}",
+            f"free space, and go on with: {self.run.resume_command}",
+        )
+        self.saved = name_of(self.done)
+        self.saving_seconds += time.perf_counter() - clock
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.trainer.load_state(checkpoint.parts)
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"commit {name_of(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
+                "resume it with the version of rapm and its libraries that made it",
+            ) from error
+        self.done, self.saved = checkpoint.iterations, name_of(checkpoint.iterations)
+        self._log, self.health = bytearray(checkpoint.log), checkpoint.health
+        self.seconds = max(self.seconds, checkpoint.seconds)
+        self.trainer.rate_scale = self.health.rate_scale
+
+    def _go_back(self, bar: Bar) -> None:
+        """To the regular commit before the first skip, with a smaller rate; the log keeps what it held.
+
+        Not to a commit that a signal made: where training goes back to must not be chance.
+        """
+        failed, health, log = self.done, self.health, self._log
+        last = json.loads(log.splitlines()[-1])["skipped"]
+        if health.must_stop:
+            is_half = self.settings.teacher.precision == "fp16"
+            raise DivergedError(
+                f"training diverged: the {last} is not finite at iteration {failed - 1}, after going back "
+                f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
+                f"start again with a lower --learning-rate{', or --precision bf16 or fp32' if is_half else ''}",
+            )
+        checkpoint, damage = self.checkpoints.to_go_back_to(at_most=failed - health.skips)
+        self._tell(damage, checkpoint)
+        if checkpoint is None:
+            raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
+        self.checkpoints.set_aside(damage)
+        self.checkpoints.drop_after(checkpoint.iterations)
+        self._restore(checkpoint)
+        self._log, self.health = log, health.returned()
+        self.trainer.rate_scale = self.health.rate_scale
+        self._append({"went_back": {"from": failed, "to": self.done, "skipped": last, "returns": self.health.returns}})
+        times = f" {health.skips} times in a row" if health.skips > 1 else ""
+        self.watcher.warn(
+            f"the {last} was not finite{times}: going back from iteration {failed} to {self.done}, "
+            f"with rates times {self.health.rate_scale:g}"
+        )
+        bar.advance(self.done - failed)
+
+    def _tell(self, damage: list[DamagedError], found: Checkpoint | None) -> None:
+        """Name damaged commits and what follows from the damage."""
+        if damage and self.is_strict:
+            raise damage[0]
+        for error in damage[:-1]:
+            self.watcher.warn(error.message)
+        if damage:
+            use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
+            repeated = int(damage[0].place.name) - (found.iterations if found else 0)
+            self.watcher.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """Add a line to the log; the file is for people to follow, the commits hold its true text."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        self._log += line
+        with contextlib.suppress(OSError), self.run.log.open("ab") as file:
+            file.write(line)
+
+    def _show_log(self) -> None:
+        with contextlib.suppress(OSError):
+            replace_file(self.run.log, bytes(self._log))
+
+    def _keep_offending(self, progress: Progress) -> None:
+        from safetensors.torch import save
+
+        fate = "" if progress.skipped == NETWORK else ": update skipped"
+        self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
+        target = self.run.folder / OFFENDING / name_of(progress.iteration)
+        if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
+            return
+        tensors = self.trajectories[torch.tensor(progress.trajectories)].tensors()
+        prompts = [self.settings.prompts[k] for k in progress.trajectories]
+        about = {"skipped": progress.skipped, "trajectories": progress.trajectories, "prompts": prompts}
+        files = {"trajectories.safetensors": save(tensors)}
+        try:
+            commit(target, files, fingerprint=self.settings.fingerprint, about=about)
+        except (OSError, VerificationError) as error:  # training goes on
+            self.watcher.warn(f"its trajectories are not kept: {DiskError.of(error, target).message}")
+
+
+def log_line(progress: Progress) -> dict[str, Any]:
+    """An iteration as JSON values; what is not finite becomes null."""
+    slots = [_finite(dataclasses.asdict(slot)) for slot in progress.slots]
+    passes = dataclasses.asdict(progress.passes)
+    about = {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "passes": passes, "slots": slots}
+    return about | ({"skipped": progress.skipped, "trajectories": progress.trajectories} if progress.skipped else {})
+
+
+def note(slots: list[SlotLosses]) -> str:
+    """Distance to each target in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
+    distances: dict[str, list[str]] = {}
+    for slot in slots:
+        for name, value in sorted(slot.distance.items(), reverse=True):
+            distances.setdefault(f"{name[:3]}.", []).append(f"{value:.3f}")
+    judged = [value for slot in slots for value in slot.discriminator.values()]
+    end = [f"disc. {math.fsum(judged) / len(judged):.2f}"] if judged else []
+    return "  ".join([*(" ".join([name, *values]) for name, values in distances.items()), *end])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

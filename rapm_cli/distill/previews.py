@@ -1,0 +1,103 @@
+"""What the student draws while it trains: contact sheets of fixed prompts, beside its teacher's pictures."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.core.common.errors import DiskError, require_shortage
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.method import sampler_of
+from rapm_cli.core.method.config import to_json
+from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.storage.files import make_folder, replace_file
+from rapm_cli.distill.memory_plan import free_memory
+from rapm_cli.evaluate.contact_sheet import fixed_scenes
+from rapm_cli.evaluate.models import Contestant, Walk
+from rapm_cli.runs.checkpoints import name_of
+from rapm_cli.runs.images import contact_sheet, png_bytes
+from rapm_cli.runs.run import Run
+from rapm_cli.runs.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLUMNS = 4
+
+
+class Previews:
+    """Draws a sheet every so many iterations; training does not change by it.
+
+    The teacher draws here, so that this has to be made before a LoRA is attached.
+
+    Args:
+        every: Iterations from one sheet to the next.
+        run: Its folder gets the sheets.
+        settings: Of the run.
+        base: The base model.
+        loaded: The same, loaded.
+        teacher: Draws the first row.
+        watcher: Is told where no sheet can be drawn any more.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        run: Run,
+        settings: Settings,
+        base: Base,
+        loaded: LoadedBase,
+        teacher: Contestant,
+        watcher: Watcher,
+    ) -> None:
+        self._every, self._folder, self._loaded, self._watcher = every, run.previews, loaded, watcher
+        self._num_slots, self._title = settings.teacher.num_slots, teacher.title
+        self._sampler = sampler_of(to_json(settings.training))
+        seed, prompts = settings.teacher.seed, list(settings.prompts)
+        self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
+        self._teacher = self._draw(teacher.walk)
+
+    def after(self, done: int) -> "Image | None":
+        """The sheet after so many iterations, where one is due; it is in the run folder, too."""
+        if self._every == 0 or done % self._every:
+            return None
+        path = self._folder / f"{name_of(done)}.png"
+        try:
+            sheet = self._sheet(done)
+            make_folder(self._folder)
+            replace_file(path, png_bytes(sheet))
+            return sheet
+        except RuntimeError as error:
+            require_shortage(error)
+            reason = "they do not fit in memory beside training"
+        except OSError as error:
+            reason = DiskError.of(error, path).message
+        self._give_up(reason)  # once the error, whose frames hold the sheet, is gone
+        return None
+
+    def _sheet(self, done: int) -> "Image":
+        backbone = self._loaded.backbone
+        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
+        title = f"student, {self._num_slots} steps, after {done} iterations"
+        rows = {self._title: self._teacher, title: student}
+        backbone.forget()  # the autoencoder takes the place of what training has recorded
+        free_memory(self._loaded.device)
+        try:
+            return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+        finally:
+            self._loaded.rest()  # a roomy card would keep the autoencoder, which no plan counts beside training
+
+    def _draw(self, walk: Walk) -> Tensor:
+        """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
+        device = self._loaded.device
+        rows = (slice(k, k + 1) for k in range(len(self._noise)))
+        return torch.cat([walk(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])
+
+    def _give_up(self, reason: str) -> None:
+        self._every = 0
+        free_memory(self._loaded.device)
+        self._watcher.warn(f"there are no more previews: {reason}")

@@ -1,0 +1,116 @@
+"""Both phases on a base of random weights: as fast, and in as much memory, as on its own, and nothing to download."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.device import DTYPES
+from rapm_cli.bases.plans import Plan
+from rapm_cli.bases.stopwatch import Timed, timed
+from rapm_cli.core.method.trainer import Trainer
+from rapm_cli.core.method.trajectories import Trajectories, guided_noise, initial_noise
+from rapm_cli.core.network.backbone import Backbone
+from rapm_cli.core.network.cuda_graphs import USUAL
+from rapm_cli.distill.memory_plan import adopt, free_memory
+from rapm_cli.runs.settings import Settings
+
+
+def time_guided_step(
+    architecture: Architecture, settings: Settings, size: int, device: torch.device, repeats: int = 3
+) -> Timed:
+    """One fine step of the guided teacher.
+
+    Args:
+        architecture: Of the base.
+        settings: Whose guidance and precision.
+        size: Prompts at once.
+        device: Where.
+        repeats: Times that are measured.
+    """
+    try:
+        step = _guided_step(architecture, settings, size, device)
+        return timed(step, device, repeats, warmups(1, device))
+    finally:
+        free_memory(device)
+
+
+def _guided_step(
+    architecture: Architecture, settings: Settings, size: int, device: torch.device
+) -> Callable[[], Tensor]:
+    backbone = _backbone(architecture, settings, device)
+    row = architecture.conditioning(device, backbone.dtype)
+    z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
+    cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
+    return torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
+
+
+def time_iteration(
+    architecture: Architecture, settings: Settings, plan: Plan | None, device: torch.device, repeats: int = 3
+) -> Timed:
+    """One iteration of phase 2, all slots.
+
+    Args:
+        architecture: Of the base.
+        settings: Whose training and precision.
+        plan: How it fits the device; None as on a CPU.
+        device: Where.
+        repeats: Times that are measured.
+
+    Raises:
+        torch.OutOfMemoryError: It does not fit.
+    """
+    try:
+        return _timed_walk(iteration(architecture, settings, plan, device), settings, device, repeats)
+    finally:
+        free_memory(device)
+
+
+def _timed_walk(walk: Callable[[], int], settings: Settings, device: torch.device, repeats: int) -> Timed:
+    """Of all slots; a walk that overflows, as random weights may in fp16, ends early."""
+    walked: list[int] = []
+    num_slots = settings.teacher.num_slots
+    time = timed(lambda: walked.append(walk()), device, repeats, warmups(num_slots, device))
+    return dataclasses.replace(time, seconds=time.seconds * num_slots / walked[-1])
+
+
+def warmups(passes: int, device: torch.device) -> int:
+    """How often work of so many equal passes of the network is done before a GPU is as fast as it will be."""
+    return USUAL // passes + 1 if device.type == "cuda" else 1
+
+
+def iteration(
+    architecture: Architecture, settings: Settings, plan: Plan | None, device: torch.device
+) -> Callable[[], int]:
+    """One iteration of phase 2, ready to be run as often as one likes; it returns the number of slots walked."""
+    teacher = settings.teacher
+    backbone = _backbone(architecture, settings, device)
+    adopt(plan, backbone)
+    trainer = Trainer(
+        backbone,
+        settings.training,
+        num_slots=teacher.num_slots,
+        fine_steps=teacher.fine_steps,
+        delta=teacher.delta,
+        guidance_scale=teacher.guidance_scale,
+        uncond=architecture.conditioning(backbone.device, backbone.dtype),
+    )
+    batch = _trajectories(architecture, settings, backbone)
+    return lambda: len(trainer.train_step(batch, 0))
+
+
+def _backbone(architecture: Architecture, settings: Settings, device: torch.device) -> Backbone:
+    backbone, training = architecture.backbone(device, DTYPES[settings.teacher.precision]), settings.training
+    backbone.hasten(compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs)
+    return backbone
+
+
+def _trajectories(architecture: Architecture, settings: Settings, backbone: Backbone) -> Trajectories:
+    """Noise in the place of trajectories."""
+    size, num_slots = settings.training.batch_size, settings.teacher.num_slots
+    count = size * (2 * num_slots + 1)
+    noise = initial_noise(0, "trial", list(range(count)), architecture.latent_shape).unflatten(0, (size, -1))
+    cond = architecture.conditioning(backbone.device, backbone.dtype).expand(size)
+    return Trajectories(noise[:, : num_slots + 1], noise[:, num_slots + 1 :], cond).to(backbone.device)

@@ -1,0 +1,122 @@
+"""A distillation by several processes, as torchrun and accelerate start them: the first leads, the others follow.
+
+The cache has to lie where all processes see it. The first process does all that one alone would; the others make their
+share of the trajectories, take their rows of every batch, and neither talk nor write anything else, but for warnings.
+"""
+
+import datetime
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from rapm_cli.bases import find_base
+from rapm_cli.bases.device import be_deterministic, find_device
+from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.method.replicas import take_state
+from rapm_cli.core.method.trainer import Trainer, train
+from rapm_cli.core.training.distributed import Ranks, Verdict
+from rapm_cli.core.training.job_store import Board
+from rapm_cli.distill.failure import ending_together
+from rapm_cli.distill.loop import give_way, loaded_base, trainer_of
+from rapm_cli.distill.memory_plan import adopt, plan_for, stand_by
+from rapm_cli.distill.trajectories import help_collect
+from rapm_cli.runs import signals
+from rapm_cli.runs.launcher import world_size
+from rapm_cli.runs.settings import Settings
+
+PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
+GATHERING = datetime.timedelta(minutes=10)  # until all processes have been started
+
+
+def device_of(name: str) -> str:
+    """The device that `--device` means in this process: each takes the GPU of its number, or the only one."""
+    if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return name
+
+
+@contextmanager
+def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
+    """This process among those that were started with it; alone where there are none.
+
+    Raises:
+        ConfigError: The others cannot be reached.
+        PeerEnded: Another process cannot go on.
+    """
+    if world_size() == 1:
+        yield Ranks()
+        return
+    device = find_device(device_of(device_name))
+    board = _gathered(device)
+    with ending_together(board, watcher):
+        yield Ranks(board, device)
+    distributed.destroy_process_group()
+
+
+def _gathered(device: torch.device) -> Board:
+    """The board of all processes, which can be reached from here on."""
+    gpu = device if device.type == "cuda" else None
+    # Whoever imports this later has its functions' defaults hold the group, whose connections then cannot be closed.
+    importlib.import_module("torch.distributed.nn.functional")
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=GATHERING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(
+            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=gpu
+        )
+        return Board(store, rank, world)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()} and the other processes cannot be reached", "use torchrun"
+        ) from error
+
+
+def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
+    """Do this process's share of what the first one leads, to its end.
+
+    Raises:
+        PeerEnded: All signals.
+        RapmError: This process cannot go on.
+        torch.OutOfMemoryError: It has too little memory.
+    """
+    with signals.drawn(), signals.patient("what the first process decides"):
+        _follow(ranks, device_name, watcher)
+
+
+def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
+    settings, device = Settings.from_bytes(ranks.share()), find_device(device_of(device_name))
+    if settings.deterministic:
+        be_deterministic()
+    base = find_base(settings.source, watcher)
+    loaded = loaded_base(base, settings, device, watcher)
+    trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
+    give_way(loaded, settings)
+    plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
+    adopt(plan, loaded.backbone)
+    trainer = trainer_of(loaded, settings, ranks)
+    stand_by(plan, trainer, watcher)
+    done = _obey(trainer, 0)
+    while done < settings.training.iterations:
+        for progress in train(trainer, trajectories, done):
+            done = _obey(trainer, progress.iteration + 1)
+            if done != progress.iteration + 1:
+                break
+
+
+def _obey(trainer: Trainer, done: int) -> int:
+    """Hear what the first process decides after `done` iterations; after how many to go on.
+
+    It is told first of a signal that this one was sent.
+    """
+    trainer.ranks.wish(signals.number())
+    verdict, value = trainer.ranks.decide()
+    if verdict is Verdict.RESTORE:
+        take_state(trainer)
+        return value
+    return done

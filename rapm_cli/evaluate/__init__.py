@@ -1,0 +1,1 @@
+"""The `eval` command: models on the same prompts and noise, in numbers with intervals."""

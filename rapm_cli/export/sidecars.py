@@ -1,0 +1,78 @@
+"""What lies beside an export: a model card, the run's contact sheet, a ComfyUI workflow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rapm_cli.bases import BASES, Base
+from rapm_cli.bases.published import PUBLISHED
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.export.plan import CARD, FILE, SHEET, File
+from rapm_cli.formats.card import Line, Subject, card
+from rapm_cli.formats.comfy import workflow_bytes
+from rapm_cli.formats.lora import LoraFile
+from rapm_cli.runs.run import Run
+
+WORKFLOW = "comfyui.json"
+CHECKPOINTS = {"sdxl": f"sd_xl_base_1.0{FILE}", "sd15": f"v1-5-pruned-emaonly{FILE}"}  # as they are published
+
+
+def companions(
+    lora_path: Path, lora: LoraFile, base: Base, output: Path, files: Sequence[File], *, is_lora: bool, watcher: Watcher
+) -> dict[str, bytes]:
+    """Files by name; a sheet only of a run's own LoRA, a workflow only where ComfyUI reads one of the files.
+
+    Args:
+        lora_path: The LoRA that is exported.
+        lora: The same.
+        base: Its base.
+        output: The export's folder.
+        files: What lies in it.
+        is_lora: Whether they hold the LoRA; else the base with the LoRA merged in.
+        watcher: Sees what is fetched.
+    """
+    run, architecture = Run(lora_path.parent), base.architecture(watcher)
+    has_sheet = run.lora == lora_path and run.sheet.is_file()
+    metrics, provenance = _metrics(run) if has_sheet else ([], "")
+    lines = [Line(file.path.relative_to(output).as_posix(), file.readers) for file in files]
+    published, is_local = PUBLISHED.get(base.name), base.source in BASES.names() or Path(base.source).exists()
+    base_file = CHECKPOINTS.get(base.name, f"{base.name.rpartition('/')[2]}{FILE}")
+    subject = Subject(
+        lora.recipe,
+        published.repo if published else base.name,
+        is_on_hub=bool(published) or not is_local,
+        is_xl=architecture.has_pooled_text,
+        is_lora=is_lora,
+        files=lines,
+        prompt=min(base.training_prompts(8, 0), key=len),
+        checkpoint=base_file,
+        picture=SHEET if has_sheet else None,
+        metrics=metrics,
+        provenance=provenance,
+    )
+    made = {CARD: card(subject).encode()} | ({SHEET: run.sheet.read_bytes()} if has_sheet else {})
+    if comfy := next((line.name for line in lines if "ComfyUI" in line.readers), None):
+        made[WORKFLOW] = workflow_bytes(
+            lora.recipe,
+            checkpoint=base_file if is_lora else comfy,
+            lora=comfy if is_lora else None,
+            side_px=architecture.side_px,
+            prompt=subject.prompt,
+        )
+    return made
+
+
+def _metrics(run: Run) -> tuple[list[list[str]], str]:
+    """What the run measured at its end, as a table, and where."""
+    result = run.result()
+    about = result.get("comparison") or {}
+    rows = about.get("rows", [])
+    if not rows:
+        return [], ""
+    names = list(rows[0]["metrics"])
+    lines = [["", "evaluations", *names]]
+    for row in rows:
+        scores = [row["metrics"][name] for name in names]
+        cells = [f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]" for score in scores]
+        lines.append([row["name"], str(row["evaluations"]), *cells])
+    said = f"{about['samples']} {about['part']}, seed {about['seed']}, 95 % intervals; {result['machine']}."
+    return lines, said

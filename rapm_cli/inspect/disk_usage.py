@@ -1,0 +1,305 @@
+"""What rapm and its models take on the disk. Nothing is verified, and neither torch nor any weight is loaded.
+
+Links are not followed below the cache folder, and what has no name of ours there is left alone.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rapm_cli.bases.places import (
+    cache_dir,
+    converted_dir,
+    galleries_dir,
+    readings_dir,
+    runs_dir,
+    studies_dir,
+    study_runs_dir,
+    trajectories_dir,
+)
+from rapm_cli.core.common.errors import DamagedError
+from rapm_cli.core.storage.commit import MANIFEST, Manifest, read_manifest, verify
+from rapm_cli.core.storage.files import is_marked, leftovers
+from rapm_cli.runs.lock import HOLDER, LOCK, holder
+from rapm_cli.runs.run import Run, all_runs, base_of
+
+MODELS, OTHERS = "models", "other_models"
+TRAJECTORIES, READINGS, GALLERIES, CONVERTED = "trajectories", "readings", "galleries", "converted"
+LEFTOVERS, REST = "leftovers", "rest"
+RUNS, STUDIES = "runs", "studies"
+PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test holds these against the families
+_STORE, _SHARD, _READING = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something on the disk.
+
+    Args:
+        kind: One of this module's names in capitals.
+        path: Where it is.
+        total_bytes: Size of its files.
+        used: When it was last written, trajectories and models also read, in seconds since the epoch; 0 for never.
+        facts: What there is to know of it, as JSON values.
+        parts: What is removed where it is pruned.
+    """
+
+    kind: str
+    path: Path
+    total_bytes: int
+    used: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Path, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        used = datetime.fromtimestamp(self.used).astimezone().isoformat(timespec="seconds") if self.used else None
+        return {"path": str(self.path), "bytes": self.total_bytes, "last_used": used, **self.facts}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that was found.
+
+    Args:
+        folders: Where each kind lies.
+        entries: What is there.
+        left_alone: What lies in the cache folder and is a link, or none of ours.
+    """
+
+    folders: dict[str, Path]
+    entries: list[Entry]
+    left_alone: list[Path]
+
+    def of(self, *kinds: str) -> list[Entry]:
+        """The entries of some kinds, the largest first."""
+        return sorted((entry for entry in self.entries if entry.kind in kinds), key=lambda entry: -entry.total_bytes)
+
+    def total(self, *kinds: str) -> int:
+        """Bytes of some kinds."""
+        return sum(entry.total_bytes for entry in self.of(*kinds))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, sizes in bytes."""
+        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
+        return {
+            "folders": {kind: str(folder) for kind, folder in self.folders.items()},
+            **{kind: [entry.record() for entry in self.of(kind)] for kind in kinds},
+            "bytes": {kind: self.total(kind) for kind in kinds},
+            "left_alone": list(map(str, self.left_alone)),
+        }
+
+
+def survey() -> Survey:
+    """What is in the caches of rapm and of huggingface_hub, and all runs."""
+    hub, models = _models()
+    folders = {TRAJECTORIES: trajectories_dir(), READINGS: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
+    folders |= {GALLERIES: galleries_dir(), STUDIES: studies_dir()}
+    stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
+    readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
+    converted = [path for path in _children(converted_dir()) if _is_commit(path)]
+    galleries = [path for path in _children(galleries_dir()) if _is_real(path) and _READING.fullmatch(path.name)]
+    places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
+    known = {*stores, *readings, *converted, *galleries, *(place / name for place in places for name in (LOCK, HOLDER))}
+    foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
+    foreign += [place for place in places if place.is_symlink()]
+    needs = needs_of_runs()
+    entries = [*models, *(_store(path, needs) for path in stores)]
+    if readings:
+        entries.append(_together(READINGS, readings_dir(), readings))
+    entries += [_together(CONVERTED, path, [path]) for path in converted]
+    entries += [_together(GALLERIES, path, [path]) for path in galleries]
+    if litter := [
+        path for place in (cache_dir(), *_children(cache_dir()), *stores, *galleries) for path in _leftovers(place)
+    ]:
+        entries.append(_together(LEFTOVERS, cache_dir(), litter))
+    if rest := [path for path in _children(cache_dir()) if path not in places and not is_marked(path)]:
+        entries.append(_together(REST, cache_dir(), rest))
+    entries += [_run(run) for run in all_runs() if run.is_begun or run.has_lora]
+    if studies_dir().is_dir():
+        entries.append(_together(STUDIES, studies_dir(), [studies_dir()]))
+    return Survey({MODELS: hub, **folders}, entries, foreign)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Trajectories that a run trains with, or will when it is gone on with.
+
+    Args:
+        run: The run.
+        teacher: Its teacher's settings, as JSON values.
+        identity: Of its base's weights.
+        is_at_work: A process trains it now.
+    """
+
+    run: Run
+    teacher: Any
+    identity: Any
+    is_at_work: bool
+
+    def is_for(self, facts: dict[str, Any]) -> bool:
+        """True where a store may be the run's: its prompts are not compared, so that rather too much is kept."""
+        return bool(facts["teacher"]) and (facts["teacher"], facts["identity"]) == (self.teacher, self.identity)
+
+
+def needs_of_runs() -> list[Need]:
+    """What all runs need that can be gone on with, or are at work."""
+    needs = []
+    for run in (*all_runs(), *all_runs(study_runs_dir())):
+        is_at_work = bool(holder(run.folder))
+        if run.is_begun and (is_at_work or not (run.is_finished or run.has_diverged)):
+            written = run.written_settings()
+            needs.append(Need(run, written.get("teacher"), written.get("base_identity"), is_at_work))
+    return needs
+
+
+def trajectories_at(path: Path) -> dict[str, Any]:
+    """What a folder of trajectories holds, each shard verified; empty where it is none."""
+    if not _is_store(path):
+        return {}
+    damaged = []
+    for shard in _children(path):
+        if _SHARD.fullmatch(shard.name):
+            try:
+                verify(shard)
+            except DamagedError as error:
+                damaged.append(f"{shard.name}: {error.damage}")
+    return _store(path, needs_of_runs()).record() | {"damaged": damaged}
+
+
+def _store(path: Path, needs: list[Need]) -> Entry:
+    """A store of trajectories; a lock's coming and going dates its folder, so that a store that is read is used."""
+    shards = [shard for shard in _children(path) if _SHARD.fullmatch(shard.name)]
+    manifests = [manifest for shard in shards if (manifest := _manifest(shard))]
+    about = manifests[0].about if manifests else {}
+    teacher: dict[str, Any] = said if isinstance(said := about.get("teacher"), dict) else {}
+    facts: dict[str, Any] = {
+        "base": teacher.get("base"),
+        "identity": about.get("base"),
+        "made": sum(_rows(manifest) for manifest in manifests),
+        "of": teacher.get("trajectories"),
+        "teacher": teacher,
+        "in_use": holder(path),
+    }
+    facts["needed_by"] = [str(need.run.folder) for need in needs if need.is_for(facts)]
+    total_bytes, written = _measure(shards)
+    return Entry(TRAJECTORIES, path, total_bytes, max(written, path.stat().st_mtime), facts, (path,))
+
+
+def _rows(manifest: Manifest) -> int:
+    rows = manifest.about.get("rows")
+    if not isinstance(rows, list) or len(rows) != 2 or any(type(row) is not int for row in rows):
+        return 0
+    count: int = rows[1] - rows[0]
+    return count
+
+
+def _together(kind: str, place: Path, paths: list[Path]) -> Entry:
+    total_bytes, written = _measure(paths)
+    return Entry(kind, place, total_bytes, written, {"count": len(paths)}, tuple(paths))
+
+
+def _run(run: Run) -> Entry:
+    written = run.written_settings()
+    base = written.get("base_name") or (base_of(run.lora) if run.has_lora else None)
+    training = written.get("training")
+    state = "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished"
+    facts = {
+        "name": run.folder.name,
+        "base": base,
+        "state": "at work" if holder(run.folder) else state,
+        "iterations": run.iterations_saved,
+        "of": training.get("iterations") if isinstance(training, dict) else None,
+    }
+    total_bytes, used = _measure([run.folder])
+    return Entry(RUNS, run.folder, total_bytes, used, facts)
+
+
+def _models() -> tuple[Path, list[Entry]]:
+    """The folder of huggingface_hub, what rapm can distil in it, and all else as one."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import CacheNotFound
+
+    entries, rest = [], []
+    try:
+        repos = scan_cache_dir(HF_HUB_CACHE).repos
+    except (CacheNotFound, OSError, ValueError):  # there is none, or it is no folder
+        repos = frozenset()
+    for repo in repos:
+        files = {file.file_name: file.file_path for revision in repo.revisions for file in revision.files}
+        pipeline = _pipeline(files["model_index.json"]) if "model_index.json" in files else None
+        if pipeline in PIPELINES:
+            facts = {"repo": repo.repo_id, "pipeline": pipeline}
+            entries.append(Entry(MODELS, repo.repo_path, repo.size_on_disk, repo.last_accessed, facts))
+        else:
+            rest.append(repo)
+    if rest:
+        total_bytes, used = sum(repo.size_on_disk for repo in rest), max(repo.last_accessed for repo in rest)
+        entries.append(Entry(OTHERS, Path(HF_HUB_CACHE), total_bytes, used, {"count": len(rest)}))
+    return Path(HF_HUB_CACHE), entries
+
+
+def _pipeline(path: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        return str(json.loads(path.read_text(encoding="utf-8")).get("_class_name"))
+    return None
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    with contextlib.suppress(DamagedError):
+        return read_manifest(folder)
+    return None
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is a link that is not followed, or cannot be read."""
+    with contextlib.suppress(OSError):
+        if _is_followed(folder):
+            return sorted(folder.iterdir())
+    return []
+
+
+def _leftovers(place: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        if _is_followed(place):
+            yield from leftovers(place)
+
+
+def _is_followed(folder: Path) -> bool:
+    """True where no link leads out of the cache folder, which may itself be one."""
+    return folder == cache_dir() or not folder.is_symlink()
+
+
+def _is_real(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_commit(path: Path) -> bool:
+    return _is_real(path) and (path / MANIFEST).exists() and not is_marked(path)
+
+
+def _is_store(path: Path) -> bool:
+    """True for a folder of ours with nothing in it that is not."""
+    if not _is_real(path) or not _STORE.fullmatch(path.name):
+        return False
+    shards = [there for there in _children(path) if there.name not in (LOCK, HOLDER) and not is_marked(there)]
+    return all(_is_real(there) and _SHARD.fullmatch(there.name) for there in shards)
+
+
+def _measure(paths: list[Path]) -> tuple[int, float]:
+    """Bytes of all files there, and when one was last written; what vanishes meanwhile counts for nothing."""
+    total_bytes, newest = 0, 0.0
+    for path in paths:
+        inner = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+        for file in inner if _is_real(path) else (path,):
+            with contextlib.suppress(OSError):
+                state = os.lstat(file)
+                total_bytes, newest = total_bytes + state.st_size, max(newest, state.st_mtime)
+    return total_bytes, newest

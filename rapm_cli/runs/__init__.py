@@ -1,0 +1,1 @@
+"""What the commands share: runs, LoRAs, prompts, images, locks and signals."""

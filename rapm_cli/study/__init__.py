@@ -1,0 +1,1 @@
+"""Tables of distillations, for `rapm eval --study`."""

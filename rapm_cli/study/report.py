@@ -1,0 +1,239 @@
+"""What a study has found, as a record for programs, a Markdown table, a contact sheet and a page with all of it."""
+
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import replace_file
+from rapm_cli.evaluate.demo_scores import MIN_FRECHET
+from rapm_cli.evaluate.html import ChartsSection, PictureSection, Report, Section, TableSection, embedded
+from rapm_cli.evaluate.training_curves import training_charts
+from rapm_cli.metrics.registry import METRICS
+from rapm_cli.runs.images import contact_sheet, png_bytes
+from rapm_cli.runs.retry import ready_folder, with_retries
+from rapm_cli.runs.versions import versions
+from rapm_cli.study.exam import Sat
+from rapm_cli.study.runs import evaluations_of, run_of, seconds_of
+from rapm_cli.study.scores import CLOSED, DIFFERENCE, DISTANCE, Estimate, scores
+from rapm_cli.study.study import Cells, Outcome
+
+JSON, MARKDOWN, SHEET, REPORT = "study.json", "study.md", "sheet.png", "report.html"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title, and what it says of a row's record; empty where it says nothing."""
+
+    title: str
+    cell: Callable[[Record], str]
+
+
+def to_record(outcome: Outcome) -> Record:
+    """A study as JSON values; the first two rows are the teacher and the bare base."""
+    study = outcome.study
+    readings = [[] if cells.failure else [sat.readings for sat in cells.sat if sat] for cells in outcome.rows]
+    first, second, *found = scores(outcome.teacher.readings, outcome.base.readings, readings)
+    return {
+        "title": study.title,
+        "source": study.source,
+        "versions": versions(),
+        "base": study.base.name,
+        "part": "held-out" if study.held_out else "seen",
+        "samples": study.samples,
+        "exam_seed": study.exam_seed,
+        "seeds": list(study.seeds),
+        "options": {name.replace("_", "-"): value for name, value in study.given.items()},
+        "machine": outcome.machine,
+        "work_seconds": round(outcome.work_seconds, 1),
+        "rows": [
+            _row("teacher", [outcome.teacher], first),
+            _row("base", [outcome.base], second),
+            *(_cells(cells, estimates) for cells, estimates in zip(outcome.rows, found, strict=True)),
+        ],
+    }
+
+
+def _row(name: str, sat: list[Sat], estimates: dict[str, Estimate]) -> Record:
+    return {
+        "name": name,
+        "evaluations": sat[0].evaluations if sat else None,
+        "seconds_per_picture": round(statistics.fmean(one.seconds for one in sat), 4) if sat else None,
+        "metrics": {name: dataclasses.asdict(estimate) for name, estimate in estimates.items()},
+    }
+
+
+def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
+    sat = [one for one in cells.sat if one]
+    seeds = [_seed(settings.teacher.seed, run_of(settings), cells) for settings in cells.settings]
+    trained = [one["training_seconds"] for one in seeds if not one["failure"]]
+    asked = [one["training_evaluations"] for one in seeds if not one["failure"]]
+    return {
+        **_row(cells.row.name, sat, estimates),
+        "failure": cells.failure,
+        "options": cells.chosen.options if cells.chosen else {},
+        "recipe": cells.settings[0].recipe() if cells.settings else None,
+        "bare": dataclasses.asdict(cells.row.bare) if cells.row.bare else None,
+        "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
+        "training_evaluations": statistics.fmean(asked) if asked else None,
+        "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,
+        "parameters": sat[0].parameters if sat else None,
+        "seeds": seeds,
+        "tried": cells.tried,
+    }
+
+
+def _seed(seed: int, run: Any, cells: Cells) -> Record:
+    failure = cells.failures.get(seed, "")
+    return {
+        "seed": seed,
+        "run": run.folder.name,
+        "failure": failure,
+        "lora_sha256": None if failure else file_sha256(run.lora),
+        "training_seconds": None if failure else seconds_of(run).get("training", 0.0),
+        "training_evaluations": None if failure else evaluations_of(run),
+    }
+
+
+def row_title(row: Record) -> str:
+    """A row's name, and how it was set where that was chosen among several."""
+    best = ", ".join(f"{name} {value}" for name, value in row["options"].items()) if row.get("tried") else ""
+    return f"{row['name']} ({best})" if best else str(row["name"])
+
+
+def _estimate(name: str) -> Callable[[Record], str]:
+    """Mean, spread over the seeds, and interval."""
+    is_share = name in (CLOSED, DIFFERENCE) or METRICS[name].unit == "%"
+    scale, unit, form, rough = (100, "%", ".1f", ".1f") if is_share else (1, "", ".3g", ".2g")
+    sign = "+" if name == DIFFERENCE else ""
+
+    def cell(row: Record) -> str:
+        found = row["metrics"].get(name)
+        if found is None:
+            return ""
+        if name == DIFFERENCE and found["low"] == found["high"]:  # of the first to itself
+            return ""
+        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{rough}}"
+        low, high = found["low"] * scale, found["high"] * scale
+        return f"{found['mean'] * scale:{sign}{form}}{unit}{spread} [{low:{form}},{high:{form}}]"
+
+    return cell
+
+
+def _number(name: str, form: str) -> Callable[[Record], str]:
+    return lambda row: format(row[name], form) if row.get(name) else ""
+
+
+def _metric(name: str) -> Column:
+    return Column(f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}", _estimate(name))
+
+
+def _first(row: Record) -> str:
+    """The first figure of a row, or why there is none."""
+    return str(row["failure"]).split(":")[0] if row.get("failure") else _estimate("attributes")(row)
+
+
+COLUMNS = (
+    Column("", row_title),
+    Column("NFE", _number("evaluations", "d")),
+    Column(_metric("attributes").title, _first),
+    _metric("pictures"),
+    _metric(DISTANCE),
+    Column("closed ↑", _estimate(CLOSED)),
+    Column("more than the first", _estimate(DIFFERENCE)),
+    Column("training s", _number("training_seconds", ".3g")),
+    Column("training NFE", _number("training_evaluations", ",.0f")),
+    Column("training MiB", _number("training_mib", ",.0f")),
+    Column("s/picture", _number("seconds_per_picture", ".3f")),
+    Column("LoRA", _number("parameters", ",d")),
+)
+
+
+def table(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the columns that say something."""
+    cells = [[column.cell(row) for row in record["rows"]] for column in COLUMNS]
+    shown = [k for k, column in enumerate(cells) if any(column)]
+    rows = [[cells[k][row] for k in shown] for row in range(len(record["rows"]))]
+    return [COLUMNS[k].title for k in shown], rows
+
+
+def summary(record: Record) -> str:
+    """What a table was measured on, in words."""
+    seeds = len(record["seeds"])
+    words = f"{record['samples']:,} {record['part']} prompts, {seeds} seed{'s' if seeds > 1 else ''}"
+    more = "" if record["samples"] >= MIN_FRECHET else f"; what is closed is told of {MIN_FRECHET} prompts or more"
+    return f"{words}: mean ± standard deviation of the seeds [95 % interval]{more}"
+
+
+def setting(record: Record) -> str:
+    """The options that all rows have, in words."""
+    named = ", ".join(f"{name} {value}" for name, value in record["options"].items())
+    return f"Every row with {named}, unless it says otherwise." if named else ""
+
+
+def duration(seconds: float) -> str:
+    """In hours, minutes or seconds, whichever suits."""
+    size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= 2 * s), (1, "s"))
+    return f"{seconds / size:.3g} {unit}"
+
+
+def markdown(record: Record, command: str) -> str:
+    """The table, under a line of where it is from."""
+    titles, rows = table(record)
+    about = f"{record['machine']}; {duration(record['work_seconds'])} of work"
+    lines = [
+        f"**{record['title']}.** {summary(record)}. {setting(record)}".rstrip(),
+        f"`{command}`; {about}.",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "| " + " | ".join(["---", *["---:"] * (len(titles) - 1)]) + " |",
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher: Watcher) -> dict[str, Path]:
+    """Write record, table and contact sheet; their paths by name.
+
+    Raises:
+        DiskError: One cannot be written.
+    """
+    drawn = [("teacher", outcome.teacher), ("base", outcome.base)]
+    drawn += [(cells.row.name, sat) for cells in outcome.rows for sat in cells.sat if sat]
+    pictures = {
+        f"{name}, {sat.evaluations} evaluations": sat.pictures for name, sat in drawn if sat.pictures is not None
+    }
+    sheet = png_bytes(contact_sheet(pictures))
+    files = {
+        JSON: (json.dumps(record, indent=2) + "\n").encode(),
+        MARKDOWN: markdown(record, command).encode(),
+        SHEET: sheet,
+        REPORT: _page(outcome, record, sheet, command).html().encode(),
+    }
+    ready_folder(folder)
+    for name, data in files.items():
+        path, remedy = folder / name, f"free space, and go on with: {command}"
+        put = functools.partial(replace_file, path, data)
+        with_retries(put, path, len(data), watcher, "runs and pictures are kept", remedy)
+    return {name: folder / name for name in files}
+
+
+def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Report:
+    """The study as a page: its table, all rows' pictures, and how the first seed of each row was trained."""
+    sections: list[Section] = [
+        TableSection("Table", *table(record), note=f"{summary(record)}. {setting(record)} {record['machine']}."),
+        PictureSection("The same prompts and noise", embedded(sheet), note="A row for each contestant."),
+    ]
+    for cells in outcome.rows:
+        charts = training_charts(run_of(cells.settings[0]).log) if cells.settings else []
+        if charts:
+            seed = cells.settings[0].teacher.seed
+            sections.append(ChartsSection(f"Training of {cells.row.name}", charts, note=f"Seed {seed}."))
+    return Report(record["title"], f"{command}; {duration(record['work_seconds'])} of work", sections)

@@ -1,0 +1,81 @@
+"""The forecast of a distillation."""
+
+import json
+
+import pytest
+import torch
+
+from rapm_cli.bases import BASES
+from rapm_cli.distill import dry_run, synthetic
+from rapm_cli.distill.loop import KEPT
+
+SHORT = ["distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "10", "--rank", "2"]
+SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu"]
+
+
+def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, monkeypatch):
+    base = BASES["demo"]
+    monkeypatch.setattr(
+        type(base), "locate", property(lambda self: pytest.fail("weights were looked for")), raising=False
+    )
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
+    assert code == 0
+    assert not home.exists()
+    made = json.loads(out)
+    assert made["plan"]["vram"] == "24"
+    assert made["dry_run"]
+    assert not made["is_rough"]
+    assert made["seconds"]["training"] > made["seconds"]["trajectories"] > 0
+    assert made["disk_bytes"]["commits"] % (4 * 3 * (2 * KEPT + 1)) == 0
+
+
+def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypatch):
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
+    assert code == 0
+    predicted = json.loads(out)["disk_bytes"]["trajectories"]
+    assert rapm(*SHORT, *SMALL, "--iterations", "1", "--samples", "0", "--quiet")[0] == 0
+    stored = sum(path.stat().st_size for path in home.glob("cache/trajectories/**/*.safetensors"))
+    assert predicted == pytest.approx(stored, rel=0.02)
+
+
+def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, monkeypatch):
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "matmul_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(dry_run, "time_iteration", lambda *args: pytest.fail("it tries"))
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
+    assert code == 0
+    assert "training     rough: " in out
+    _, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
+    _, twice, _ = rapm(*SHORT, *SMALL, "--iterations", "20", "--dry-run", "--json")
+    once, twice = json.loads(out), json.loads(twice)
+    assert once["is_rough"]
+    assert twice["seconds"]["training"] == pytest.approx(2 * once["seconds"]["training"])
+    assert twice["seconds"]["trajectories"] == pytest.approx(once["seconds"]["trajectories"])
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
+    assert code == 0
+    assert ("processes    one alone is foreseen, not the 2 that were started" in out) == (processes == "2")
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(rapm):
+    assert rapm(*SHORT, "--dry-run", "--batch-size", "0")[0] == 2
+    code, _, err = rapm(*SHORT, "--dry-run", "--vram", "10")
+    assert code == 2
+    assert "give one of auto, 24, 16, 12, 8" in err
+    code, _, err = rapm("distill", "--resume", "--dry-run")
+    assert code == 2
+    assert "leave out --resume" in err
+
+
+def test_a_trial_of_a_walk_that_ended_early_counts_for_all_slots(monkeypatch):
+    from rapm_cli.bases.stopwatch import Timed
+
+    settings = type("S", (), {"teacher": type("T", (), {"num_slots": 4})})
+    monkeypatch.setattr(synthetic, "timed", lambda work, *args: (work(), Timed(1.0, 7))[1])
+    assert synthetic._timed_walk(lambda: 1, settings, torch.device("cpu"), 1) == Timed(4.0, 7)

@@ -1,0 +1,91 @@
+"""A base of the hub as a user meets it: the first run brings it, whatever happens on the way; the next needs no net."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rapm_cli.bases.demo.base import WEIGHTS
+from rapm_cli.bases.places import runs_dir
+from rapm_cli.runs.run import newest_run
+from tests.bases.hub_server import running
+
+REPO, UNET = "someone/small-sdxl", "unet/diffusion_pytorch_model.fp16.safetensors"
+COUNTS = ["--iterations", "1", "--trajectories", "2", "--samples", "0"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub():
+    """The demo base under the names of SDXL in half precision, beside files that rapm has no use for."""
+    folder = WEIGHTS / "base"
+    names = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    files = {name.replace(".safetensors", ".fp16.safetensors"): path.read_bytes() for path, name in names.items()}
+    beside = {"README.md": b"words", "unet/pipeline.py": b"raise SystemExit", "unet/diffusion_pytorch_model.bin": b"x"}
+    with running() as hub:
+        hub.repos[REPO] = files | beside
+        yield hub
+
+
+@pytest.fixture
+def begin(hub, tmp_path):
+    """Start to distil in a process of its own."""
+    environment = os.environ | hub.environment(tmp_path / "hf")
+    (tmp_path / "prompts.txt").write_text("a red cube left of a blue sphere\na green cone\n")
+
+    def begin(*more: str) -> subprocess.Popen[str]:
+        words = ["distill", "--base", REPO, *COUNTS, "--prompts", str(tmp_path / "prompts.txt"), *more]
+        command = [sys.executable, "-m", "rapm_cli", *words]
+        return subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+
+    return begin
+
+
+def test_a_stopped_download_goes_on_and_a_second_run_asks_for_nothing(hub, begin):
+    hub.cuts, hub.cut_after = 1, len(hub.repos[REPO][UNET]) // 2
+    stopped = begin()
+    assert any("trying again" in line for line in stopped.stderr)
+    stopped.send_signal(signal.SIGTERM)
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 143, said
+    assert f"stopped: what has arrived of {REPO} is kept; the same command goes on with it" in said
+    came = hub.sent
+    hub.forget()
+
+    done = begin()
+    said = done.communicate()[1]
+    assert done.returncode == 0, said
+    assert f"downloading {REPO}@{hub.commit(REPO)[:12]}: " in said
+    assert "MB of it here already, to " in said
+    assert "MB/s" in said
+    assert len(hub.ranges) == 1
+    needed = {name: data for name, data in hub.repos[REPO].items() if name.endswith((".json", ".fp16.safetensors"))}
+    assert came + hub.sent == sum(map(len, needed.values()))  # each byte once
+    asked = {request.partition(hub.commit(REPO) + "/")[2] for request in hub.requests}
+    assert asked <= {"", *needed}
+    assert newest_run(REPO).folder.parent == runs_dir()  # by the base's name, slash and all
+    hub.forget()
+
+    again = begin("--new", "--offline")
+    said = again.communicate()[1]
+    assert again.returncode == 0, said
+    assert "downloading" not in said
+    assert hub.requests == []
+
+
+def test_wrong_bytes_are_refused_and_the_right_ones_taken_later(hub, begin):
+    hub.wrong = {UNET}
+    refused = begin()
+    said = refused.communicate()[1]
+    assert refused.returncode == 3, said
+    assert said.splitlines()[-1].startswith(f"error: {UNET} of {REPO}@")
+    assert "its hash differs" in said
+    hub.wrong = set()
+    hub.forget()
+    done = begin()
+    said = done.communicate()[1]
+    assert done.returncode == 0, said
+    assert hub.sent >= len(hub.repos[REPO][UNET])

@@ -1,0 +1,258 @@
+"""Two processes on one machine, over gloo: against one with twice the batch, and how they end failure."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed import HashStore
+
+from rapm_cli.bases import find_base
+from rapm_cli.bases.device import describe_machine
+from rapm_cli.cli.console import Output
+from rapm_cli.core.common.errors import ConfigError, PeerEnded
+from rapm_cli.core.training.job_store import Board
+from rapm_cli.distill import failure
+from rapm_cli.distill.resolve_run import settings_without_weights
+from rapm_cli.runs import signals
+
+WORK = [
+    "--base",
+    "demo",
+    "--iterations",
+    "3",
+    "--trajectories",
+    "6",
+    "--samples",
+    "0",
+    "--save-every",
+    "2",
+    "--fine-steps",
+    "2",
+]
+PAIR = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rapm_cli"]
+
+
+def start(home, *argv, processes=1):
+    environment = os.environ | {"RAPM_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(PAIR if processes == 2 else ["-m", "rapm_cli"]), "distill", *argv]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def run_of(home):
+    (run,) = (home / "data" / "runs").iterdir()
+    return run
+
+
+def log_of(home):
+    return [json.loads(line) for line in (run_of(home) / "metrics.jsonl").read_text().splitlines()]
+
+
+def distance(one, other):
+    """How far apart two LoRAs are, for their size: of B, which begins at zero."""
+    a, b = (load_file(run_of(home) / "lora.safetensors") for home in (one, other))
+    names = [name for name in a if ".lora_B." in name]
+    apart = sum(float((a[name] - b[name]).square().sum()) for name in names)
+    return (apart / sum(float(a[name].square().sum()) for name in names)) ** 0.5
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_trajectory_each_are_one_with_two(tmp_path):
+    pair, alone = tmp_path / "pair", tmp_path / "alone"
+    both = [
+        start(pair, *WORK, "--batch-size", "1", processes=2),
+        start(alone, *WORK, "--batch-size", "2"),
+    ]
+    for process in both:
+        out, _ = finish(process)
+        assert out.count("lora") == 1  # one of the two talks
+    mine, theirs = log_of(pair), log_of(alone)
+    for slot, other in zip(mine[0]["slots"], theirs[0]["slots"], strict=True):  # before rounding has grown
+        assert slot["distance"] == pytest.approx(other["distance"], rel=1e-4)
+        assert slot["discriminator"] == pytest.approx(other["discriminator"], rel=1e-4)
+    assert mine[2]["slots"][0]["distance"] == pytest.approx(theirs[2]["slots"][0]["distance"], rel=1e-2)
+    assert distance(pair, alone) < 0.02
+
+
+@pytest.mark.slow
+def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
+    home = tmp_path / "home"
+    longer = [*WORK, "--iterations", "40"]
+    process = start(home, *longer, "--batch-size", "1", processes=2)
+    deadline = time.monotonic() + 200
+    while not list(home.glob("data/runs/*/commits/00000002")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "iterations are saved; go on with: rapm distill --resume" in err
+    done = max(int(path.name) for path in home.glob("data/runs/*/commits/[0-9]*"))
+    for processes in (2, 1):
+        _, err = finish(
+            start(home, "--resume", run_of(home).name, "--iterations", str(done + 3 - processes), processes=processes)
+        )
+        assert f"going on after iteration {done + (processes == 1)}" in err
+        assert ("2 processes: on" in err) == (processes == 1)  # it ends with other bits, and says so
+    assert len(log_of(home)) == done + 2
+
+
+def test_processes_that_cannot_share_a_batch_are_refused():
+    base, cpu, out = find_base("demo", Output()), torch.device("cpu"), Output()
+    stored = settings_without_weights(base, {"batch_size": 1}, None, cpu, out)
+    with pytest.raises(ConfigError, match="2 processes cannot share batches of 1"):
+        settings_without_weights(base, {}, None, cpu, out, stored, processes=2)
+
+
+def two_with(home, *faults, more=()):
+    """Exit code and standard error of two processes, each with a fault, that no launcher watches over."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = []
+    for rank, fault in enumerate(faults):
+        command = [sys.executable, "-m", "tests.distill.faulty", fault, "distill", *WORK, *more]
+        names = {"RAPM_HOME": home, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in names.items()}
+        both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errs = [process.communicate(timeout=100)[1] for process in both]
+    return [process.returncode for process in both], errs
+
+
+@pytest.mark.slow
+def test_a_follower_that_fails_ends_the_first_one_which_tells_why(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "nothing", "out_of_memory_in_training")
+    assert (codes, follower) == ([6, 6], "")
+    assert "stopped: process 1 has ended: out of memory;" in first
+    assert f"go on with: rapm distill --resume {run_of(tmp_path).name}" in first
+    assert not first.count("Traceback")
+    assert not (run_of(tmp_path) / "lock.json").exists()  # it has ended as ever, not been broken off
+
+
+@pytest.mark.slow
+def test_the_followers_of_a_first_one_that_fails_end_silently_with_its_code(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "bad_weights", "nothing")
+    assert (codes, follower) == ([3, 3], "")
+    assert first.endswith("error: the weights are bad; bring others\n")
+
+
+@pytest.mark.slow
+def test_followers_of_a_finished_run_end_silently(tmp_path):
+    more = ["--iterations", "1", "--output", str(tmp_path / "run")]
+    finish(start(tmp_path, *WORK, *more, "--batch-size", "2"))
+    codes, (_, follower) = two_with(tmp_path, "nothing", "nothing", more=[*more, "--batch-size", "1"])
+    assert (codes, follower) == ([0, 0], "")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_write")
+    kept = 2 * len(list(tmp_path.glob("cache/trajectories/*/0*")))
+    assert (codes, follower) == ([143, 143], "")
+    assert f"stopped: {kept} of 6 trajectories are kept; go on with: rapm distill --resume" in first
+    assert kept >= 4
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_path):
+    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_iteration")
+    done = max(int(path.name) for path in run_of(tmp_path).glob("commits/[0-9]*"))
+    assert (codes, follower) == ([143, 143], "")
+    assert f"stopped: {done} of 3 iterations are saved; go on with: rapm distill --resume" in first
+    assert done in (1, 2)  # the first one may have decided on one before it hears
+
+
+def test_the_first_word_on_the_board_counts_and_is_news_to_the_others():
+    store = HashStore()
+    boards = [Board(store, rank, 3) for rank in range(3)]
+    assert boards[0].ending() is None
+    assert boards[0].wish() is None
+    boards[1].end(6, "out of memory")
+    boards[0].end(1, "another is gone")
+    assert boards[1].ending() is None
+    assert [(board.ending().message, board.ending().exit_code) for board in boards[::2]] == [
+        ("process 1 has ended: out of memory", 6)
+    ] * 2
+    assert [boards[2].wish(15), boards[1].wish(2), boards[0].wish()] == [15] * 3
+    boards[1].leave()
+    assert [boards[0].all_left([1], 0), boards[0].all_left([1, 2], 0)] == [True, False]
+
+
+def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
+    monkeypatch.setattr(failure, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(failure, "GRACE_SECONDS", 0.1)
+    store = HashStore()
+    work, other = Board(store, 0, 2), Board(store, 1, 2)
+    threading.Timer(0.1, other.end, (5, "the disk is full")).start()
+
+    def toil():
+        with signals.heeding(), failure.ending_together(work, Output()), signals.patient("this"):
+            while True:
+                time.sleep(0.01)
+
+    with pytest.raises(PeerEnded, match="process 1 has ended: the disk is full") as caught:
+        toil()
+    assert caught.value.exit_code == 5
+
+
+def test_a_follower_that_has_nothing_to_do_asks_a_board_that_goes_for_nothing_more(monkeypatch):
+    board, asked = Board(HashStore(), 1, 2), []
+    monkeypatch.setattr(board, "end", lambda *word: asked.append(word))
+    monkeypatch.setattr(board, "all_left", lambda *ranks: asked.append(ranks))
+    with pytest.raises(PeerEnded) as caught, failure.ending_together(board, Output()):
+        raise PeerEnded("process 0 has ended: there is nothing to do", 0)
+    assert (caught.value.message, caught.value.exit_code, asked) == ("", 0, [])
+
+
+def test_a_process_that_cannot_be_interrupted_says_why_and_is_gone():
+    code = """if True:
+        import ctypes, threading
+        from torch.distributed import HashStore
+        from rapm_cli.cli.console import Output
+        from rapm_cli.core.training.job_store import Board
+        from rapm_cli.distill import failure
+        failure.POLL_SECONDS, failure.INSIST_SECONDS = 0.01, 0.2
+        store = HashStore()
+        with failure.ending_together(Board(store, 0, 2), Output()):
+            Board(store, 1, 2).end(5, "the disk is full")
+            ctypes.CDLL(None).sleep(60)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (5, "warning: process 1 has ended: the disk is full\n")
+
+
+def test_a_follower_says_nothing_before_it_is_led(rapm, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert rapm("distill", "--base", "demo", "--dry-run") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("set_to", "line"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and the other processes cannot be reached; use torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two' is no number; start with torchrun"),
+    ],
+)
+def test_processes_that_were_not_started_together_are_refused_in_a_line(rapm, monkeypatch, set_to, line):
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = rapm("distill", "--base", "demo")
+    assert (code, out, err.replace("starting\n", "")) == (2, "", f"error: {line}\n")
+
+
+def test_a_machine_is_described_with_its_processes_where_there_are_several():
+    one, two = (describe_machine(torch.device("cpu"), count) for count in (1, 2))
+    assert two == f"{one}, 2 processes"

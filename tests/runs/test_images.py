@@ -1,0 +1,45 @@
+import pytest
+import torch
+from PIL import Image
+
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.runs.images import contact_sheet, grid, read_recipe, save_png, to_image
+
+RECIPE = {"prompt": "a <b>cube</b> \x1b[31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
+RECIPE |= {"precision": "fp32", "lora_sha256": "0" * 64}
+
+
+def test_a_recipe_comes_back_as_it_was_written(tmp_path):
+    save_png(to_image(torch.rand(3, 8, 8)), tmp_path / "a.png", RECIPE)
+    assert read_recipe(tmp_path / "a.png") == RECIPE
+
+
+def test_pixels_are_rounded_not_cut_off():
+    image = to_image(torch.full((3, 1, 1), 100.6 / 255))
+    assert image.getpixel((0, 0)) == (101, 101, 101)
+
+
+def test_pictures_of_others_are_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", RECIPE | {"seed": "seven"})
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="does not say"):
+        read_recipe(tmp_path / "odd.png")
+    for name, says in (("plain.png", "does not say"), ("text.png", "cannot be read"), ("none.png", "cannot be read")):
+        with pytest.raises(InputError, match=says):
+            read_recipe(tmp_path / name)
+
+
+def test_a_grid_keeps_every_picture():
+    images = [Image.new("RGB", (10, 10), (k, 0, 0)) for k in range(1, 6)]
+    sheet = grid(images, columns=3)
+    assert {sheet.getpixel((k % 3 * 16 + 5, k // 3 * 16 + 5))[0] for k in range(5)} == {1, 2, 3, 4, 5}
+
+
+def test_a_contact_sheet_has_a_row_for_each_title():
+    rows = {"teacher": torch.zeros(4, 3, 16, 16), "student": torch.ones(4, 3, 16, 16)}
+    sheet = contact_sheet(rows)
+    column = [sheet.getpixel((12, y)) for y in range(sheet.height)]
+    assert (0, 0, 0) in column
+    assert (255, 255, 255) in column
+    assert column.index((0, 0, 0)) < column.index((255, 255, 255))

@@ -1,0 +1,205 @@
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rapm_cli.cli.console import Output
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.runs import prompt_files, prompts
+
+TWO = ["a cat", "a dog"]
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 9}, {"id": 4}],
+    "annotations": [
+        {"image_id": 9, "id": 30, "caption": "a dog\n"},
+        {"image_id": 4, "id": 21, "caption": "a second cat"},
+        {"image_id": 4, "id": 20, "caption": "a cat"},
+        {"image_id": 4, "id": 19, "caption": "  "},
+    ],
+}
+OUT = Output(quiet=True)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(name, data, column=""):
+        path = tmp_path / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return prompts.read_prompts(f"{path}{column}", OUT)
+
+    return read
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    def pipe(data):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        return prompts.read_prompts("-", OUT)
+
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.txt", "a cat\n\n  a dog \n"),
+        ("x.txt", "a cat\r\na dog"),
+        ("prompts", "\ufeffa cat\na dog\n"),
+        ("x.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
+        ("x.jsonl", '"a cat"\n\n"a dog"\n'),
+        ("x.JSONL", '\ufeff{"id": 1, "caption": "a cat"}\r\n{"text": "a\\ndog", "n": null}\r\n'),
+        ("x.ndjson", '{"text": "not this", "prompt": "a cat"}\n{"prompt": " "}\n"a dog"'),
+        ("x.csv", "id,prompt\n1,a cat\n\n2,a dog\n3,\n"),
+        ("x.csv", "\ufeffCaption\r\n a cat\r\na dog\r\n"),
+        ("x.csv", "\n\ndescription\na cat\na dog\n"),
+        ("x.csv", 'text,n\n"a cat",1\n"a\ndog",2\n'),
+        ("x.csv", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
+        ("x.tsv", "Note,Prompt\tprompt\nx\ta cat\ny\ta dog\n"),
+        ("x.csv", "text,prompt\nx,a cat\ny,a dog\n"),
+        ("x.json", json.dumps(COCO)),
+        ("x.json", json.dumps(COCO, indent=2)),
+        ("x.json", '["a cat", {"prompt": "a dog"}]'),
+        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
+    ],
+)
+def test_every_form_of_file_gives_its_prompts(read, name, data):
+    assert read(name, data) == TWO
+
+
+def test_a_column_is_named_after_the_file(read, tmp_path):
+    assert read("x.csv", "Long,short\na cat,x\na dog,y\n", ":Long") == TWO
+    assert read("x.tsv", "big one\tb\na cat\tx\na dog\ty\n", ":big one") == TWO
+    assert read("y:prompt.csv", "prompt\na cat\na dog\n") == TWO
+    assert read("x.csv", "a cat\nnot this\na dog\n", ":a cat") == ["not this", "a dog"]
+    with pytest.raises(InputError, match=r"x\.txt:prompt cannot be read"):
+        read("x.txt", "a cat", ":prompt")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a cat\na dog\n", TWO),
+        (b'{"caption": "a cat"}\n{"caption": "a dog"}\n', TWO),
+        (b'"a cat"\n"a dog"', TWO),
+        (b'"a cat"\na dog', ['"a cat"', "a dog"]),
+        (b'"Hello" she said', ['"Hello" she said']),
+        (b"{red|blue} cube\n12\n", ["{red|blue} cube", "12"]),
+        (b"[1]\n", ["[1]"]),
+    ],
+)
+def test_standard_input_is_text_or_json_lines(pipe, data, expected):
+    assert pipe(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("x.txt", b"a cat\n\xff", "x.txt line 2 is not UTF-8 (byte 6)"),
+        ("x.txt", "\n \n", "x.txt holds no prompt"),
+        ("x.txt", "a\n\nb\x00c", "x.txt line 3 has a control character"),
+        ("x.jsonl", '"a"\n{"prompt": }', "x.jsonl line 2 is not JSON: Expecting value at column 12"),
+        ("x.jsonl", '"a"\n\n{"a": 1}', "x.jsonl line 3 has no key prompt, caption or text"),
+        ("x.jsonl", '"a"\n7', "x.jsonl line 2 has a prompt that is no string"),
+        ("x.jsonl", '{"caption": null}', "x.jsonl line 1 has no caption"),
+        ("x.jsonl", '"\\ud800"', "x.jsonl line 1 has a control character or is not UTF-8"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl line 1 is not JSON"),
+        ("x.jsonl", "9" * 5000, "x.jsonl line 1 is not JSON"),
+        ("x.txt", '{"prompt": "a"}\nb', "x.txt line 2 is not JSON"),
+        ("x.csv", "", "x.csv holds no prompt"),
+        ("x.csv", "prompt\n", "x.csv holds no prompt"),
+        ("x.csv", "a,b\n1,2\n", "x.csv has no column prompt, caption or text among 'a', 'b'"),
+        ("x.csv", "prompt,prompt\n1,2\n", "x.csv has 2 columns 'prompt' among"),
+        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which is no name of a column"),
+        ("x.csv", "id;prompt\n1;a cat\n", "x.csv begins with 'id;prompt', which is no name of a column"),
+        ("x.csv", 'prompt,n\n"a\nb",1\na cat, on a mat,2\n', "x.csv line 4 has 3 cells, the header 2"),
+        ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3 is no row of a table"),
+        ("x.csv", 'prompt\n"a', "x.csv line 2 is no row of a table"),
+        ("x.csv", "prompt\n" + "a" * 2001, "x.csv line 2 has 2,001 characters"),
+        ("x.json", "{", "x.json is not JSON"),
+        ("x.json", '{"a":\n 1,}', "x.json is not JSON: Illegal trailing comma"),
+        ("x.json", '{"images": []}', "x.json is neither COCO captions nor a list of prompts"),
+        ("x.json", "3", "x.json is neither COCO captions nor a list of prompts"),
+        ("x.json", '["a", 3]', "x.json entry 2 has a prompt that is no string"),
+        ("x.json", '{"annotations": []}', "x.json holds no prompt"),
+        ("x.json", '{"annotations": [3]}', "x.json annotation 1 has no whole numbers image_id and id"),
+        ("x.json", '{"annotations": [{"image_id": true, "id": 1}]}', "x.json annotation 1 has no whole numbers"),
+        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "bbox": []}]}', "x.json annotation 1 has no caption"),
+        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "caption": "a\\u0007"}]}', "annotation 1 has a control"),
+        ("x.pkl", b"\x80\x04\x95\x00", "x.pkl line 1 is not UTF-8"),
+    ],
+)
+def test_a_refusal_names_the_file_and_the_line(read, name, data, says):
+    if "Illegal trailing comma" in says:
+        says = "x.json is not JSON: "  # whose words are another Python's
+    with pytest.raises(InputError) as raised:
+        read(name, data)
+    assert says in raised.value.message
+    assert raised.value.remedy
+    assert "\n" not in raised.value.message
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(read):
+    with pytest.raises(InputError, match=r"no column 'c' among 'a', 'b'"):
+        read("x.csv", "a,b\n1,2\n", ":c")
+
+
+def test_limits_are_those_of_the_form(read, monkeypatch):
+    monkeypatch.setattr(prompt_files, "MAX_BYTES", 20)
+    with pytest.raises(InputError, match="more than"):
+        read("x.jsonl", '"a"\n' * 6)
+    assert read("x.json", json.dumps(COCO)) == TWO
+    monkeypatch.setattr(prompt_files, "MAX_JSON_BYTES", 20)
+    with pytest.raises(InputError, match="more than"):
+        read("x.json", json.dumps(COCO))
+    monkeypatch.setattr(prompts, "MAX_PROMPTS", 3)
+    assert len(read("x.txt", "a\n\n\nb\nc")) == 3
+    with pytest.raises(InputError, match="more than 3 prompts"):
+        read("x.txt", "a\nb\nc\nd")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(TWO),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["prompt", "text", "annotations", "id", "image_id", "caption"]), inner, max_size=4
+        )
+    ),
+    max_leaves=9,
+)
+tables = st.lists(
+    st.lists(st.sampled_from([*TWO, "prompt", "text", '"', "", "\n", "\t", "\x00"]), max_size=3), max_size=4
+)
+contents = (
+    st.binary(max_size=60)
+    | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | anything.map(lambda value: json.dumps(value).encode())
+    | st.lists(anything, max_size=3).map(lambda values: "\n".join(map(json.dumps, values)).encode())
+    | tables.map(lambda rows: "\n".join(map(",".join, rows)).encode())
+)
+
+
+def outcome(source):
+    try:
+        return prompts.read_prompts(source, OUT)
+    except InputError as error:
+        return error
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(contents, st.sampled_from(["x", "x.txt", "x.jsonl", "x.csv", "x.tsv", "x.json", "x.csv:text", "-"]))
+def test_whatever_a_source_holds_there_is_a_list_of_prompts_or_a_refusal(tmp_path, data, name):
+    (tmp_path / name.removesuffix(":text")).write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        found = outcome("-" if name == "-" else str(tmp_path / name))
+    if isinstance(found, InputError):
+        assert found.remedy
+        assert "\n" not in found.message
+    else:
+        assert found
+        assert all(prompt == prompts.check_prompt(prompt, "x") for prompt in found)

@@ -1,0 +1,33 @@
+import dataclasses
+
+import pytest
+
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
+from rapm_cli.runs.settings import LATER, Settings
+
+MADE = Settings(
+    source="demo",
+    base_name="demo",
+    base_identity="x",
+    teacher=TeacherConfig(base="demo"),
+    training=TrainConfig(),
+    prompts=("a",),
+    samples=8,
+    save_every=1,
+)
+
+
+def with_training(**changes):
+    return dataclasses.replace(MADE, training=dataclasses.replace(MADE.training, **changes))
+
+
+def test_runs_outlive_settings_that_came_after_them():
+    assert MADE.fingerprint == "ad2ac347c9122d79"  # what it was before the last four of them came
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_setting_that_came_later_makes_another_run(name):
+    other = {"method": "pcm", "lora_init": "gaussian", "discriminator_times": "all", "fake_updates": 1, "lcm_times": 10}
+    changed = with_training(**{name: other.get(name, 0.5)})
+    assert changed.fingerprint != MADE.fingerprint
+    assert MADE.differences(changed, may_round=True)
