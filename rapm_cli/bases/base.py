@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
 
 
@@ -55,7 +55,7 @@ class Base:
         name: Of a registered base, or of its folder; goes into every file that leaves the machine.
         source: What `--base` takes to find it here again.
         defaults: Settings that suit it.
-        locate: The base's files; fetches those that are missing, under the eyes of a watcher.
+        locate: The base's files; fetches those that are missing, under the eyes of a reporter.
         architecture: Its shapes; fetches configurations at most.
         training_prompts: (count, seed) to prompts.
         student: The distilled LoRA that ships with it, if one does.
@@ -66,8 +66,8 @@ class Base:
     name: str
     source: str
     defaults: Defaults
-    locate: Callable[[Watcher], Weights]
-    architecture: Callable[[Watcher], Architecture]
+    locate: Callable[[Reporter], Weights]
+    architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
     set_exam: Callable[[int, int, int, bool], Exam] | None = None

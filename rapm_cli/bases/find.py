@@ -13,7 +13,7 @@ from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none
@@ -28,13 +28,13 @@ MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
 PIECES, PIECE_BYTES = 2**12, 2**12  # of a file of weights: 4 KiB of every 1.3 MB of SDXL's UNet
 
 
-def find_base(name: str, watcher: Watcher) -> Base:
+def find_base(name: str, reporter: Reporter) -> Base:
     """The base of that name; of a repository only the configurations are fetched.
 
     Args:
         name: Registered, a folder in diffusers layout, a `.safetensors` checkpoint, or `ORG/NAME` or
             `ORG/NAME@REVISION` on the hub.
-        watcher: Sees what is fetched.
+        reporter: Sees what is fetched.
 
     Raises:
         ConfigError: There is no such base.
@@ -50,7 +50,7 @@ def find_base(name: str, watcher: Watcher) -> Base:
             return _checkpoint_base(Path(name).resolve())
     match = HUB_ID.fullmatch(name)
     if match and not name.endswith(CHECKPOINTS):
-        return _hub_base(Published(match["repo"], match["revision"]), name, watcher)
+        return _hub_base(Published(match["repo"], match["revision"]), name, reporter)
     try:
         return BASES[name]
     except ConfigError as error:
@@ -66,16 +66,16 @@ def _folder_base(folder: Path) -> Base:
     )
 
 
-def _hub_base(published: Published, name: str, watcher: Watcher) -> Base:
-    family = family_of(published.outline(watcher))
+def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
+    family = family_of(published.outline(reporter))
     return _base(published.repo, name, family.defaults, published.weights, published.outline)
 
 
 def _checkpoint_base(path: Path) -> Base:
     family, prediction_type = checkpoint_kind(path)
 
-    def locate(watcher: Watcher) -> Weights:
-        folder = PUBLISHED[family].configs(watcher).folder
+    def locate(reporter: Reporter) -> Weights:
+        folder = PUBLISHED[family].configs(reporter).folder
         identity = hashlib.sha256(repr(("file", _samples_sha256(path))).encode()).hexdigest()[:16]
         return Weights(folder, identity, checkpoint=path, prediction_type=prediction_type)
 
@@ -86,15 +86,15 @@ def _base(
     name: str,
     source: str,
     defaults: Defaults,
-    locate: Callable[[Watcher], Weights],
-    configs: Callable[[Watcher], Weights],
+    locate: Callable[[Reporter], Weights],
+    configs: Callable[[Reporter], Weights],
 ) -> Base:
     return Base(
         name=name,
         source=source,
         defaults=defaults,
         locate=locate,
-        architecture=lambda watcher: architecture_of(configs(watcher)),
+        architecture=lambda reporter: architecture_of(configs(reporter)),
         training_prompts=photographic_prompts,
     )
 

@@ -102,7 +102,7 @@ class LoadedBase:
         with self._on_device(self._vae):
             return decoded(self._vae, z, self._scaling)
 
-    def rest(self) -> None:
+    def offload(self) -> None:
         """Take text encoders and autoencoder off the device, each until it is used again: training wants the room."""
         encoders, vae = self._encoders if "_text" in vars(self) else [], [self._vae] if "_vae" in vars(self) else []
         for module in (*encoders, *vae):

@@ -8,7 +8,7 @@ from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Selection, fetch
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 
 
 @dataclass
@@ -23,20 +23,20 @@ class Published:
     repo: str
     revision: str | None
 
-    def weights(self, watcher: Watcher) -> Weights:
+    def weights(self, reporter: Reporter) -> Weights:
         """All its files that rapm needs, fetched where they are missing."""
-        return self._fetch(PIPELINE, watcher)
+        return self._fetch(PIPELINE, reporter)
 
-    def configs(self, watcher: Watcher) -> Weights:
+    def configs(self, reporter: Reporter) -> Weights:
         """Its configurations and tokenizers alone."""
-        return self._fetch(CONFIGS, watcher)
+        return self._fetch(CONFIGS, reporter)
 
-    def outline(self, watcher: Watcher) -> Weights:
+    def outline(self, reporter: Reporter) -> Weights:
         """The same of a base whose weights will follow: an error of what is missing tells how to get all of it."""
-        return self._fetch(OUTLINE, watcher)
+        return self._fetch(OUTLINE, reporter)
 
-    def _fetch(self, selection: Selection, watcher: Watcher) -> Weights:
-        snapshot = fetch(self.repo, self.revision, selection, watcher)
+    def _fetch(self, selection: Selection, reporter: Reporter) -> Weights:
+        snapshot = fetch(self.repo, self.revision, selection, reporter)
         self.revision = snapshot.commit  # weights and configurations are of one commit, whatever is pushed meanwhile
         return Weights(snapshot.folder, f"{snapshot.repo}@{snapshot.commit}", files=snapshot.files)
 
@@ -53,7 +53,7 @@ for _name, _published in PUBLISHED.items():
             source=_name,
             defaults=FAMILIES[_name].defaults,
             locate=_published.weights,
-            architecture=lambda watcher, name=_name: ARCHITECTURES[name],  # type: ignore[misc]
+            architecture=lambda reporter, name=_name: ARCHITECTURES[name],  # type: ignore[misc]
             training_prompts=photographic_prompts,
         )
     )

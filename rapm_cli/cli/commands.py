@@ -46,17 +46,17 @@ def generate(
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.generate.generate import generate as run_generate
-    from rapm_cli.runs.resolve_lora import choose_again, choose_to_draw, recall
+    from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
     if from_picture:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
             raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
-        recipe = recall(from_picture, lora)
+        recipe = read_image_recipe(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
         precision, rng = recipe.precision, recipe.rng
-        chosen = choose_again(base, recipe, out)
+        chosen = resolve_recipe_lora(base, recipe, out)
     else:
-        chosen = choose_to_draw(base, lora, out)
+        chosen = resolve_model(base, lora, out)
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     if preview:
@@ -74,7 +74,7 @@ def generate(
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,
-        watcher=out,
+        reporter=out,
     ):
         teacher = "" if picture.teacher_seconds is None else f", teacher {picture.teacher_seconds:.2f} s"
         out.data(f"{picture.path}  seed {picture.seed}, {picture.seconds:.2f} s{teacher}")
@@ -124,9 +124,9 @@ def export(
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.export import export as workflow
-    from rapm_cli.runs.resolve_lora import choose
+    from rapm_cli.runs.resolve_lora import resolve_lora
 
-    chosen = choose(base, lora, out)
+    chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     if push_to_hub:
@@ -135,7 +135,7 @@ def export(
         chosen.lora_path,
         chosen.base,
         target,
-        watcher=out,
+        reporter=out,
         formats=options.parse_names(form),
         fuse=fuse,
         single_file=single_file,

@@ -184,18 +184,18 @@ def distill(
         if not is_follower:
             speed.foresee(out, undistilled_base(base or "sdxl", out), given, prompts, device)
         return
-    with workers.joined(device, out) as ranks:
-        if not ranks.is_first:
-            workers.follow(ranks, device, out)
+    with workers.joined(device, out) as world:
+        if not world.is_first:
+            workers.follow(world, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
         place = workers.device_of(device)
         if resume:
-            begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=ranks.world)
+            begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
         else:
             found = undistilled_base(base or "sdxl", out)
             begun = resolve_run.begin(
-                found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=ranks.world
+                found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )
         if begun.is_complete:
             show.finished(out, begun)
@@ -207,8 +207,8 @@ def distill(
             begun.base,
             device=begun.device,
             is_strict=strict,
-            watcher=out,
-            ranks=ranks,
+            reporter=out,
+            world=world,
             reporting=reporting,
         )
     show.distilled(out, begun, done)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rapm_cli.evaluate.evaluate import Assessment
     from rapm_cli.evaluate.html import TableSection
     from rapm_cli.evaluate.request import Options
-    from rapm_cli.runs.resolve_lora import Chosen
+    from rapm_cli.runs.resolve_lora import ResolvedLora
 
 WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
 EXAM_SAMPLES = 640
@@ -122,7 +122,7 @@ def evaluate(
         return
     from rapm_cli.bases.device import find_device
     from rapm_cli.evaluate.request import Options
-    from rapm_cli.runs.resolve_lora import choose
+    from rapm_cli.runs.resolve_lora import resolve_lora
     from rapm_cli.runs.retry import ready_folder
 
     names = None if metrics is None else options.parse_names(metrics)
@@ -138,14 +138,14 @@ def evaluate(
         return
     if output is not None and not is_follower:
         ready_folder(output)
-    chosen = choose(base, lora, out)
+    chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     is_demo = chosen.base.set_exam is not None
     _refuse(options.typed(context), OF_WORLD if is_demo else OF_DEMO, chosen.base.name)
     if is_demo:
         _examine(out, chosen, asked, part, output, place, precision)
     else:
-        second = [choose(base or chosen.base.source, against, out)] if against else []
+        second = [resolve_lora(base or chosen.base.source, against, out)] if against else []
         _assess(out, [chosen, *second], asked, output, place, precision)
 
 
@@ -166,7 +166,7 @@ def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
 
 def _examine(
     out: Output,
-    chosen: "Chosen",
+    chosen: "ResolvedLora",
     asked: "Options",
     part: str,
     output: Path | None,
@@ -191,13 +191,15 @@ def _examine(
         metrics=list(METRICS.names() if asked.metrics is None else asked.metrics),
         device=device,
         precision=precision,
-        watcher=out,
+        reporter=out,
     )
     if launcher.is_follower():  # it has drawn its share
         return
     for each in parts:
         show.comparison(out, each)
-    made = assess([chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, watcher=out)
+    made = assess(
+        [chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, reporter=out
+    )
     tables = [TableSection(title(each).capitalize(), *table(each), note=closed_in_words(each)) for each in parts]
     record = _reported(out, made, [chosen], output, device, tables) | {"parts": list(map(to_record, parts))}
     show.assessment(out, record)
@@ -206,7 +208,7 @@ def _examine(
 
 def _assess(
     out: Output,
-    students: "list[Chosen]",
+    students: "list[ResolvedLora]",
     asked: "Options",
     output: Path | None,
     device: "torch.device",
@@ -218,9 +220,9 @@ def _assess(
 
     request = ask(students[0], asked, out)
     if launcher.is_follower():
-        draw_share(students, request, device=device, precision=precision, watcher=out)
+        draw_share(students, request, device=device, precision=precision, reporter=out)
         return
-    made = assess(students, request, device=device, precision=precision, watcher=out)
+    made = assess(students, request, device=device, precision=precision, reporter=out)
     record = _reported(out, made, students, output, device)
     show.assessment(out, record)
     out.result(record)
@@ -229,7 +231,7 @@ def _assess(
 def _reported(
     out: Output,
     made: "Assessment",
-    students: "list[Chosen]",
+    students: "list[ResolvedLora]",
     output: Path | None,
     device: "torch.device",
     tables: "Sequence[TableSection]" = (),

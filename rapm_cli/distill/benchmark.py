@@ -17,7 +17,7 @@ from rapm_cli.bases.loading import decoded
 from rapm_cli.bases.plans import GIB, PLANS, Plan
 from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
 from rapm_cli.core.common.errors import ConfigError, require_shortage
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.memory_estimate import Rehearsed
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.method.trajectories import initial_noise
@@ -153,7 +153,7 @@ class Benchmark:
 
 
 def benchmark(
-    base: Base, settings: Settings, device: torch.device, watcher: Watcher, *, is_profiled: bool = False
+    base: Base, settings: Settings, device: torch.device, reporter: Reporter, *, is_profiled: bool = False
 ) -> Benchmark:
     """Measure both phases, under every plan, and drawing.
 
@@ -161,38 +161,38 @@ def benchmark(
         base: The base model, of which the shapes alone are used.
         settings: The settings that suit it.
         device: What is measured.
-        watcher: Is told what is being measured.
+        reporter: Is told what is being measured.
         is_profiled: Profile an iteration as well, and try the other ways.
 
     Raises:
         ConfigError: It would take long.
     """
-    architecture, dtype = base.architecture(watcher), DTYPES[settings.teacher.precision]
+    architecture, dtype = base.architecture(reporter), DTYPES[settings.teacher.precision]
     rate = matmul_rate(device, dtype)
-    watcher.say(f"{rate / 1e12:.3g} TFLOP/s in products of matrices; counting what both phases compute")
+    reporter.say(f"{rate / 1e12:.3g} TFLOP/s in products of matrices; counting what both phases compute")
     step = _rehearsed_step(base, architecture, settings)
     plans = _rehearsed_plans(architecture, settings)
     rehearsals = {"24": next(plans)}
     _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
     rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
-    watcher.say("measuring phase 1")
+    reporter.say("measuring phase 1")
     teachers = [_teacher(base, architecture, settings, step, device)]
     speeds = []
     for plan in PLANS.values():
-        watcher.say(f"measuring phase 2, plan {plan.name} GB")
+        reporter.say(f"measuring phase 2, plan {plan.name} GB")
         time = _time_on_card(architecture, settings, plan, device)
         speeds.append(PlanSpeed(PLAIN, plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
-    watcher.say("measuring drawing")
+    reporter.say("measuring drawing")
     drawing = _drawing(base, architecture, settings, device)
     free_memory(device)
     fastest = min(speeds, key=lambda speed: speed.time.seconds if speed.time else math.inf)
     costly = []
     if is_profiled and fastest.time:
-        watcher.say("profiling an iteration")
+        reporter.say("profiling an iteration")
         warm = warmups(settings.teacher.num_slots, device)
         costly = _profile(iteration(architecture, settings, fastest.plan, device), device, warm)
         free_memory(device)
-        for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, watcher):
+        for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, reporter):
             teachers.append(teacher)
             speeds.append(speed)
     machine = describe_machine(device)
@@ -226,23 +226,23 @@ def _other_ways(
     step: Rehearsed,
     fastest: PlanSpeed,
     device: torch.device,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
     """Both phases in each way but the plain one, under the plan that is fastest in that."""
     for way, options in WAYS.items():
         if way == PLAIN or (way == KERNELS and device.type != "cuda"):
             continue
-        watcher.say(f"measuring both phases {way}")
+        reporter.say(f"measuring both phases {way}")
         haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
         try:
             teacher = _teacher(base, architecture, haste, step, device, way)
             time = _time_on_card(architecture, haste, fastest.plan, device)
         except ConfigError as error:
-            watcher.warn(error.message)
+            reporter.warn(error.message)
             continue
         except RuntimeError as error:
             require_shortage(error)
-            watcher.warn(f"{way}: out of memory in phase 1; it is left out")
+            reporter.warn(f"{way}: out of memory in phase 1; it is left out")
             continue
         yield teacher, dataclasses.replace(fastest, way=way, time=time)
 

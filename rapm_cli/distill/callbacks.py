@@ -5,10 +5,10 @@ from typing import Any
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.distill.previews import Previews
 from rapm_cli.distill.trackers import Trackers, check_trackers, flatten, open_trackers
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
@@ -47,7 +47,7 @@ class Reports:
         base: The base model.
         loaded: The same, loaded.
         teacher: As it draws.
-        watcher: Is told where to look, and of failures.
+        reporter: Is told where to look, and of failures.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class Reports:
         settings: Settings,
         base: Base,
         loaded: LoadedBase,
-        teacher: Contestant,
-        watcher: Watcher,
+        teacher: EvalModel,
+        reporter: Reporter,
     ) -> None:
-        self._wanted, self._run, self._settings, self._watcher = wanted, run, settings, watcher
+        self._wanted, self._run, self._settings, self._reporter = wanted, run, settings, reporter
         self._trackers: Trackers | None = None  # until there is something to track
         self._previews: Previews | None = None
         if wanted.preview_every:
-            self._previews = Previews(wanted.preview_every, run, settings, base, loaded, teacher, watcher)
+            self._previews = Previews(wanted.preview_every, run, settings, base, loaded, teacher, reporter)
 
     def take(self, line: dict[str, Any]) -> None:
         """An iteration, as its line in the log."""
         folder, iteration = self._run.folder, line["iteration"]
         if self._trackers is None:
             recipe = self._settings.recipe()
-            self._trackers = open_trackers(self._wanted.trackers, folder, folder.name, recipe, self._watcher)
+            self._trackers = open_trackers(self._wanted.trackers, folder, folder.name, recipe, self._reporter)
         self._trackers.log(iteration, flatten(line))
         picture = self._previews.after(iteration + 1) if self._previews else None
         if picture:

@@ -9,16 +9,16 @@ import torch
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
 from rapm_cli.core.common.errors import DiskError, DivergedError, InputError, RapmError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.files import replace_file
-from rapm_cli.core.training.distributed import ALONE, Ranks
+from rapm_cli.core.training.distributed import ALONE, World
 from rapm_cli.distill.callbacks import NO_REPORTS, Reporting, Reports
-from rapm_cli.distill.loop import Training, give_way, loaded_base, trainer_of
-from rapm_cli.distill.memory_plan import adopt, plan_for, stand_by
+from rapm_cli.distill.loop import Training, loaded_base, offload_unused, trainer_of
+from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
 from rapm_cli.distill.trajectories import collect
 from rapm_cli.evaluate.contact_sheet import draw_sheet
 from rapm_cli.evaluate.demo_exam import Examination
@@ -61,8 +61,8 @@ def distill(
     *,
     device: torch.device,
     is_strict: bool,
-    watcher: Watcher,
-    ranks: Ranks = ALONE,
+    reporter: Reporter,
+    world: World = ALONE,
     reporting: Reporting = NO_REPORTS,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
@@ -73,8 +73,8 @@ def distill(
         base: The base model.
         device: Where to compute.
         is_strict: Stop at damaged data instead of using an older commit or making it again.
-        watcher: Sees bars and talk.
-        ranks: The processes that work on it, of which this is the first.
+        reporter: Sees bars and talk.
+        world: The processes that work on it, of which this is the first.
         reporting: Who is told of the training while it lasts.
 
     Raises:
@@ -83,27 +83,27 @@ def distill(
     """
     try:
         remedy = "wait for it, or begin another run: --new, without --resume"
-        with run.telling(), locked(run.folder, watcher, remedy):
+        with run.explain_stops(), locked(run.folder, reporter, remedy):
             if settings.deterministic:
                 be_deterministic()
-            _tell_damage(run, watcher)
-            return _distill(run, settings, base, device, is_strict, ranks, reporting, watcher)
+            _tell_damage(run, reporter)
+            return _distill(run, settings, base, device, is_strict, world, reporting, reporter)
     except DiskError as error:
         if run.is_begun:
             error.remedy = f"free space, and go on with: {run.resume_command}"
         raise
     except DivergedError as error:
-        run.give_up(error.message)
+        run.mark_diverged(error.message)
         raise
 
 
-def _tell_damage(run: Run, watcher: Watcher) -> None:
+def _tell_damage(run: Run, reporter: Reporter) -> None:
     """Say where the LoRA of a finished run is made again because it is damaged."""
     if run.is_finished:
         try:
-            run.sound_lora()
+            run.verified_lora()
         except InputError as error:
-            watcher.warn(f"{error.message}; it is made again from the last commit")
+            reporter.warn(f"{error.message}; it is made again from the last commit")
 
 
 def _distill(
@@ -112,55 +112,55 @@ def _distill(
     base: Base,
     device: torch.device,
     is_strict: bool,
-    ranks: Ranks,
+    world: World,
     reporting: Reporting,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
-    loaded = _load(run, settings, base, device, watcher)
-    ranks.share(settings.to_bytes())
+    loaded = _load(run, settings, base, device, reporter)
+    world.broadcast(settings.to_bytes())
     clock.lap("loading")
-    warn_of_unread(loaded, list(settings.prompts), watcher)
+    warn_of_unread(loaded, list(settings.prompts), reporter)
     trajectories = collect(
-        loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, ranks=ranks, watcher=watcher
+        loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, world=world, reporter=reporter
     )
     clock.lap("trajectories")
     exam, others = None, teacher_and_base(loaded, teacher, identity)
     if settings.samples and base.set_exam:
         exam = Examination(
-            base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, watcher, is_strict=is_strict
+            base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, reporter, is_strict=is_strict
         )
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
-    reports = Reports(reporting, run, settings, base, loaded, others[0], watcher)
-    give_way(loaded, settings)
-    plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
+    reports = Reports(reporting, run, settings, base, loaded, others[0], reporter)
+    offload_unused(loaded, settings)
+    plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
     adopt(plan, loaded.backbone)
-    trainer = trainer_of(loaded, settings, ranks)
-    stand_by(plan, trainer, watcher)
+    trainer = trainer_of(loaded, settings, world)
+    install_oom_fallback(plan, trainer, reporter)
     with closing(reports):
         training = Training(
-            run, settings, trainer, trajectories, is_strict=is_strict, watcher=watcher, follow=reports.take
+            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=reports.take
         )
         run.reopen()
         training.finish()
     lora = _settled(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
     kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
-    with_retries(lambda: save_lora(run.lora, lora), run.lora, size, watcher, kept, remedy)
+    with_retries(lambda: save_lora(run.lora, lora), run.lora, size, reporter, kept, remedy)
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
     is_rounded = plan is not None and plan.is_quantised
     pupil = student(loaded, teacher, f"{identity} in 8 bits" if is_rounded else identity, lora)
     if exam:
         exam.sit(pupil)
-    watcher.say("drawing the contact sheet")
+    reporter.say("drawing the contact sheet")
     sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
-    with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), watcher, kept, remedy)
+    with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), reporter, kept, remedy)
     part = exam.part() if exam else None
     clock.lap("student")
-    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, ranks.world))
+    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
     record = {
         "iterations": settings.training.iterations,
         "samples": settings.samples,
@@ -170,18 +170,18 @@ def _distill(
         "machine": made.machine,
         "comparison": to_record(part) if part else None,
     }
-    with_retries(lambda: run.finish(record), run.folder, 0, watcher, kept, remedy)
+    with_retries(lambda: run.finish(record), run.folder, 0, reporter, kept, remedy)
     return made
 
 
-def _load(run: Run, settings: Settings, base: Base, device: torch.device, watcher: Watcher) -> LoadedBase:
+def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:
     """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
     is_new, begin, size = not run.is_begun, Checkpoints(run, settings).begin, len(settings.to_bytes())
     saved = "nothing was begun" if is_new else "all commits are kept"
     try:
-        with_retries(begin, run.commits, size, watcher, saved, "free space, and run the same command again")
-        watcher.say(f"loading {base.name}")
-        loaded = loaded_base(base, settings, device, watcher)
+        with_retries(begin, run.commits, size, reporter, saved, "free space, and run the same command again")
+        reporter.say(f"loading {base.name}")
+        loaded = loaded_base(base, settings, device, reporter)
         loaded.load()
         return loaded
     except RapmError:
@@ -192,7 +192,7 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, watche
 
 def _settled(trainer: Trainer, settings: Settings) -> LoraFile:
     """What training made; the network draws with it from here on."""
-    trainer.settle()
+    trainer.finalize()
     sampler = sampler_of(to_json(settings.training))
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)

@@ -11,7 +11,7 @@ from rapm_cli.bases.device import DTYPES, MIB, describe_machine, peak_memory_mib
 from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
 from rapm_cli.bases.plans import PLANS, Plan
 from rapm_cli.bases.stopwatch import matmul_rate
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.memory_estimate import Rehearsed
 from rapm_cli.distill.loop import MOST_COMMITS, STATE
 from rapm_cli.distill.memory_plan import plan_for
@@ -45,7 +45,7 @@ class Foreseen:
     machine: str
 
 
-def foresee(base: Base, settings: Settings, device: torch.device, watcher: Watcher) -> Foreseen:
+def foresee(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> Foreseen:
     """A distillation's plan, hours, memory and disk; of the base its shapes alone are needed.
 
     Both phases are tried with random weights, unless that would take minutes.
@@ -54,16 +54,16 @@ def foresee(base: Base, settings: Settings, device: torch.device, watcher: Watch
         base: The base model.
         settings: Of the run.
         device: Where it would compute.
-        watcher: Is told of the plan.
+        reporter: Is told of the plan.
 
     Raises:
         OutOfMemoryError: None fits.
     """
-    architecture = base.architecture(watcher)
-    plan = plan_for(architecture, settings, device, 1, watcher)
+    architecture = base.architecture(reporter)
+    plan = plan_for(architecture, settings, device, 1, reporter)
     plan = plan or PLANS["12" if settings.training.checkpointing else "24"]
     size = min(base.defaults.rollout_batch, settings.teacher.trajectories)
-    watcher.say("counting what both phases compute")
+    reporter.say("counting what both phases compute")
     step, walk = rehearsed(architecture, settings, size, plan)
     resident = psutil.Process().memory_info().rss
     share = USUAL_SHARE * matmul_rate(device, DTYPES[settings.teacher.precision])
@@ -73,7 +73,7 @@ def foresee(base: Base, settings: Settings, device: torch.device, watcher: Watch
         step_seconds, walk_seconds = step.flops / share, walk.flops / share
         peak += resident if device.type == "cpu" else 0
     else:
-        watcher.say("trying both phases with random weights")
+        reporter.say("trying both phases with random weights")
         tried = time_guided_step(architecture, settings, size, device, REPEATS)
         walked = time_iteration(architecture, settings, plan, device, REPEATS)
         step_seconds, walk_seconds = tried.seconds, walked.seconds

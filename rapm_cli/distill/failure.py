@@ -12,68 +12,68 @@ from collections.abc import Iterator
 from torch import distributed
 
 from rapm_cli.core.common.errors import PeerEnded, RapmError, Stopped, as_told
-from rapm_cli.core.common.progress import Watcher
-from rapm_cli.core.training.job_store import Board
+from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.runs import signals
 
-POLL_SECONDS = 0.5  # between looks at the board
+POLL_SECONDS = 0.5  # between looks at the jobs
 GRACE_SECONDS = 3.0  # in which the others hear, and the first one tells and ends
-LAST_SECONDS = 0.3  # in which the others see that the first one leaves: with it the board may go
+LAST_SECONDS = 0.3  # in which the others see that the first one leaves: with it the jobs may go
 INSIST_SECONDS = 15.0  # until a process goes whose collective cannot be broken off
 
 
 @contextlib.contextmanager
-def ending_together(board: Board, watcher: Watcher) -> Iterator[None]:
+def ending_together(jobs: JobStore, reporter: Reporter) -> Iterator[None]:
     """Inside, this process ends soon after any that cannot go on, and the others after this one.
 
     Args:
-        board: Of the job.
-        watcher: Of this process.
+        jobs: Of the job.
+        reporter: Of this process.
 
     Raises:
         PeerEnded: Another process has ended; without a message where the first one tells it.
     """
     is_over = threading.Event()
-    threading.Thread(target=_listen, args=(board, is_over, watcher), daemon=True).start()
+    threading.Thread(target=_listen, args=(jobs, is_over, reporter), daemon=True).start()
     try:
         yield
-        if board.rank == 0:
-            board.end(0, "there is nothing to do")
+        if jobs.rank == 0:
+            jobs.report_exit(0, "there is nothing to do")
     except BaseException as error:
         is_over.set()
-        ended = _end(board, error)
+        ended = _end(jobs, error)
         if ended is error:
             raise
         raise ended from error
     finally:
         is_over.set()
-        if board.rank == 0:
-            board.all_left(range(1, board.world), GRACE_SECONDS)
-        board.leave()
-        if board.rank == 0:
+        if jobs.rank == 0:
+            jobs.all_detached(range(1, jobs.size), GRACE_SECONDS)
+        jobs.detach()
+        if jobs.rank == 0:
             time.sleep(LAST_SECONDS)
 
 
-def _end(board: Board, error: BaseException) -> BaseException:
+def _end(jobs: JobStore, error: BaseException) -> BaseException:
     """Let the others end too; what this process ends with."""
     if isinstance(error, PeerEnded) and error.exit_code == 0:  # all is done, and the store may be gone any moment
-        board.leave()
+        jobs.detach()
         return PeerEnded("", 0)
     is_agreed = isinstance(error, PeerEnded) and not error.message
     if not is_agreed:
-        board.end(*_word(error))
+        jobs.report_exit(*_word(error))
         _break_off()
-    ended = error if isinstance(error, Stopped | RapmError) else board.ending() or error
-    if board.rank == 0:
+    ended = error if isinstance(error, Stopped | RapmError) else jobs.peer_exit() or error
+    if jobs.rank == 0:
         return ended
-    board.leave()
+    jobs.detach()
     code, _ = _word(ended)
     is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # which RAPM_DEBUG shows here
     try:
-        is_told = board.all_left([0], INSIST_SECONDS)
+        is_told = jobs.all_detached([0], INSIST_SECONDS)
         time.sleep(GRACE_SECONDS if code and is_told else 0)
     except Stopped:  # by a launcher, which finds the first one gone
-        is_told = board.all_left([0], 0)
+        is_told = jobs.all_detached([0], 0)
     return PeerEnded("", code) if is_told and not is_bug else ended
 
 
@@ -84,16 +84,16 @@ def _break_off() -> None:
         distributed.destroy_process_group()
 
 
-def _listen(board: Board, is_over: threading.Event, watcher: Watcher) -> None:
+def _listen(jobs: JobStore, is_over: threading.Event, reporter: Reporter) -> None:
     """End this process soon after another that has said that it ends."""
     while not is_over.wait(POLL_SECONDS):
-        if ended := board.ending():
-            if board.rank:
-                board.leave()
+        if ended := jobs.peer_exit():
+            if jobs.rank:
+                jobs.detach()
             signals.interrupt(ended)
             if not is_over.wait(INSIST_SECONDS):
-                if board.rank == 0:
-                    watcher.warn(ended.message)
+                if jobs.rank == 0:
+                    reporter.warn(ended.message)
                 os._exit(ended.exit_code)
             return
 

@@ -22,7 +22,7 @@ from rapm_cli.core.common.errors import (
     VerificationError,
     require_shortage,
 )
-from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.common.progress import Bar, Reporter
 from rapm_cli.core.method import METHODS
 from rapm_cli.core.method.replicas import tell_state
 from rapm_cli.core.method.store import StoredTrajectories
@@ -30,7 +30,7 @@ from rapm_cli.core.method.trainer import Progress, Trainer, train
 from rapm_cli.core.storage.commit import commit
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.core.storage.room import require_room
-from rapm_cli.core.training.distributed import Ranks, Verdict
+from rapm_cli.core.training.distributed import Verdict, World
 from rapm_cli.core.training.recovery import NETWORK, Health
 from rapm_cli.core.training.step_metrics import SlotLosses
 from rapm_cli.runs import signals
@@ -44,14 +44,14 @@ STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
 
 
-def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: Watcher) -> LoadedBase:
+def loaded_base(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> LoadedBase:
     """The base that a run is made from.
 
     Raises:
         InputError: Its weights here are others than those that the run was begun with.
         ConfigError: It is to be compiled, which torch cannot do here.
     """
-    weights = base.locate(watcher)
+    weights = base.locate(reporter)
     if weights.identity != settings.base_identity:
         raise InputError(
             f"{weights.origin} holds other weights than the run was begun with",
@@ -59,20 +59,20 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, watcher: W
         )
     loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
     if training.compile or training.channels_last or not training.cuda_graphs:  # else it is read when it is first used
-        loaded.backbone.hasten(
+        loaded.backbone.configure_speedups(
             compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
         )
     return loaded
 
 
-def give_way(loaded: LoadedBase, settings: Settings) -> None:
+def offload_unused(loaded: LoadedBase, settings: Settings) -> None:
     """Take what training does not use off the device, after what it wants to know of that."""
     if METHODS[settings.training.method].asks_teacher:
         _ = loaded.unconditional
-    loaded.rest()
+    loaded.offload()
 
 
-def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
+def trainer_of(loaded: LoadedBase, settings: Settings, world: World) -> Trainer:
     """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
     teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher
     return Trainer(
@@ -83,7 +83,7 @@ def trainer_of(loaded: LoadedBase, settings: Settings, ranks: Ranks) -> Trainer:
         delta=teacher.delta,
         guidance_scale=teacher.guidance_scale,
         uncond=loaded.unconditional if is_asked else None,  # else the text encoders stay away
-        ranks=ranks,
+        world=world,
     )
 
 
@@ -96,7 +96,7 @@ class Training:
         trainer: Fresh.
         trajectories: All of them.
         is_strict: Stop at a damaged commit instead of using an older one.
-        watcher: Sees the bar.
+        reporter: Sees the bar.
         follow: Is handed each iteration's line of the log.
 
     Raises:
@@ -113,11 +113,11 @@ class Training:
         trajectories: StoredTrajectories,
         *,
         is_strict: bool,
-        watcher: Watcher,
+        reporter: Reporter,
         follow: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.run, self.settings, self.trainer = run, settings, trainer
-        self.trajectories, self.is_strict, self.watcher = trajectories, is_strict, watcher
+        self.trajectories, self.is_strict, self.reporter = trajectories, is_strict, reporter
         self.follow = follow
         self.checkpoints = Checkpoints(run, settings)
         self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
@@ -132,7 +132,7 @@ class Training:
         if checkpoint:
             self._restore(checkpoint)
             if self.done < self.total:
-                self.watcher.say(f"going on after iteration {self.done} of {self.total}")
+                self.reporter.say(f"going on after iteration {self.done} of {self.total}")
         else:
             self._save(is_regular=True)
         tell_state(trainer, self.done)
@@ -156,7 +156,7 @@ class Training:
         device, begun = self.trainer.backbone.device, self.seconds
         clock = time.perf_counter()
         with (
-            self.watcher.bar("training", self.total, "iteration", device, done=self.done) as bar,
+            self.reporter.bar("training", self.total, "iteration", device, done=self.done) as bar,
             signals.patient("this iteration"),
         ):
             while self.done < self.total:
@@ -169,7 +169,7 @@ class Training:
                         tell_state(self.trainer, self.done)
                         break
                     self._save_where_due()
-                    self.trainer.ranks.decide(Verdict.GO)
+                    self.trainer.world.broadcast_verdict(Verdict.GO)
         self._show_log()
 
     def _iterations(self) -> Iterator[Progress]:
@@ -198,10 +198,10 @@ class Training:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
         if signals.take_save_wish() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        number = self.trainer.ranks.wish(signals.number())  # whichever process was sent it
+        number = self.trainer.world.request_stop(signals.number())  # whichever process was sent it
         if number is not None:
             self._save(is_regular=is_regular)
-            self.trainer.ranks.decide(Verdict.STOP, number)
+            self.trainer.world.broadcast_verdict(Verdict.STOP, number)
             saved = f"{self.done} of {self.total} iterations are saved"
             raise Stopped(number, saved, f"go on with: {self.run.resume_command}")
 
@@ -215,7 +215,7 @@ class Training:
             lambda: self.checkpoints.write(checkpoint, self.saved),
             self.run.commits / name_of(self.done),
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
-            self.watcher,
+            self.reporter,
             f"the last commit is {self.saved}",
             f"free space, and go on with: {self.run.resume_command}",
         )
@@ -260,7 +260,7 @@ class Training:
         self.trainer.rate_scale = self.health.rate_scale
         self._append({"went_back": {"from": failed, "to": self.done, "skipped": last, "returns": self.health.returns}})
         times = f" {health.skips} times in a row" if health.skips > 1 else ""
-        self.watcher.warn(
+        self.reporter.warn(
             f"the {last} was not finite{times}: going back from iteration {failed} to {self.done}, "
             f"with rates times {self.health.rate_scale:g}"
         )
@@ -271,11 +271,11 @@ class Training:
         if damage and self.is_strict:
             raise damage[0]
         for error in damage[:-1]:
-            self.watcher.warn(error.message)
+            self.reporter.warn(error.message)
         if damage:
             use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
             repeated = int(damage[0].place.name) - (found.iterations if found else 0)
-            self.watcher.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
+            self.reporter.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
 
     def _append(self, record: dict[str, Any]) -> None:
         """Add a line to the log; the file is for people to follow, the commits hold its true text."""
@@ -292,7 +292,7 @@ class Training:
         from safetensors.torch import save
 
         fate = "" if progress.skipped == NETWORK else ": update skipped"
-        self.watcher.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
+        self.reporter.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
         target = self.run.folder / OFFENDING / name_of(progress.iteration)
         if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
             return
@@ -303,7 +303,7 @@ class Training:
         try:
             commit(target, files, fingerprint=self.settings.fingerprint, about=about)
         except (OSError, VerificationError) as error:  # training goes on
-            self.watcher.warn(f"its trajectories are not kept: {DiskError.of(error, target).message}")
+            self.reporter.warn(f"its trajectories are not kept: {DiskError.of(error, target).message}")
 
 
 def log_line(progress: Progress) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.estimate import rehearse_plan
 from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.network.backbone import BLOCKS, Backbone
 from rapm_cli.core.network.int8 import quantise
@@ -22,17 +22,17 @@ def plan_for(
     settings: Settings,
     device: torch.device,
     processes: int,
-    watcher: Watcher,
+    reporter: Reporter,
     backbone: Backbone | None = None,
 ) -> Plan | None:
-    """The plan to train with, told to the watcher; None where memory is not planned: on a CPU, unless one is named.
+    """The plan to train with, told to the reporter; None where memory is not planned: on a CPU, unless one is named.
 
     Args:
         architecture: Of the base.
         settings: Of the run.
         device: Where it trains.
         processes: That share its batches.
-        watcher: Is told of it.
+        reporter: Is told of it.
         backbone: The network, where it is on the device already: it is part of what the plan needs.
 
     Raises:
@@ -41,7 +41,7 @@ def plan_for(
     wanted = settings.training.vram
     if wanted != AUTO:
         plan = PLANS[wanted]
-        watcher.say(f"plan {plan.name} GB: {plan.words}")
+        reporter.say(f"plan {plan.name} GB: {plan.words}")
         return plan
     if device.type != "cuda":
         return None
@@ -55,7 +55,7 @@ def plan_for(
     plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not settings.training.checkpointing]
     free = _free_bytes(device, backbone)
     plan = choose_plan(plans, peak_of, free)
-    watcher.say(
+    reporter.say(
         f"plan {plan.name} GB: {plan.words}; predicted peak {peaks[plan.name] / GIB:.1f} GiB, "
         f"{needed(peaks[plan.name]) / GIB:.1f} with all that comes beside, {free / GIB:.1f} GiB are free"
     )
@@ -84,30 +84,30 @@ def adopt(plan: Plan | None, backbone: Backbone) -> None:
         backbone.enable_checkpointing(plan.recomputed)
 
 
-def stand_by(plan: Plan | None, trainer: Trainer, watcher: Watcher) -> None:
+def install_oom_fallback(plan: Plan | None, trainer: Trainer, reporter: Reporter) -> None:
     """Let a trainer that runs out of memory go on with the next lower plan."""
     # With --checkpointing all is recomputed already, and a plan that recomputes less would not help.
     now = PLANS["12"] if plan and trainer.config.checkpointing and not plan.is_quantised else plan
 
-    def relieve() -> bool:
+    def on_oom() -> bool:
         nonlocal now
-        is_enough = trainer.backbone.stop_recording()
+        is_enough = trainer.backbone.disable_graphs()
         free_memory(trainer.backbone.device)
         if is_enough:
-            watcher.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
+            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
             return True
         after = lower(now) if now else None
         if after is None:
             return False
         now = after
         trainer.backbone.enable_checkpointing(after.recomputed)
-        watcher.warn(
+        reporter.warn(
             f"out of memory: this step is computed again, and the rest, with plan {after.name} GB ({after.words}); "
             f"--vram {after.name} begins with it"
         )
         return True
 
-    trainer.relieve = relieve
+    trainer.on_oom = on_oom
 
 
 def free_memory(device: torch.device) -> None:

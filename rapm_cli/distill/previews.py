@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.common.errors import DiskError, require_shortage
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.storage.files import make_folder, replace_file
 from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.evaluate.contact_sheet import fixed_scenes
-from rapm_cli.evaluate.models import Contestant, Walk
+from rapm_cli.evaluate.models import EvalModel, Walk
 from rapm_cli.runs.checkpoints import name_of
 from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.run import Run
@@ -38,7 +38,7 @@ class Previews:
         base: The base model.
         loaded: The same, loaded.
         teacher: Draws the first row.
-        watcher: Is told where no sheet can be drawn any more.
+        reporter: Is told where no sheet can be drawn any more.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Previews:
         settings: Settings,
         base: Base,
         loaded: LoadedBase,
-        teacher: Contestant,
-        watcher: Watcher,
+        teacher: EvalModel,
+        reporter: Reporter,
     ) -> None:
-        self._every, self._folder, self._loaded, self._watcher = every, run.previews, loaded, watcher
+        self._every, self._folder, self._loaded, self._reporter = every, run.previews, loaded, reporter
         self._num_slots, self._title = settings.teacher.num_slots, teacher.title
         self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.prompts)
@@ -81,12 +81,12 @@ class Previews:
         student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
-        backbone.forget()  # the autoencoder takes the place of what training has recorded
+        backbone.reset_graphs()  # the autoencoder takes the place of what training has recorded
         free_memory(self._loaded.device)
         try:
             return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
         finally:
-            self._loaded.rest()  # a roomy card would keep the autoencoder, which no plan counts beside training
+            self._loaded.offload()  # a roomy card would keep the autoencoder, which no plan counts beside training
 
     def _draw(self, walk: Walk) -> Tensor:
         """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
@@ -100,4 +100,4 @@ class Previews:
     def _give_up(self, reason: str) -> None:
         self._every = 0
         free_memory(self._loaded.device)
-        self._watcher.warn(f"there are no more previews: {reason}")
+        self._reporter.warn(f"there are no more previews: {reason}")

@@ -12,7 +12,7 @@ from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.method.trainer import check_fit, check_heeded
 from rapm_cli.runs.checkpoints import read_settings
@@ -26,7 +26,7 @@ def settings_for(
     given: dict[str, Any],
     prompts: list[str] | None,
     device: torch.device,
-    watcher: Watcher,
+    reporter: Reporter,
     stored: Settings | None = None,
     processes: int = 1,
 ) -> Settings:
@@ -34,8 +34,8 @@ def settings_for(
 
     Arguments and errors as of `settings_without_weights`; what is missing of the weights is fetched.
     """
-    settings = settings_without_weights(base, given, prompts, device, watcher, stored, processes)
-    return dataclasses.replace(settings, base_identity=base.locate(watcher).identity)
+    settings = settings_without_weights(base, given, prompts, device, reporter, stored, processes)
+    return dataclasses.replace(settings, base_identity=base.locate(reporter).identity)
 
 
 def settings_without_weights(
@@ -43,7 +43,7 @@ def settings_without_weights(
     given: dict[str, Any],
     prompts: list[str] | None,
     device: torch.device,
-    watcher: Watcher,
+    reporter: Reporter,
     stored: Settings | None = None,
     processes: int = 1,
 ) -> Settings:
@@ -54,7 +54,7 @@ def settings_without_weights(
         given: What the user named, by field of `TeacherConfig`, `TrainConfig` or `Settings`; precision may be "auto".
         prompts: The user's prompts; None for those stored, else the base's own.
         device: Where to compute, which "auto" depends on.
-        watcher: Is told of prompts that are left out.
+        reporter: Is told of prompts that are left out.
         stored: Those of the run that is resumed; what is not given comes from it, else from the base's defaults.
         processes: That train together, on the named batch size each.
 
@@ -79,11 +79,11 @@ def settings_without_weights(
     check_fit(training, teacher.num_slots)
     check_heeded(given, training.method)
     if training.batch_size > teacher.trajectories:
-        watcher.warn(
+        reporter.warn(
             f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"
         )
     is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
-    chosen = stored.prompts if stored and is_same else training_prompts(base, teacher, prompts, watcher)
+    chosen = stored.prompts if stored and is_same else training_prompts(base, teacher, prompts, reporter)
     return Settings(
         source=base.source,
         base_name=base.name,
@@ -128,7 +128,7 @@ def begin(
     given: dict[str, Any],
     prompts: list[str] | None,
     device_name: str,
-    watcher: Watcher,
+    reporter: Reporter,
     *,
     output: Path | None,
     is_new: bool,
@@ -142,7 +142,7 @@ def begin(
         given: As in `settings_for`.
         prompts: As in `settings_for`.
         device_name: As `--device` takes it.
-        watcher: Sees warnings.
+        reporter: Sees warnings.
         output: The folder that the user named; a run in it goes on.
         is_new: Begin another run even where an unfinished one has these very settings.
         is_strict: Stop at a damaged commit of settings instead of using another.
@@ -154,13 +154,13 @@ def begin(
         DamagedError: A commit of settings is damaged and `is_strict`.
     """
     device = find_device(device_name)
-    settings = settings_for(base, given, prompts, device, watcher, processes=processes)
+    settings = settings_for(base, given, prompts, device, reporter, processes=processes)
     run = None if is_new else _unfinished_like(settings) if output is None else Run(output.resolve())
     if run is None or not run.is_begun:
         return Start(new_run(settings.base_name, output), settings, base, device, False)
-    stored = _stored_settings(run, watcher, is_strict=is_strict)
+    stored = _stored_settings(run, reporter, is_strict=is_strict)
     check_same(run, stored, settings, may_round=False)
-    _warn_of_bits(stored, settings, watcher)
+    _warn_of_bits(stored, settings, reporter)
     return Start(run, settings, base, device, True)
 
 
@@ -170,7 +170,7 @@ def resume(
     given: dict[str, Any],
     prompts: list[str] | None,
     device_name: str,
-    watcher: Watcher,
+    reporter: Reporter,
     *,
     is_strict: bool,
     processes: int = 1,
@@ -189,13 +189,13 @@ def resume(
         raise InputError(
             f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
         )
-    with run.telling():
-        stored = _stored_settings(run, watcher, is_strict=is_strict)
-        base = find_base(base_name or stored.source, watcher)
+    with run.explain_stops():
+        stored = _stored_settings(run, reporter, is_strict=is_strict)
+        base = find_base(base_name or stored.source, reporter)
         device = _device_of(device_name, stored)
-        settings = settings_for(base, given, prompts, device, watcher, stored, processes)
+        settings = settings_for(base, given, prompts, device, reporter, stored, processes)
     check_same(run, stored, settings, may_round=True)
-    _warn_of_bits(stored, settings, watcher)
+    _warn_of_bits(stored, settings, reporter)
     return Start(run, settings, base, device, True)
 
 
@@ -236,12 +236,12 @@ def _unfinished_like(settings: Settings) -> Run | None:
     return None
 
 
-def _stored_settings(run: Run, watcher: Watcher, *, is_strict: bool) -> Settings:
+def _stored_settings(run: Run, reporter: Reporter, *, is_strict: bool) -> Settings:
     stored, damage = read_settings(run)
     if damage and is_strict:
         raise damage[0]
     for error in damage:
-        watcher.warn(f"{error.message}; using another commit's settings")
+        reporter.warn(f"{error.message}; using another commit's settings")
     return stored
 
 
@@ -252,9 +252,9 @@ def _device_of(name: str, stored: Settings) -> torch.device:
     return find_device(name)
 
 
-def _warn_of_bits(stored: Settings, settings: Settings, watcher: Watcher) -> None:
+def _warn_of_bits(stored: Settings, settings: Settings, reporter: Reporter) -> None:
     if settings.machine != stored.machine:
-        watcher.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
+        reporter.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
 
 
 def _machine(device: torch.device, training: TrainConfig, processes: int) -> str:

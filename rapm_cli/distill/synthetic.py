@@ -103,7 +103,9 @@ def iteration(
 
 def _backbone(architecture: Architecture, settings: Settings, device: torch.device) -> Backbone:
     backbone, training = architecture.backbone(device, DTYPES[settings.teacher.precision]), settings.training
-    backbone.hasten(compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs)
+    backbone.configure_speedups(
+        compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
+    )
     return backbone
 
 

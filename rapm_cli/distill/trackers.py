@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from rapm_cli.core.common.errors import ConfigError, RapmError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
 
 if TYPE_CHECKING:
@@ -235,12 +235,12 @@ class Trackers:
     Args:
         names: From `TRACKERS`.
         subject: What they record.
-        watcher: Is told where to look, and of failures.
+        reporter: Is told where to look, and of failures.
     """
 
-    def __init__(self, names: Sequence[str], subject: Subject, watcher: Watcher) -> None:
+    def __init__(self, names: Sequence[str], subject: Subject, reporter: Reporter) -> None:
         self._open: dict[str, Tracker] = {}
-        self._watcher = watcher
+        self._reporter = reporter
         for name in dict.fromkeys(names):
             self._attempt(name, lambda name=name: self._begin(name, subject))  # type: ignore[misc]
 
@@ -259,7 +259,7 @@ class Trackers:
 
     def _begin(self, name: str, subject: Subject) -> None:
         self._open[name] = TRACKERS[name](subject)
-        self._watcher.say(f"{name}: {self._open[name].hint}")
+        self._reporter.say(f"{name}: {self._open[name].hint}")
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
@@ -273,11 +273,11 @@ class Trackers:
             self._open.pop(name, None)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             remedy = f"; {error.remedy}" if isinstance(error, RapmError) else ""
-            self._watcher.warn(f"tracker {name} has failed and is left out: {reason}{remedy}")
+            self._reporter.warn(f"tracker {name} has failed and is left out: {reason}{remedy}")
 
 
 def open_trackers(
-    names: Sequence[str], run_folder: Path, run_name: str, settings: dict[str, Any], watcher: Watcher
+    names: Sequence[str], run_folder: Path, run_name: str, settings: dict[str, Any], reporter: Reporter
 ) -> Trackers:
     """Trackers of a run, which go on with what they have of it.
 
@@ -286,13 +286,13 @@ def open_trackers(
         run_folder: Their files go there.
         run_name: As they show it.
         settings: What the run is made from, as JSON values that may leave this machine.
-        watcher: Is told where to look, and of failures.
+        reporter: Is told where to look, and of failures.
 
     Raises:
         ConfigError: One is unknown or not installed.
     """
     check_trackers(names)
-    return Trackers(names, Subject(run_folder, run_name, settings), watcher)
+    return Trackers(names, Subject(run_folder, run_name, settings), reporter)
 
 
 def flatten(progress_line: dict[str, Any]) -> dict[str, float]:

@@ -11,13 +11,13 @@ import torch
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.common.errors import OutOfMemoryError, Stopped, require_shortage
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig
 from rapm_cli.core.method.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.method.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.storage.room import require_room
-from rapm_cli.core.training.distributed import ALONE, Ranks
+from rapm_cli.core.training.distributed import ALONE, World
 from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.runs import signals
 from rapm_cli.runs.lock import locked
@@ -28,7 +28,7 @@ PROMPTS_AHEAD = 2048  # that the text encoders read at a time: 650 MB of SDXL's 
 
 
 def collect(
-    base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, watcher: Watcher, ranks: Ranks = ALONE
+    base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, reporter: Reporter, world: World = ALONE
 ) -> StoredTrajectories:
     """The trajectories of a run's prompts, after making those that are not stored.
 
@@ -37,8 +37,8 @@ def collect(
         settings: Of the run.
         shard_size: Trajectories that are stored together.
         is_strict: Stop at a damaged shard instead of making it again.
-        watcher: Sees the bar.
-        ranks: The processes that share the work, of which this is the first.
+        reporter: Sees the bar.
+        world: The processes that share the work, of which this is the first.
 
     Raises:
         DamagedError: A shard is damaged and `is_strict`.
@@ -46,28 +46,28 @@ def collect(
         Stopped: A signal came; the shards that were made are kept.
     """
     store = store_of(settings, shard_size)
-    with locked(store.folder, watcher, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
+    with locked(store.folder, reporter, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
         missing, damage = store.missing()
         if damage and is_strict:
             raise damage[0]
         for error in damage:
-            watcher.warn(f"{error.message}; making its trajectories again")
+            reporter.warn(f"{error.message}; making its trajectories again")
         to_do = sum(map(len, missing))
         if to_do < store.count:
-            watcher.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
+            reporter.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
         require_room(store.folder, to_do * _bytes_of_one(base, settings), f"storing {to_do} trajectories")
-        ranks.share(json.dumps([rows.start for rows in missing]).encode())
-        return _make_all(base, settings, store, missing, ranks, watcher)
+        world.broadcast(json.dumps([rows.start for rows in missing]).encode())
+        return _make_all(base, settings, store, missing, world, reporter)
 
 
 def help_collect(
-    ranks: Ranks, base: LoadedBase, settings: Settings, shard_size: int, watcher: Watcher
+    world: World, base: LoadedBase, settings: Settings, shard_size: int, reporter: Reporter
 ) -> StoredTrajectories:
     """Make this process's share of what the first one, in `collect`, has found missing; then all trajectories."""
     store = store_of(settings, shard_size)
-    starts = set(json.loads(ranks.share()))
+    starts = set(json.loads(world.broadcast()))
     missing = [rows for rows in store.shards if rows.start in starts]
-    return _make_all(base, settings, store, missing, ranks, watcher)
+    return _make_all(base, settings, store, missing, world, reporter)
 
 
 def _make_all(
@@ -75,8 +75,8 @@ def _make_all(
     settings: Settings,
     store: TrajectoryStore,
     missing: list[range],
-    ranks: Ranks,
-    watcher: Watcher,
+    world: World,
+    reporter: Reporter,
 ) -> StoredTrajectories:
     """All trajectories, after making the missing shards, of several processes each every so many.
 
@@ -86,8 +86,8 @@ def _make_all(
     words = f"these {len(missing[0])} trajectories" if missing else "these trajectories"
     with signals.patient(words):
         if missing:
-            _make_mine(base, settings, store, missing, ranks, watcher)
-        number = ranks.meet(signals.number)
+            _make_mine(base, settings, store, missing, world, reporter)
+        number = world.barrier(signals.number)
     if number is not None:
         raise Stopped(number, f"{store.kept()} of {store.count} trajectories are kept")
     return store.stored()
@@ -98,17 +98,17 @@ def _make_mine(
     settings: Settings,
     store: TrajectoryStore,
     missing: list[range],
-    ranks: Ranks,
-    watcher: Watcher,
+    world: World,
+    reporter: Reporter,
 ) -> None:
     """Make this process's share; the bar supposes that all are equally fast."""
-    to_do, mine = sum(map(len, missing)), missing[ranks.rank :: ranks.world]
+    to_do, mine = sum(map(len, missing)), missing[world.rank :: world.size]
     conds = _conditionings(base, settings.prompts, mine, store.shard_size)
-    with watcher.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as shown:
-        for k, (rows, cond) in zip(range(0, len(missing), ranks.world), conds, strict=False):
-            _make(base, settings, store, rows, cond, watcher)
-            shown.advance(sum(map(len, missing[k : k + ranks.world])))
-            if ranks.wish(signals.number()) is not None:
+    with reporter.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as shown:
+        for k, (rows, cond) in zip(range(0, len(missing), world.size), conds, strict=False):
+            _make(base, settings, store, rows, cond, reporter)
+            shown.advance(sum(map(len, missing[k : k + world.size])))
+            if world.request_stop(signals.number()) is not None:
                 break
 
 
@@ -140,14 +140,14 @@ def _make(
     store: TrajectoryStore,
     rows: range,
     cond: Conditioning,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> None:
     made = _roll_out_that_fits(base, settings.teacher, cond, rows)
     size = len(rows) * _bytes_of_one(base, settings)
     if not made.is_finite:
-        watcher.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
+        reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
     kept = "those before are kept"
-    with_retries(lambda: store.write(rows, made), store.folder, size, watcher, kept, "free space, and try again")
+    with_retries(lambda: store.write(rows, made), store.folder, size, reporter, kept, "free space, and try again")
 
 
 def _bytes_of_one(base: LoadedBase, settings: Settings) -> int:

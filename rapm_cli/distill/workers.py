@@ -17,14 +17,14 @@ from torch.distributed.rendezvous import rendezvous
 from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.replicas import take_state
 from rapm_cli.core.method.trainer import Trainer, train
-from rapm_cli.core.training.distributed import Ranks, Verdict
-from rapm_cli.core.training.job_store import Board
+from rapm_cli.core.training.distributed import Verdict, World
+from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill.failure import ending_together
-from rapm_cli.distill.loop import give_way, loaded_base, trainer_of
-from rapm_cli.distill.memory_plan import adopt, plan_for, stand_by
+from rapm_cli.distill.loop import loaded_base, offload_unused, trainer_of
+from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
 from rapm_cli.distill.trajectories import help_collect
 from rapm_cli.runs import signals
 from rapm_cli.runs.launcher import world_size
@@ -42,7 +42,7 @@ def device_of(name: str) -> str:
 
 
 @contextmanager
-def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
+def joined(device_name: str, reporter: Reporter) -> Iterator[World]:
     """This process among those that were started with it; alone where there are none.
 
     Raises:
@@ -50,34 +50,34 @@ def joined(device_name: str, watcher: Watcher) -> Iterator[Ranks]:
         PeerEnded: Another process cannot go on.
     """
     if world_size() == 1:
-        yield Ranks()
+        yield World()
         return
     device = find_device(device_of(device_name))
-    board = _gathered(device)
-    with ending_together(board, watcher):
-        yield Ranks(board, device)
+    jobs = _gathered(device)
+    with ending_together(jobs, reporter):
+        yield World(jobs, device)
     distributed.destroy_process_group()
 
 
-def _gathered(device: torch.device) -> Board:
-    """The board of all processes, which can be reached from here on."""
+def _gathered(device: torch.device) -> JobStore:
+    """The jobs of all processes, which can be reached from here on."""
     gpu = device if device.type == "cuda" else None
     # Whoever imports this later has its functions' defaults hold the group, whose connections then cannot be closed.
     importlib.import_module("torch.distributed.nn.functional")
     try:
-        store, rank, world = next(rendezvous("env://", timeout=GATHERING))
+        store, rank, size = next(rendezvous("env://", timeout=GATHERING))
         store.set_timeout(PATIENCE)
         distributed.init_process_group(
-            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=gpu
+            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=gpu
         )
-        return Board(store, rank, world)
+        return JobStore(store, rank, size)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()} and the other processes cannot be reached", "use torchrun"
         ) from error
 
 
-def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
+def follow(world: World, device_name: str, reporter: Reporter) -> None:
     """Do this process's share of what the first one leads, to its end.
 
     Raises:
@@ -86,21 +86,21 @@ def follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
         torch.OutOfMemoryError: It has too little memory.
     """
     with signals.drawn(), signals.patient("what the first process decides"):
-        _follow(ranks, device_name, watcher)
+        _follow(world, device_name, reporter)
 
 
-def _follow(ranks: Ranks, device_name: str, watcher: Watcher) -> None:
-    settings, device = Settings.from_bytes(ranks.share()), find_device(device_of(device_name))
+def _follow(world: World, device_name: str, reporter: Reporter) -> None:
+    settings, device = Settings.from_bytes(world.broadcast()), find_device(device_of(device_name))
     if settings.deterministic:
         be_deterministic()
-    base = find_base(settings.source, watcher)
-    loaded = loaded_base(base, settings, device, watcher)
-    trajectories = help_collect(ranks, loaded, settings, base.defaults.rollout_batch, watcher)
-    give_way(loaded, settings)
-    plan = plan_for(base.architecture(watcher), settings, device, ranks.world, watcher, loaded.backbone)
+    base = find_base(settings.source, reporter)
+    loaded = loaded_base(base, settings, device, reporter)
+    trajectories = help_collect(world, loaded, settings, base.defaults.rollout_batch, reporter)
+    offload_unused(loaded, settings)
+    plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
     adopt(plan, loaded.backbone)
-    trainer = trainer_of(loaded, settings, ranks)
-    stand_by(plan, trainer, watcher)
+    trainer = trainer_of(loaded, settings, world)
+    install_oom_fallback(plan, trainer, reporter)
     done = _obey(trainer, 0)
     while done < settings.training.iterations:
         for progress in train(trainer, trajectories, done):
@@ -114,8 +114,8 @@ def _obey(trainer: Trainer, done: int) -> int:
 
     It is told first of a signal that this one was sent.
     """
-    trainer.ranks.wish(signals.number())
-    verdict, value = trainer.ranks.decide()
+    trainer.world.request_stop(signals.number())
+    verdict, value = trainer.world.broadcast_verdict()
     if verdict is Verdict.RESTORE:
         take_state(trainer)
         return value

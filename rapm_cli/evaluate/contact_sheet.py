@@ -6,7 +6,7 @@ from torch import Tensor
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.backbone import Conditioning
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.runs.images import contact_sheet, png_bytes
 
 COLUMNS = 8
@@ -24,7 +24,7 @@ def fixed_scenes(
     return noise, loaded.encode(shown)
 
 
-def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
+def draw_sheet(contestants: list[EvalModel], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
     """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row."""
     scenes = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
     size = base.defaults.picture_batch
@@ -35,7 +35,7 @@ def draw_sheet(contestants: list[Contestant], base: Base, loaded: LoadedBase, se
     return png_bytes(contact_sheet(rows))
 
 
-def draw_row(contestant: Contestant, loaded: LoadedBase, scenes: tuple[Tensor, Conditioning], size: int) -> Tensor:
+def draw_row(contestant: EvalModel, loaded: LoadedBase, scenes: tuple[Tensor, Conditioning], size: int) -> Tensor:
     """One contestant's pictures.
 
     Args:

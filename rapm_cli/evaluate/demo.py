@@ -7,21 +7,21 @@ import torch
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate.demo_exam import Examination
 from rapm_cli.evaluate.demo_scores import Part
 from rapm_cli.evaluate.models import student, teacher_and_base
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.metrics.registry import METRICS
-from rapm_cli.runs.resolve_lora import Chosen
+from rapm_cli.runs.resolve_lora import ResolvedLora
 from rapm_cli.runs.settings import MAX_SAMPLES, MIN_SAMPLES
 
 PARTS = {"held-out": (True,), "seen": (False,), "both": (True, False)}  # is held out
 
 
 def evaluate_lora(
-    chosen: Chosen,
+    chosen: ResolvedLora,
     *,
     samples: int,
     seed: int,
@@ -29,7 +29,7 @@ def evaluate_lora(
     metrics: list[str],
     device: torch.device,
     precision: str,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> list[Part]:
     """Score teacher, base and student of a LoRA file on parts of the demo world.
 
@@ -41,7 +41,7 @@ def evaluate_lora(
         metrics: Names from `METRICS`.
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
-        watcher: Sees the bars.
+        reporter: Sees the bars.
 
     Raises:
         ConfigError: There is no such metric, the base has none, or the number of samples is out of range.
@@ -54,13 +54,13 @@ def evaluate_lora(
     if base.set_exam is None:
         raise ConfigError(f"there is no exam for base {base.name}", "use --base demo")
     precision = find_precision(precision, device)
-    teacher = replace(_teacher_of(chosen, watcher), precision=precision)
-    weights = base.locate(watcher)
-    watcher.say(f"loading {base.name}")
+    teacher = replace(_teacher_of(chosen, reporter), precision=precision)
+    weights = base.locate(reporter)
+    reporter.say(f"loading {base.name}")
     loaded, identity = LoadedBase(weights, device, DTYPES[precision]), weights.identity
     if doubt := chosen.doubt(weights):
-        watcher.warn(doubt)
-    exams = [Examination(base, loaded, samples, seed, held_out, metrics, watcher) for held_out in parts]
+        reporter.warn(doubt)
+    exams = [Examination(base, loaded, samples, seed, held_out, metrics, reporter) for held_out in parts]
     for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
         for contestant in teacher_and_base(loaded, teacher, identity):
             exam.sit(contestant)
@@ -70,11 +70,11 @@ def evaluate_lora(
     return [exam.part() for exam in exams]
 
 
-def _teacher_of(chosen: Chosen, watcher: Watcher) -> TeacherConfig:
+def _teacher_of(chosen: ResolvedLora, reporter: Reporter) -> TeacherConfig:
     """The teacher that a LoRA was distilled from; where its file does not say, the one that suits the base."""
     name, path, said = chosen.base.name, chosen.lora_path, chosen.lora.recipe.get("teacher")
     if said is None:
-        watcher.warn(f"{path} does not say which teacher it was distilled from: compared with {name}'s usual one")
+        reporter.warn(f"{path} does not say which teacher it was distilled from: compared with {name}'s usual one")
         return TeacherConfig(base=name, **chosen.teacher)
     try:
         return from_json(TeacherConfig, said)

@@ -14,12 +14,12 @@ from torch import Tensor
 from rapm_cli.bases import Base, Exam, LoadedBase
 from rapm_cli.bases.places import readings_dir
 from rapm_cli.core.common.errors import DamagedError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.storage.commit import commit, read_commit, verify
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.evaluate.demo_scores import Part, Row, score
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.metrics.registry import Readings
 from rapm_cli.runs import signals
 from rapm_cli.runs.lock import locked
@@ -39,7 +39,7 @@ class Examination:
         seed: Which prompts and noise.
         held_out: Scenes that no training saw, or the others.
         metrics: Names from `METRICS`.
-        watcher: Sees one bar for each contestant.
+        reporter: Sees one bar for each contestant.
         is_strict: Stop at a damaged reading instead of drawing its pictures again.
     """
 
@@ -51,38 +51,38 @@ class Examination:
         seed: int,
         held_out: bool,
         metrics: list[str],
-        watcher: Watcher,
+        reporter: Reporter,
         *,
         is_strict: bool = False,
     ) -> None:
         assert base.set_exam is not None
         sweep(readings_dir())
         self.loaded, self.samples, self.seed, self.held_out = loaded, samples, seed, held_out
-        self.metrics, self.watcher, self.set_exam, self.is_strict = metrics, watcher, base.set_exam, is_strict
+        self.metrics, self.reporter, self.set_exam, self.is_strict = metrics, reporter, base.set_exam, is_strict
         self.name = "held-out scenes" if held_out else "scenes that training may see"
-        self._sat: list[tuple[Contestant, Readings, float]] = []
+        self._sat: list[tuple[EvalModel, Readings, float]] = []
         self._exams: dict[int, Exam] = {}  # by their first question
 
     def part(self) -> Part:
         """The scores of all contestants."""
-        self.watcher.say(f"scoring {self.name}, with intervals")
+        self.reporter.say(f"scoring {self.name}, with intervals")
         rows = [
             Row(contestant, seconds, readings, {metric: score(readings, metric) for metric in self.metrics})
             for contestant, readings, seconds in self._sat
         ]
         return Part(self.name, self.samples, self.seed, rows)
 
-    def sit(self, contestant: Contestant) -> None:
+    def sit(self, contestant: EvalModel) -> None:
         """Let a contestant draw."""
         self._sat.append((contestant, *self.readings(contestant)))
 
-    def readings(self, contestant: Contestant) -> tuple[Readings, float]:
+    def readings(self, contestant: EvalModel) -> tuple[Readings, float]:
         """Readings of a contestant's pictures, and the seconds that each picture took."""
         exams = {start: self._exam(start) for start in range(0, self.samples, CHUNK)}
         places = {start: self._place(contestant, exam, start) for start, exam in exams.items()}
         chunks = {start: chunk for start, place in places.items() if (chunk := self._recall(place))}
         if remembered := sum(len(exams[start].prompts) for start in chunks):
-            self.watcher.say(
+            self.reporter.say(
                 f"{contestant.title}: {remembered} of {self.samples} {self.name} were drawn and timed before"
             )
         if remembered < self.samples:
@@ -96,7 +96,7 @@ class Examination:
 
     def _draw_rest(
         self,
-        contestant: Contestant,
+        contestant: EvalModel,
         exams: dict[int, Exam],
         places: dict[int, Path],
         chunks: dict[int, dict[str, Tensor]],
@@ -105,7 +105,7 @@ class Examination:
         """Add the chunks that are not there, and keep each; in an order of chance, so that several processes share."""
         left = sorted(exams.keys() - chunks.keys())
         random.Random(os.getpid()).shuffle(left)
-        bar = self.watcher.bar(contestant.title, self.samples, "picture", self.loaded.device, done=done)
+        bar = self.reporter.bar(contestant.title, self.samples, "picture", self.loaded.device, done=done)
         with bar as shown, signals.patient(f"these {CHUNK} pictures"):
             for start in left:
                 if chunk := self._recall(places[start]):  # by now
@@ -122,7 +122,7 @@ class Examination:
             self._exams[start] = self.set_exam(start, count, self.seed, self.held_out)
         return self._exams[start]
 
-    def _draw(self, contestant: Contestant, exam: Exam, start: int) -> dict[str, Tensor]:
+    def _draw(self, contestant: EvalModel, exam: Exam, start: int) -> dict[str, Tensor]:
         """Features, right answers and seconds of one chunk."""
         indices = list(range(start, start + len(exam.prompts)))
         noise = initial_noise(self.seed, f"exam {int(self.held_out)}", indices, self.loaded.latent_shape)
@@ -133,7 +133,7 @@ class Examination:
         features, right = exam.read(pictures)
         return {"features": features, "right": right, "seconds": torch.tensor(spent)}
 
-    def _place(self, contestant: Contestant, exam: Exam, start: int) -> Path:
+    def _place(self, contestant: EvalModel, exam: Exam, start: int) -> Path:
         key = json.dumps([contestant.identity, self.seed, self.held_out, start, exam.prompts])
         return readings_dir() / hashlib.sha256(key.encode()).hexdigest()[:24]
 
@@ -149,7 +149,7 @@ class Examination:
         except DamagedError as error:
             if self.is_strict:
                 raise
-            self.watcher.warn(f"{error.message}; drawing its pictures again")
+            self.reporter.warn(f"{error.message}; drawing its pictures again")
             return None
 
     def _keep(self, path: Path, chunk: dict[str, Tensor]) -> None:
@@ -158,11 +158,11 @@ class Examination:
         data, remedy = save(chunk), "free space, and run the same command again"
 
         def write() -> None:
-            with locked(readings_dir(), self.watcher, "Ctrl-C leaves", is_patient=True):  # another may read the same
+            with locked(readings_dir(), self.reporter, "Ctrl-C leaves", is_patient=True):  # another may read the same
                 if not _is_sound(path):
                     commit(path, {READINGS: data}, fingerprint=path.name)
 
-        with_retries(write, path, len(data), self.watcher, "what was drawn before is kept", remedy)
+        with_retries(write, path, len(data), self.reporter, "what was drawn before is kept", remedy)
 
 
 def _is_sound(path: Path) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 from rapm_cli.metrics.registry import METRICS, Readings
 
@@ -28,7 +28,7 @@ class Score:
 class Row:
     """One line of the comparison: who, the seconds and readings of the pictures, and the scores."""
 
-    contestant: Contestant
+    contestant: EvalModel
     seconds: float
     readings: Readings
     scores: dict[str, Score]

@@ -14,7 +14,7 @@ from torch import Tensor
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method.config import TeacherConfig
 from rapm_cli.evaluate.features import look
@@ -31,7 +31,7 @@ from rapm_cli.metrics.paired import Difference, paired_difference
 from rapm_cli.metrics.pictures import CLIP, PICTURE_METRICS, Beside, Evidence, Figure, Real
 from rapm_cli.runs.launcher import world_size
 from rapm_cli.runs.prompts import warn_of_unread
-from rapm_cli.runs.resolve_lora import Chosen
+from rapm_cli.runs.resolve_lora import ResolvedLora
 
 STUDENT = "student"  # role of a contestant
 
@@ -141,7 +141,7 @@ class Assessment:
 
 
 def assess(
-    students: Sequence[Chosen], request: Request, *, device: torch.device, precision: str, watcher: Watcher
+    students: Sequence[ResolvedLora], request: Request, *, device: torch.device, precision: str, reporter: Reporter
 ) -> Assessment:
     """Draw, look and compute.
 
@@ -150,24 +150,24 @@ def assess(
         request: What is to be found out.
         device: Where to compute.
         precision: "auto", "fp32", "bf16" or "fp16".
-        watcher: Sees bars and talk.
+        reporter: Sees bars and talk.
 
     Raises:
         WeightsError: A network's weights are missing; nothing has been drawn yet.
         InputError: The reference was made in another way.
         Stopped: A signal came; what was drawn is kept.
     """
-    real = _reference(request, device, watcher)  # first, so that what is missing is told before hours of drawing
-    galleries = draw_share(students, request, device=device, precision=precision, watcher=watcher)
+    real = _reference(request, device, reporter)  # first, so that what is missing is told before hours of drawing
+    galleries = draw_share(students, request, device=device, precision=precision, reporter=reporter)
     seen = [Seen({}, {}) for _ in galleries]
     identities, texts = {}, None
     for name in request.extractors:
-        extractor, embedded = _open(name, request, device, watcher)
+        extractor, embedded = _open(name, request, device, reporter)
         identities[name] = extractor.identity
         texts = texts if embedded is None else embedded
         for found, gallery in zip(seen, galleries, strict=True):
             if len(gallery.plan.prompts) == len(request.prompts):
-                _see(found, name, gallery, extractor, request, watcher)
+                _see(found, name, gallery, extractor, request, reporter)
     teacher = next((gallery for gallery in galleries if gallery.contestant.role == "teacher"), None)
     rows = []
     for found, gallery in zip(seen, galleries, strict=True):
@@ -176,7 +176,7 @@ def assess(
         evidence = Evidence(found.moments, found.features, sides, texts, beside)
         rows.append(Assessed(gallery, _figures(request.metrics, evidence), gallery.seconds(), beside))
     differences = _differences(*rows[-2:]) if len(students) > 1 else {}
-    return Assessment(request, rows, identities, real, differences, _teacher(students[0], device, precision, watcher))
+    return Assessment(request, rows, identities, real, differences, _teacher(students[0], device, precision, reporter))
 
 
 @dataclass(frozen=True)
@@ -187,57 +187,57 @@ class Seen:
     features: dict[str, Tensor]
 
 
-def _see(found: Seen, name: str, gallery: Gallery, extractor: Extractor, request: Request, watcher: Watcher) -> None:
+def _see(found: Seen, name: str, gallery: Gallery, extractor: Extractor, request: Request, reporter: Reporter) -> None:
     """Look once; memory grows with the pictures only where a metric wants all features."""
     running, kept = RunningMoments(extractor.width), []
     keep = request.wants(name, "wants_features") or request.wants(name, "wants_texts")
-    for features in look(gallery, extractor, watcher):
+    for features in look(gallery, extractor, reporter):
         running.add(features)
         kept += [features] if keep else []
     if running.count > 1:
         found.moments[name] = running.result()
         if found.moments[name].is_singular and request.wants(name, "wants_moments"):
-            watcher.warn(
+            reporter.warn(
                 f"{running.count:,} pictures are fewer than {name}'s {extractor.width:,} features: FD is far off"
             )
     if keep:
         found.features[name] = torch.cat(kept)
 
 
-def _reference(request: Request, device: torch.device, watcher: Watcher) -> dict[str, Statistics]:
+def _reference(request: Request, device: torch.device, reporter: Reporter) -> dict[str, Statistics]:
     """By extractor, what it sees in the reference; every network is opened once."""
     found = {}
     for name in request.extractors:
-        extractor, _ = _open(name, replace(request, prompts=[]), device, watcher)
+        extractor, _ = _open(name, replace(request, prompts=[]), device, reporter)
         if request.reference and request.wants(name, "wants_moments") | request.wants(name, "wants_features"):
-            found[name] = _statistics(request, name, extractor, watcher)
+            found[name] = _statistics(request, name, extractor, reporter)
     return found
 
 
-def _statistics(request: Request, name: str, extractor: Extractor, watcher: Watcher) -> Statistics:
+def _statistics(request: Request, name: str, extractor: Extractor, reporter: Reporter) -> Statistics:
     reference, preparation = request.reference, request.protocol.preparation
     assert reference is not None
     keep = request.wants(name, "wants_features")
     if reference.statistics is None:
-        return statistics_of(reference, preparation, extractor, watcher, keep=keep)
+        return statistics_of(reference, preparation, extractor, reporter, keep=keep)
     require_same(reference.statistics, extractor.identity, extractor.width, preparation.spec)
     return reference.statistics
 
 
-def _open(name: str, request: Request, device: torch.device, watcher: Watcher) -> tuple[Extractor, Tensor | None]:
+def _open(name: str, request: Request, device: torch.device, reporter: Reporter) -> tuple[Extractor, Tensor | None]:
     """An extractor, and of CLIP the prompts' embeddings."""
-    opening = Opening(device, watcher, request.inception, request.protocol.clip_model)
+    opening = Opening(device, reporter, request.inception, request.protocol.clip_model)
     if name != CLIP:
         return EXTRACTORS[name](opening), None
     extractor, reader = open_pair(opening, request.protocol.clip_prefix)
     extractor = extractor.after(request.protocol.clip_preparation)
     if cut := sum(map(reader.is_cut, request.prompts)):
-        watcher.warn(f"CLIP does not read the end of {cut:,} of {len(request.prompts):,} prompts")
+        reporter.warn(f"CLIP does not read the end of {cut:,} of {len(request.prompts):,} prompts")
     return extractor, reader.features(list(request.prompts)) if request.prompts else None
 
 
 def draw_share(
-    students: Sequence[Chosen], request: Request, *, device: torch.device, precision: str, watcher: Watcher
+    students: Sequence[ResolvedLora], request: Request, *, device: torch.device, precision: str, reporter: Reporter
 ) -> list[Gallery]:
     """All galleries, drawn: of the first prompts the teacher's and the bare base's, then each student's.
 
@@ -248,35 +248,41 @@ def draw_share(
     config = TeacherConfig(base=students[0].base.name, precision=precision, **students[0].teacher)
     galleries: list[Gallery] = []
     for chosen in students:
-        watcher.say(f"loading {chosen.base.name}")
-        galleries += _drawn(chosen, request, config, device, watcher, is_first=not galleries)
+        reporter.say(f"loading {chosen.base.name}")
+        galleries += _drawn(chosen, request, config, device, reporter, is_first=not galleries)
     return galleries
 
 
 def _drawn(
-    chosen: Chosen, request: Request, config: TeacherConfig, device: torch.device, watcher: Watcher, *, is_first: bool
+    chosen: ResolvedLora,
+    request: Request,
+    config: TeacherConfig,
+    device: torch.device,
+    reporter: Reporter,
+    *,
+    is_first: bool,
 ) -> list[Gallery]:
     """A student's gallery, after those of teacher and base where it is the first; the base is gone at the end."""
-    weights, short = chosen.base.locate(watcher), request.short_plan
+    weights, short = chosen.base.locate(reporter), request.short_plan
     loaded, walked = LoadedBase(weights, device, DTYPES[config.precision]), len(short.prompts)
     if doubt := chosen.doubt(weights):
-        watcher.warn(doubt)
+        reporter.warn(doubt)
     if is_first:
-        warn_of_unread(loaded, list(request.prompts), watcher)
+        warn_of_unread(loaded, list(request.prompts), reporter)
     others = teacher_and_base(loaded, config, weights.identity) if walked and is_first else []
-    galleries = [Gallery(who, short, walked).drawn(loaded, watcher, share=_share()) for who in others]
+    galleries = [Gallery(who, short, walked).drawn(loaded, reporter, share=_share()) for who in others]
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)  # which the others must not have
     mine = Gallery(student(loaded, config, weights.identity, chosen.lora), request.plan, walked)
-    return [*galleries, mine.drawn(loaded, watcher, share=_share())]
+    return [*galleries, mine.drawn(loaded, reporter, share=_share())]
 
 
-def _teacher(chosen: Chosen, device: torch.device, precision: str, watcher: Watcher) -> str:
+def _teacher(chosen: ResolvedLora, device: torch.device, precision: str, reporter: Reporter) -> str:
     """What two students must share whose distances to the teacher are compared."""
-    key = [chosen.base.locate(watcher).identity, chosen.teacher, find_precision(precision, device)]
+    key = [chosen.base.locate(reporter).identity, chosen.teacher, find_precision(precision, device)]
     return json.dumps(key, sort_keys=True)
 
 
-def _require_one_teacher(students: Sequence[Chosen]) -> None:
+def _require_one_teacher(students: Sequence[ResolvedLora]) -> None:
     for other in students[1:]:
         if other.base.source != students[0].base.source:
             raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rapm_cli.bases.hub.digest import NO_BAR
 from rapm_cli.core.common.errors import DamagedError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.commit import commit, read_commit
 from rapm_cli.evaluate.samples import Gallery
 from rapm_cli.extractors import Extractor
@@ -23,7 +23,7 @@ FEATURES = "features.safetensors"
 SHELF = 1024  # pictures whose features are kept together
 
 
-def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Iterator[Tensor]:
+def look(gallery: Gallery, extractor: Extractor, reporter: Reporter) -> Iterator[Tensor]:
     """(B, D) float32 features of a gallery's pictures, some at a time; it has been drawn.
 
     Raises:
@@ -35,7 +35,7 @@ def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Iterator[T
     places = {shelf: _place(gallery, extractor, shelf) for shelf in shelves}
     done = sum(len(shelf) for shelf, place in places.items() if place.exists())
     name = extractor.identity.partition(" ")[0].rpartition("/")[2]
-    bar = watcher.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
+    bar = reporter.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
     with bar if done < count else nullcontext(NO_BAR) as shown, signals.patient("this batch"):
         for shelf, place in places.items():
             features = _recall(place)
@@ -46,7 +46,7 @@ def look(gallery: Gallery, extractor: Extractor, watcher: Watcher) -> Iterator[T
                     shown.advance(len(part))
                     signals.check("what was seen before is kept", "go on with: the same command")
                 features = torch.cat(seen)
-                _keep(place, features, watcher)
+                _keep(place, features, reporter)
             yield features
 
 
@@ -67,14 +67,14 @@ def _recall(place: Path) -> Tensor | None:
     return features
 
 
-def _keep(place: Path, features: Tensor, watcher: Watcher) -> None:
+def _keep(place: Path, features: Tensor, reporter: Reporter) -> None:
     from safetensors.torch import save
 
     files = {FEATURES: save({"features": features})}
 
     def write() -> None:
-        with locked(place.parent, watcher, "Ctrl-C leaves", is_patient=True):
+        with locked(place.parent, reporter, "Ctrl-C leaves", is_patient=True):
             if _recall(place) is None:
                 commit(place, files, fingerprint=place.name)
 
-    with_retries(write, place, features.nbytes, watcher, "what was seen before is kept", "free space, and go on")
+    with_retries(write, place, features.nbytes, reporter, "what was seen before is kept", "free space, and go on")

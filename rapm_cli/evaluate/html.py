@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rapm_cli import __version__
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.evaluate.charts import Line, line_chart
 from rapm_cli.runs.retry import ready_folder, with_retries
@@ -116,7 +116,7 @@ def embedded(png: bytes) -> str:
     return base64.b64encode(png).decode()
 
 
-def write_report(report: Report, path: Path, watcher: Watcher) -> None:
+def write_report(report: Report, path: Path, reporter: Reporter) -> None:
     """Write the page, whole or not at all.
 
     Raises:
@@ -125,4 +125,4 @@ def write_report(report: Report, path: Path, watcher: Watcher) -> None:
     data = report.html().encode()
     ready_folder(path.parent)
     remedy = "free space, and give the same command again"
-    with_retries(partial(replace_file, path, data), path, len(data), watcher, "all figures are kept", remedy)
+    with_retries(partial(replace_file, path, data), path, len(data), reporter, "all figures are kept", remedy)

@@ -19,7 +19,7 @@ Walk = Callable[[Tensor, Conditioning], list[Tensor]]  # noise and conditioning 
 
 
 @dataclass(frozen=True)
-class Contestant:
+class EvalModel:
     """One way to draw.
 
     Args:
@@ -47,7 +47,7 @@ class Contestant:
         return f"{self.role}, {self.steps} steps"
 
 
-def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[Contestant]:
+def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[EvalModel]:
     """The two that a student stands between: the guided teacher on the fine grid, the bare base at N steps."""
     fine = fine_grid(config.num_slots, config.fine_steps, base.backbone.schedule.length)
     return [
@@ -56,17 +56,17 @@ def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> 
     ]
 
 
-def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, guidance_scale: float) -> Contestant:
+def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, guidance_scale: float) -> EvalModel:
     """The network that nothing was distilled into, at so many steps; guidance doubles its evaluations."""
     coarse = slot_edges(steps, base.backbone.schedule.length)[::-1]
     return _undistilled("base", base, config, identity, coarse, guidance_scale)
 
 
-def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, sampler: Sampler) -> Contestant:
+def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, sampler: Sampler) -> EvalModel:
     """The network that nothing was distilled into, sampled with new noise after each step."""
     recipe = sampler.recipe(steps)  # before a LoRA is attached, the student is the bare network
     made_by = f"{_made_by(base, identity, config)} bare {recipe}"
-    return Contestant(
+    return EvalModel(
         "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler), made_by
     )
 
@@ -79,7 +79,7 @@ def _undistilled(
     times: list[int],
     guidance_scale: float,
     apart: int = 1,
-) -> Contestant:
+) -> EvalModel:
     """Its edges are so many of its steps apart."""
 
     def walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
@@ -87,10 +87,10 @@ def _undistilled(
 
     steps, made_by = len(times) - 1, _made_by(base, identity, config)
     evaluations = steps * (1 if guidance_scale == 1 else 2)
-    return Contestant(role, steps, evaluations, walk, f"{made_by} {times} guidance {guidance_scale}")
+    return EvalModel(role, steps, evaluations, walk, f"{made_by} {times} guidance {guidance_scale}")
 
 
-def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> Contestant:
+def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> EvalModel:
     """The LoRA that the backbone carries.
 
     Args:
@@ -100,7 +100,7 @@ def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFi
         lora: The same LoRA, whose digest its pictures are remembered by.
     """
     steps, renoised = config.num_slots, f" {lora.sampler.recipe(config.num_slots)}" if lora.sampler.is_renoised else ""
-    return Contestant(
+    return EvalModel(
         "student",
         steps,
         steps,

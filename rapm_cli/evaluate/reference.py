@@ -12,7 +12,7 @@ import torch
 
 from rapm_cli.bases.places import galleries_dir
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.evaluate.coco import coco_pairs
 from rapm_cli.extractors import Extractor
@@ -72,7 +72,7 @@ def find_reference(given: str, count: int | None = None) -> Reference:
 
 
 def statistics_of(
-    reference: Reference, preparation: Preparation, extractor: Extractor, watcher: Watcher, *, keep: bool
+    reference: Reference, preparation: Preparation, extractor: Extractor, reporter: Reporter, *, keep: bool
 ) -> Statistics:
     """What one network sees in real pictures; it is remembered for as long as the files do not change.
 
@@ -80,7 +80,7 @@ def statistics_of(
         reference: With pictures.
         preparation: Of each.
         extractor: The network.
-        watcher: Sees the bar.
+        reporter: Sees the bar.
         keep: Keep the features too, which KID needs.
 
     Raises:
@@ -93,7 +93,7 @@ def statistics_of(
     if place.exists():
         with contextlib.suppress(InputError):  # a damaged one is made again
             return replace(read_statistics(place), source=reference.source)
-    made = _looked(reference, preparation, extractor, watcher, keep=keep)
+    made = _looked(reference, preparation, extractor, reporter, keep=keep)
     write_statistics(place, made, versions())
     return made
 
@@ -106,11 +106,11 @@ def _place(reference: Reference, preparation: Preparation, extractor: Extractor,
 
 
 def _looked(
-    reference: Reference, preparation: Preparation, extractor: Extractor, watcher: Watcher, *, keep: bool
+    reference: Reference, preparation: Preparation, extractor: Extractor, reporter: Reporter, *, keep: bool
 ) -> Statistics:
     readers = [partial(_prepared, path, preparation) for path in reference.paths]
     running, kept = RunningMoments(extractor.width), []
-    bar = watcher.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)
+    bar = reporter.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)
     with bar as shown, signals.patient("these pictures"):
         for features in extractor.features(readers):
             running.add(features)

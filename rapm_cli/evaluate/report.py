@@ -26,7 +26,7 @@ from rapm_cli.evaluate.record import table
 from rapm_cli.evaluate.training_curves import training_charts
 from rapm_cli.metrics.pictures import Beside
 from rapm_cli.runs.images import png_bytes
-from rapm_cli.runs.resolve_lora import Chosen
+from rapm_cli.runs.resolve_lora import ResolvedLora
 from rapm_cli.runs.run import Run
 
 SHOWN, EXTREMES = 8, 4  # prompts on the sheet, and among the worst and the best
@@ -35,7 +35,7 @@ SIDE_PX = 256  # of an embedded picture at most
 
 
 def assessment_report(
-    made: Assessment, record: dict[str, Any], students: Sequence[Chosen], tables: Sequence[TableSection] = ()
+    made: Assessment, record: dict[str, Any], students: Sequence[ResolvedLora], tables: Sequence[TableSection] = ()
 ) -> Report:
     """The page of one evaluation.
 
@@ -122,7 +122,7 @@ def _png(row: Assessed, k: int) -> str:
     return embedded(png_bytes(image))
 
 
-def _costs(record: dict[str, Any], students: Sequence[Chosen]) -> TableSection:
+def _costs(record: dict[str, Any], students: Sequence[ResolvedLora]) -> TableSection:
     rows = [
         [row["name"], str(row["evaluations"]), f"{row['seconds_per_picture']:.3f}", "", "", ""]
         for row in record["rows"]
@@ -144,7 +144,7 @@ def _spent(run: Run) -> list[str]:
     return [f"{seconds.get('training', 0):,.0f}", f"{sum(seconds.values()):,.0f}", f"{peak:,.0f}"]
 
 
-def _recipe(record: dict[str, Any], students: Sequence[Chosen]) -> FactsSection:
+def _recipe(record: dict[str, Any], students: Sequence[ResolvedLora]) -> FactsSection:
     facts = {
         "protocol": f"{record['protocol']}, fingerprint {record['fingerprint']}",
         "pictures": f"{record['preparation']}, rounded {record['rounding']}, {record['batch']} at once",

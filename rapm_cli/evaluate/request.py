@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rapm_cli.bases import Base
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.evaluate.coco import coco_pairs, list_digest
 from rapm_cli.evaluate.evaluate import Request
 from rapm_cli.evaluate.protocols import PROTOCOLS, Protocol
 from rapm_cli.evaluate.reference import COCO, Reference, find_reference
 from rapm_cli.metrics.pictures import PICTURE_METRICS, USUAL
 from rapm_cli.runs.prompts import read_prompts
-from rapm_cli.runs.resolve_lora import Chosen
+from rapm_cli.runs.resolve_lora import ResolvedLora
 
 MANY = 5000  # pictures from which on FID goes before KID
 BESIDE = 64  # prompts that teacher and base draw too: a teacher's picture costs twenty of its student's
@@ -52,7 +52,7 @@ class Options:
     clip_model: str | None = None
 
 
-def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
+def ask(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Request:
     """The whole request.
 
     Raises:
@@ -61,23 +61,23 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
     """
     protocol = PROTOCOLS[options.protocol] if options.protocol else Protocol()
     if options.clip_model:
-        protocol = _changed(replace(protocol, clip_model=options.clip_model), "another CLIP", watcher)
+        protocol = _changed(replace(protocol, clip_model=options.clip_model), "another CLIP", reporter)
     samples = protocol.samples if options.samples is None else options.samples
     if samples < 1:
         raise ConfigError(f"--samples {samples} is out of range", "give at least 1")
     reference = reference_of(protocol, options.reference, samples)
-    prompts = _prompts(protocol, options, chosen, samples, watcher)
+    prompts = _prompts(protocol, options, chosen, samples, reporter)
     alone = [name for name in options.metrics or () if options.beside == 0 and PICTURE_METRICS[name].wants_teacher]
     if alone:
         raise ConfigError(f"--metrics {alone[0]} needs the teacher's pictures", "give --beside of at least 1")
     if len(prompts) != protocol.samples:
-        protocol = _changed(protocol, f"{len(prompts):,} prompts", watcher)
+        protocol = _changed(protocol, f"{len(prompts):,} prompts", reporter)
     if protocol.captions_sha256 and reference and reference.statistics:
-        protocol = _changed(protocol, "statistics of others", watcher)
+        protocol = _changed(protocol, "statistics of others", reporter)
     return Request(
         protocol=protocol,
         prompts=prompts,
-        metrics=_metrics(options.metrics, reference, len(prompts), watcher),
+        metrics=_metrics(options.metrics, reference, len(prompts), reporter),
         reference=reference,
         seed=options.seed,
         batch=options.batch_size or chosen.base.defaults.picture_batch,
@@ -86,15 +86,15 @@ def ask(chosen: Chosen, options: Options, watcher: Watcher) -> Request:
     )
 
 
-def _changed(protocol: Protocol, how: str, watcher: Watcher) -> Protocol:
+def _changed(protocol: Protocol, how: str, reporter: Reporter) -> Protocol:
     """A protocol that was departed from, which its name says from here on."""
     if not protocol.name:
         return protocol
-    watcher.warn(f"with {how} figures cannot be compared with those of {protocol.name}")
+    reporter.warn(f"with {how} figures cannot be compared with those of {protocol.name}")
     return replace(protocol, name=f"{protocol.name}, but {how}")
 
 
-def ask_of_exam(chosen: Chosen, options: Options, held_out: bool) -> Request:
+def ask_of_exam(chosen: ResolvedLora, options: Options, held_out: bool) -> Request:
     """The same of a base that has an exam: the distance to the teacher on its first prompts.
 
     Raises:
@@ -129,18 +129,18 @@ def reference_of(protocol: Protocol, given: str | None, samples: int) -> Referen
     return find_reference(given, samples if protocol.has_coco_pairs else None)
 
 
-def _prompts(protocol: Protocol, options: Options, chosen: Chosen, samples: int, watcher: Watcher) -> list[str]:
+def _prompts(protocol: Protocol, options: Options, chosen: ResolvedLora, samples: int, reporter: Reporter) -> list[str]:
     if protocol.has_coco_pairs:
         if options.prompts:
             raise ConfigError(f"--prompts does not go with --protocol {protocol.name}", "it has COCO's captions")
         pairs = coco_pairs(Path((options.reference or "").removeprefix(COCO)), samples)
-        watcher.say(f"{samples:,} captions of COCO, list {list_digest(pairs)[:16]}")
+        reporter.say(f"{samples:,} captions of COCO, list {list_digest(pairs)[:16]}")
         return [pair.caption for pair in pairs]
     if protocol.captions_sha256:
         _require(protocol, options.prompts)
     if options.prompts is None:
         return unseen_prompts(chosen.base, chosen, samples, options.seed)
-    read = read_prompts(options.prompts, watcher)
+    read = read_prompts(options.prompts, reporter)
     if options.samples and len(read) < samples:
         raise ConfigError(f"{options.prompts} has {len(read):,} prompts, not {samples:,}", "give a smaller --samples")
     return read[:samples]
@@ -156,7 +156,7 @@ def _require(protocol: Protocol, source: str | None) -> None:
         raise InputError(f"{source} is not the list of {protocol.name}: sha256 {found}", f"give {wanted}")
 
 
-def unseen_prompts(base: Base, chosen: Chosen, count: int, seed: int) -> list[str]:
+def unseen_prompts(base: Base, chosen: ResolvedLora, count: int, seed: int) -> list[str]:
     """Prompts of the base's own that the LoRA was not distilled on, as far as its file says.
 
     Raises:
@@ -171,7 +171,7 @@ def unseen_prompts(base: Base, chosen: Chosen, count: int, seed: int) -> list[st
     return list(made)[:count]
 
 
-def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: int, watcher: Watcher) -> list[str]:
+def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: int, reporter: Reporter) -> list[str]:
     """The metrics that can be computed; what the user named must be among them."""
     fewest = min(samples, reference.count or samples) if reference else samples
     has_features = reference is not None and (reference.statistics is None or reference.statistics.features is not None)
@@ -190,7 +190,7 @@ def _metrics(named: Sequence[str] | None, reference: Reference | None, samples: 
         chosen.append(name)
     if samples < MANY and {"fid", "kid"} <= set(chosen):
         chosen = [{"fid": "kid", "kid": "fid"}.get(name, name) for name in chosen]
-        watcher.say(f"of {samples:,} pictures KID says more than FID, which few pictures raise")
+        reporter.say(f"of {samples:,} pictures KID says more than FID, which few pictures raise")
     if left_out := [PICTURE_METRICS[name].title for name in USUAL if not named and name not in chosen]:
-        watcher.say(f"{' and '.join(left_out)} need real pictures: give --reference DIR for them")
+        reporter.say(f"{' and '.join(left_out)} need real pictures: give --reference DIR for them")
     return chosen

@@ -20,12 +20,12 @@ from torch import Tensor
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import galleries_dir
 from rapm_cli.core.common.errors import DamagedError, InputError, OutOfMemoryError, require_shortage
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.storage.commit import commit, read_commit, read_manifest, remove_commit, verify
 from rapm_cli.core.storage.files import sweep
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.extractors.preparation import Picture, Preparation
 from rapm_cli.runs import signals
 from rapm_cli.runs.images import png_bytes
@@ -73,7 +73,7 @@ class Gallery:
         walked: Of the first so many prompts, keep the latents at the slot edges too.
     """
 
-    contestant: Contestant
+    contestant: EvalModel
     plan: Plan
     walked: int = 0
 
@@ -135,14 +135,14 @@ class Gallery:
             {json.dumps(about["versions"], sort_keys=True): about["versions"] for about in self._about}.values()
         )
 
-    def drawn(self, loaded: LoadedBase, watcher: Watcher, *, share: tuple[int, int] = (0, 1)) -> "Gallery":
+    def drawn(self, loaded: LoadedBase, reporter: Reporter, *, share: tuple[int, int] = (0, 1)) -> "Gallery":
         """The gallery once all is there: what is not is drawn, and every batch kept as soon as it is.
 
         What is returned holds no network any more, so that the next contestant has the memory.
 
         Args:
             loaded: The base, with the LoRA attached where a student draws.
-            watcher: Sees the bar.
+            reporter: Sees the bar.
             share: This process's number among how many that were started together; each begins with batches of its
                 own. Others may have been started by themselves. All end when everything is there.
 
@@ -151,24 +151,24 @@ class Gallery:
             Stopped: A signal came; what was drawn is kept.
         """
         sweep(self.folder)
-        missing = [chunk for chunk in self.plan.chunks if not self._is_sound(chunk, watcher)]
+        missing = [chunk for chunk in self.plan.chunks if not self._is_sound(chunk, reporter)]
         total, left = len(self.plan.prompts), sum(map(len, missing))
         if left < total:
-            watcher.say(f"{self.contestant.title}: {total - left:,} of {total:,} pictures are there")
+            reporter.say(f"{self.contestant.title}: {total - left:,} of {total:,} pictures are there")
         if missing:
-            self._draw(missing, loaded, watcher, share, done=total - left)
+            self._draw(missing, loaded, reporter, share, done=total - left)
         for left_by_a_killed_one in self.folder.glob(f"*{CLAIM}"):
             with claimed(left_by_a_killed_one):
                 pass
         return replace(self, contestant=replace(self.contestant, walk=_no_walk))
 
     def _draw(
-        self, missing: list[range], loaded: LoadedBase, watcher: Watcher, share: tuple[int, int], done: int
+        self, missing: list[range], loaded: LoadedBase, reporter: Reporter, share: tuple[int, int], done: int
     ) -> None:
         """Batches of this process's own first; one that another process is at is left until that ends."""
         numbers, others = {chunk: k for k, chunk in enumerate(self.plan.chunks)}, random.Random(os.getpid())
         left = deque(sorted(missing, key=lambda c: (numbers[c] % share[1] != share[0], others.random())))
-        bar = watcher.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
+        bar = reporter.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
         with bar as shown, signals.patient(f"these {len(missing[0])} pictures"):
             taken = 0  # in a row, by other processes
             while left:
@@ -177,7 +177,7 @@ class Gallery:
                     if is_mine and not self.is_drawn(chunk):
                         begun = time.perf_counter()
                         files = self._files(chunk, loaded)
-                        self._keep(chunk, files, time.perf_counter() - begun, watcher)
+                        self._keep(chunk, files, time.perf_counter() - begun, reporter)
                 if is_mine:
                     shown.advance(len(chunk))
                     taken = 0
@@ -187,7 +187,7 @@ class Gallery:
                     signals.pause(POLL_SECONDS if taken >= len(left) else 0)
                 signals.check("every picture that was drawn is kept", "go on with: the same command")
 
-    def _is_sound(self, chunk: range, watcher: Watcher) -> bool:
+    def _is_sound(self, chunk: range, reporter: Reporter) -> bool:
         """Whether every byte of a batch is what was kept."""
         place = self.place(chunk)
         if not place.exists():
@@ -195,8 +195,11 @@ class Gallery:
         try:
             verify(place, place.name)
         except DamagedError as error:
-            watcher.warn(f"{error.message}; drawing its pictures again")
-            with locked(self.folder, watcher, "Ctrl-C leaves", is_patient=True), contextlib.suppress(FileNotFoundError):
+            reporter.warn(f"{error.message}; drawing its pictures again")
+            with (
+                locked(self.folder, reporter, "Ctrl-C leaves", is_patient=True),
+                contextlib.suppress(FileNotFoundError),
+            ):
                 remove_commit(place)
             return False
         return self.is_drawn(chunk)
@@ -229,17 +232,17 @@ class Gallery:
         rounded = ROUNDINGS[self.plan.rounding](picture * 255).byte().permute(1, 2, 0).numpy()
         return png_bytes(Image.fromarray(self.plan.preparation(rounded)))
 
-    def _keep(self, chunk: range, files: dict[str, bytes], seconds: float, watcher: Watcher) -> None:
+    def _keep(self, chunk: range, files: dict[str, bytes], seconds: float, reporter: Reporter) -> None:
         place = self.place(chunk)
 
         def write() -> None:
-            with locked(self.folder, watcher, "Ctrl-C leaves", is_patient=True):  # another may have drawn the same
+            with locked(self.folder, reporter, "Ctrl-C leaves", is_patient=True):  # another may have drawn the same
                 if not self.is_drawn(chunk):
                     about = {"seconds": seconds, "versions": versions()}
                     commit(place, files, fingerprint=place.name, about=about)
 
         size = sum(map(len, files.values()))
-        with_retries(write, place, size, watcher, "what was drawn before is kept", "free space, and go on")
+        with_retries(write, place, size, reporter, "what was drawn before is kept", "free space, and go on")
 
 
 def _no_walk(z: Tensor, cond: Conditioning) -> list[Tensor]:

@@ -10,7 +10,7 @@ from rapm_cli.bases import Base
 from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.hub import check_login, publish
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.storage.files import replacing, sweep, write_file
 from rapm_cli.export.plan import FILE, Content, File, checkpoint, folder, loras, written
@@ -50,7 +50,7 @@ def export(
     base: Base,
     output: Path,
     *,
-    watcher: Watcher,
+    reporter: Reporter,
     formats: Sequence[str] = (),
     fuse: bool = False,
     single_file: bool = False,
@@ -62,7 +62,7 @@ def export(
         lora_path: LoRA to export.
         base: The base that it was distilled from.
         output: What to write: a folder with a card and all forms, or one file where the name ends so.
-        watcher: Sees bars, and is told of a full disk.
+        reporter: Sees bars, and is told of a full disk.
         formats: Names from `EXPORTS`; by default all of them, and in one file diffusers'.
         fuse: Merge the LoRA into the base's weights.
         single_file: With `fuse`: one checkpoint in the original layout.
@@ -85,16 +85,16 @@ def export(
     merge = Merge(lora, STORED[dtype]) if fuse else None
     if merge:
         name = output.stem if is_file else output.name
-        content = checkpoint(base, merge, name, watcher) if single_file else folder(base, merge, watcher)
+        content = checkpoint(base, merge, name, reporter) if single_file else folder(base, merge, reporter)
     else:
         forms = formats or (["diffusers"] if is_file else EXPORTS.names())
-        target = replace(target_of(base, watcher), alias=output.stem if is_file else "")
+        target = replace(target_of(base, reporter), alias=output.stem if is_file else "")
         content = loras(lora, target, output.name, forms, DTYPES.get(dtype))
 
     def write() -> tuple[list[File], int]:
-        return _as_file(content, output) if is_file else _as_folder(content, output, lora_path, lora, base, watcher)
+        return _as_file(content, output) if is_file else _as_folder(content, output, lora_path, lora, base, reporter)
 
-    files, total = with_retries(write, output, content.nbytes, watcher, NOTHING, AGAIN)
+    files, total = with_retries(write, output, content.nbytes, reporter, NOTHING, AGAIN)
     return Exported(output, total, files, merge.report() if merge else None)
 
 
@@ -113,9 +113,9 @@ def _check(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is
         raise ConfigError(f"--dtype {dtype} is unknown", f"give {', '.join(STORED)}")
 
 
-def target_of(base: Base, watcher: Watcher) -> Target:
+def target_of(base: Base, reporter: Reporter) -> Target:
     """The shapes of a base that a LoRA is written for; its weights are not needed."""
-    architecture = base.architecture(watcher)
+    architecture = base.architecture(reporter)
     network = architecture.network(torch.device("meta"), torch.float32)
     layers = {name for name, layer in network.named_modules() if hasattr(layer, "weight")}
     return Target(architecture.has_pooled_text, layers, architecture.side_px)
@@ -130,12 +130,12 @@ def _as_file(content: Content, output: Path) -> tuple[list[File], int]:
 
 
 def _as_folder(
-    content: Content, output: Path, lora_path: Path, lora: LoraFile, base: Base, watcher: Watcher
+    content: Content, output: Path, lora_path: Path, lora: LoraFile, base: Base, reporter: Reporter
 ) -> tuple[list[File], int]:
     with committing(output, fingerprint=lora.digest()) as temporary:
         files = [written(temporary / name, output / name, write) for name, write in content.files.items()]
         told = [file for file in files if file.readers]
-        beside = companions(lora_path, lora, base, output, told, is_lora=content.is_lora, watcher=watcher)
+        beside = companions(lora_path, lora, base, output, told, is_lora=content.is_lora, reporter=reporter)
         for name, data in beside.items():
             write_file(temporary / name, data)
         _refuse_taken(output)
@@ -159,14 +159,14 @@ def check_push(repo: str, output: Path) -> None:
     check_login(repo)
 
 
-def push(made: Exported, repo: str, watcher: Watcher) -> Exported:
+def push(made: Exported, repo: str, reporter: Reporter) -> Exported:
     """Publish an export on the hub.
 
     Raises:
         WeightsError: It may not be written, or the hub cannot be reached.
         InputError: The hub refuses it.
     """
-    watcher.say(f"uploading {made.path} to {repo}")
+    reporter.say(f"uploading {made.path} to {repo}")
     return replace(made, url=publish(made.path, repo, (MANIFEST,)))
 
 

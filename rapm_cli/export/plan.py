@@ -12,7 +12,7 @@ import torch
 from rapm_cli.bases import Base, Weights
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.commit import MANIFEST
 from rapm_cli.core.storage.files import write_file
@@ -103,19 +103,19 @@ def loras(lora: LoraFile, target: Target, name: str, formats: Sequence[str], dty
     return Content(files, 2 * len(files) * size, is_lora=True)
 
 
-def folder(base: Base, merge: Merge, watcher: Watcher) -> Content:
+def folder(base: Base, merge: Merge, reporter: Reporter) -> Content:
     """A diffusers folder whose UNet has the LoRA in it, and whose sampler is the student's.
 
     Args:
         base: The base that the LoRA was distilled from, in diffusers layout.
         merge: The LoRA, and the dtype of the UNet.
-        watcher: Sees a bar of bytes.
+        reporter: Sees a bar of bytes.
 
     Raises:
         ConfigError: The base has no folder.
         InputError: The LoRA does not fit, or the base's files are not all there.
     """
-    weights = base.locate(watcher)
+    weights = base.locate(reporter)
     if weights.checkpoint:
         raise ConfigError(
             f"base {base.name} has no folder to merge into",
@@ -135,29 +135,31 @@ def folder(base: Base, merge: Merge, watcher: Watcher) -> Content:
         files[name] = partial(_bytes, data=said)
     files[RECIPE_FILE] = partial(_bytes, data=(json.dumps(merge.lora.recipe, indent=2) + "\n").encode())
     pieces = merge.folder(stored(unet))
-    files[UNET_FILE] = partial(_merged, pieces=pieces, metadata={"format": "pt"}, readers=PROGRAMS[:1], watcher=watcher)
+    files[UNET_FILE] = partial(
+        _merged, pieces=pieces, metadata={"format": "pt"}, readers=PROGRAMS[:1], reporter=reporter
+    )
     return Content(files, _size(pieces) + sum(source.stat().st_size for source in copied.values()), is_lora=False)
 
 
-def checkpoint(base: Base, merge: Merge, name: str, watcher: Watcher) -> Content:
+def checkpoint(base: Base, merge: Merge, name: str, reporter: Reporter) -> Content:
     """One checkpoint in the original layout, which ComfyUI and A1111 open, with the LoRA in it.
 
     Args:
         base: The base that the LoRA was distilled from.
         merge: The LoRA, and the dtype of the UNet; all else is copied byte for byte.
         name: Of the file, without its end.
-        watcher: Sees a bar of bytes.
+        reporter: Sees a bar of bytes.
 
     Raises:
         InputError: The LoRA does not fit, the base's files are not all there, or the original layout has no place for
             one of its tensors.
     """
-    weights, architecture = base.locate(watcher), base.architecture(watcher)
+    weights, architecture = base.locate(reporter), base.architecture(reporter)
     pieces = _original_pieces(weights, merge)
     is_xl, side_px = architecture.has_pooled_text, architecture.side_px
     metadata = model_spec(merge.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
     metadata |= {"modelspec.merged_from": base.name}
-    write = partial(_merged, pieces=pieces, metadata=metadata, readers=PROGRAMS, watcher=watcher)
+    write = partial(_merged, pieces=pieces, metadata=metadata, readers=PROGRAMS, reporter=reporter)
     return Content({f"{name}{FILE}": write}, _size(pieces), is_lora=False)
 
 
@@ -173,11 +175,11 @@ def _original_pieces(weights: Weights, merge: Merge) -> dict[str, Piece]:
 
 
 def _merged(
-    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], readers: Sequence[str], watcher: Watcher
+    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], readers: Sequence[str], reporter: Reporter
 ) -> list[Verdict]:
-    with watcher.bar("merging", _size(pieces), "byte", torch.device("cpu")) as bar:
+    with reporter.bar("merging", _size(pieces), "byte", torch.device("cpu")) as bar:
         write_pieces(path, pieces, metadata, bar.advance)
-    with watcher.bar("verifying", _size(pieces), "byte", torch.device("cpu")) as bar:
+    with reporter.bar("verifying", _size(pieces), "byte", torch.device("cpu")) as bar:
         verify_pieces(path, pieces, metadata, bar.advance)
     return [Verdict(program, "") for program in readers]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rapm_cli.bases import BASES, Base
 from rapm_cli.bases.published import PUBLISHED
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.export.plan import CARD, FILE, SHEET, File
 from rapm_cli.formats.card import Line, Subject, card
 from rapm_cli.formats.comfy import workflow_bytes
@@ -17,7 +17,14 @@ CHECKPOINTS = {"sdxl": f"sd_xl_base_1.0{FILE}", "sd15": f"v1-5-pruned-emaonly{FI
 
 
 def companions(
-    lora_path: Path, lora: LoraFile, base: Base, output: Path, files: Sequence[File], *, is_lora: bool, watcher: Watcher
+    lora_path: Path,
+    lora: LoraFile,
+    base: Base,
+    output: Path,
+    files: Sequence[File],
+    *,
+    is_lora: bool,
+    reporter: Reporter,
 ) -> dict[str, bytes]:
     """Files by name; a sheet only of a run's own LoRA, a workflow only where ComfyUI reads one of the files.
 
@@ -28,9 +35,9 @@ def companions(
         output: The export's folder.
         files: What lies in it.
         is_lora: Whether they hold the LoRA; else the base with the LoRA merged in.
-        watcher: Sees what is fetched.
+        reporter: Sees what is fetched.
     """
-    run, architecture = Run(lora_path.parent), base.architecture(watcher)
+    run, architecture = Run(lora_path.parent), base.architecture(reporter)
     has_sheet = run.lora == lora_path and run.sheet.is_file()
     metrics, provenance = _metrics(run) if has_sheet else ([], "")
     lines = [Line(file.path.relative_to(output).as_posix(), file.readers) for file in files]

@@ -64,7 +64,7 @@ def open_clip(opening: Opening) -> Extractor:
 @EXTRACTORS.add("clip-336")
 def open_clip_336(opening: Opening) -> Extractor:
     """Picture embeddings of ViT-L/14 at 336 pixels."""
-    located = locate(FOR_CMMD, opening.watcher)
+    located = locate(FOR_CMMD, opening.reporter)
     return _pictures(_load(located, opening.device), located, opening.device)
 
 
@@ -77,7 +77,7 @@ def open_pair(opening: Opening, prefix: str = "") -> tuple[Extractor, TextReader
     """
     from transformers import AutoTokenizer
 
-    located = locate(opening.clip_model or USUAL, opening.watcher)
+    located = locate(opening.clip_model or USUAL, opening.reporter)
     model = _load(located, opening.device)
     tokenizer = AutoTokenizer.from_pretrained(str(located.folder), local_files_only=True)
     if len(tokenizer) < FEWEST_TOKENS:  # transformers makes up an empty one where there are no files

@@ -21,7 +21,7 @@ def open_dino(opening: Opening) -> Extractor:
     """
     from transformers import Dinov2Model
 
-    located = locate(SOURCE, opening.watcher)
+    located = locate(SOURCE, opening.reporter)
     model: Any = located.load(Dinov2Model).to(opening.device)
 
     def network(pictures: Tensor) -> Tensor:

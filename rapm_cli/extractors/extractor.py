@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
 from rapm_cli.extractors.preparation import Picture, Preparation
 
@@ -66,13 +66,13 @@ class Opening:
 
     Args:
         device: Where it shall compute.
-        watcher: Sees downloads.
+        reporter: Sees downloads.
         inception: Path of Inception's weights, where the user named one.
         clip_model: Repository, `ORG/NAME[@REVISION]`, or folder of a CLIP.
     """
 
     device: torch.device
-    watcher: Watcher
+    reporter: Reporter
     inception: Path | None = None
     clip_model: str | None = None
 

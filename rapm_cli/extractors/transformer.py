@@ -11,7 +11,7 @@ from rapm_cli.bases.hub import Selection, fetch
 from rapm_cli.bases.hub.selection import LackingError
 from rapm_cli.bases.weights import read_json
 from rapm_cli.core.common.errors import ConfigError, InputError, is_out_of_memory
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.checksum import file_sha256
 
 CONFIGS = ("config.json", "preprocessor_config.json")
@@ -62,12 +62,12 @@ class Located:
         return made.requires_grad_(False).eval()
 
 
-def locate(source: str, watcher: Watcher) -> Located:
+def locate(source: str, reporter: Reporter) -> Located:
     """A network's files, fetched where they are missing.
 
     Args:
         source: `ORG/NAME[@REVISION]` of the hub, or a folder.
-        watcher: Sees what is downloaded.
+        reporter: Sees what is downloaded.
 
     Raises:
         ConfigError: It is neither.
@@ -78,7 +78,7 @@ def locate(source: str, watcher: Watcher) -> Located:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
         raise ConfigError(f"{source} is neither a folder nor a repository", REMEDY)
-    snapshot = fetch(match[1], match[2], Selection(_choose, (*CONFIGS, *TEXT, WEIGHTS[0])), watcher)
+    snapshot = fetch(match[1], match[2], Selection(_choose, (*CONFIGS, *TEXT, WEIGHTS[0])), reporter)
     return Located(snapshot.folder, f"{snapshot.repo}@{snapshot.commit[:12]}")
 
 

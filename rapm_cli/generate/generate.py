@@ -14,7 +14,7 @@ from rapm_cli import __version__
 from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import DiskError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.method.trajectories import walk_teacher
 from rapm_cli.core.network.backbone import Conditioning
@@ -26,7 +26,7 @@ from rapm_cli.runs import signals
 from rapm_cli.runs.fused_base import MergedBase
 from rapm_cli.runs.images import grid, save_png, to_image
 from rapm_cli.runs.prompts import warn_of_unread
-from rapm_cli.runs.resolve_lora import Chosen
+from rapm_cli.runs.resolve_lora import ResolvedLora
 from rapm_cli.runs.retry import with_retries
 
 
@@ -72,7 +72,7 @@ def noise_for(
 
 
 def generate(
-    chosen: Chosen | MergedBase,
+    chosen: ResolvedLora | MergedBase,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -84,7 +84,7 @@ def generate(
     batch_size: int | None,
     compare: bool,
     with_grid: bool,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> Iterator[Picture]:
     """Write a picture for every prompt and seed.
 
@@ -100,22 +100,22 @@ def generate(
         batch_size: Pictures at once, or None for the base's own number.
         compare: Draw the guided teacher's picture beside each.
         with_grid: Also write all of them as one picture.
-        watcher: Sees the bar and what the base cannot know.
+        reporter: Sees the bar and what the base cannot know.
     """
     slot_edges(steps)
     teacher_settings = chosen.teacher if compare else None
     if steps != chosen.steps:
-        watcher.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
+        reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
-    weights = chosen.base.locate(watcher)
+    weights = chosen.base.locate(reporter)
     for doubt in (chosen.doubt(weights), unknown):
         if doubt:
-            watcher.warn(doubt)
+            reporter.warn(doubt)
     _make_folder(output)
     precision = find_precision(precision, device)
-    watcher.say(f"loading {chosen.base.name}")
+    reporter.say(f"loading {chosen.base.name}")
     loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
-    warn_of_unread(loaded, prompts, watcher)
+    warn_of_unread(loaded, prompts, reporter)
     recipe = {
         "rapm": __version__,
         "steps": steps,
@@ -129,7 +129,7 @@ def generate(
     }
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
-    with watcher.bar("pictures", len(jobs), "picture", device) as bar, signals.patient("these pictures"):
+    with reporter.bar("pictures", len(jobs), "picture", device) as bar, signals.patient("these pictures"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
@@ -145,7 +145,7 @@ def generate(
                 if teacher is not None:
                     image = grid([to_image(teacher[k]), image], columns=2)
                 path = _free(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
-                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, watcher)
+                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter)
                 images += [image] if with_grid else []
                 yield Picture(path, prompt, seed, seconds, teacher_seconds)
             bar.advance(len(part))
@@ -154,12 +154,12 @@ def generate(
     if with_grid and len(images) > 1:
         columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
         path = _free(output, "grid")
-        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, watcher)
-        watcher.say(f"{path}  all {len(images)} pictures")
+        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, reporter)
+        reporter.say(f"{path}  all {len(images)} pictures")
 
 
 def _loaded(
-    chosen: Chosen | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+    chosen: ResolvedLora | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
 ) -> LoadedBase:
     """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
     loaded = LoadedBase(weights, device, dtype)
@@ -188,10 +188,10 @@ def _make_folder(output: Path) -> None:
     sweep(output)
 
 
-def _save(image: Image.Image, path: Path, recipe: dict[str, Any], watcher: Watcher) -> None:
+def _save(image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter) -> None:
     size = 3 * image.width * image.height  # at most
     again = "free space, and draw the rest"
-    with_retries(lambda: save_png(image, path, recipe), path, size, watcher, "the pictures before it are kept", again)
+    with_retries(lambda: save_png(image, path, recipe), path, size, reporter, "the pictures before it are kept", again)
 
 
 def _free(output: Path, stem: str) -> Path:

@@ -75,7 +75,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     facts_of_lora, damage_of_lora = None, ""
     if run.has_lora:
         try:
-            facts_of_lora = _safetensors(run.sound_lora())
+            facts_of_lora = _safetensors(run.verified_lora())
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
     damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])

@@ -5,7 +5,7 @@ from pathlib import Path
 from rapm_cli.bases.hub import fetch, one_file
 from rapm_cli.bases.places import converted_dir
 from rapm_cli.core.common.errors import DamagedError, WeightsError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import DDIM
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.commit import committing, verify
@@ -17,18 +17,18 @@ BASE, REPO, FILE = "sdxl", "guoqiang-x/RAPM_SDXL", "RAPM_SDXL.pt"
 LORA = "lora.safetensors"
 
 
-def authors_lora(watcher: Watcher) -> tuple[Path, str]:
+def authors_lora(reporter: Reporter) -> tuple[Path, str]:
     """The authors' LoRA as a file of ours, and where it is from; what they published is a pickle.
 
     Args:
-        watcher: Sees the download.
+        reporter: Sees the download.
 
     Raises:
         WeightsError: It is not in the Hugging Face cache and cannot be fetched.
         InputError: What was fetched is not what the hub has, or not a plain LoRA.
     """
     try:
-        source = fetch(REPO, None, one_file(FILE), watcher).folder / FILE
+        source = fetch(REPO, None, one_file(FILE), reporter).folder / FILE
     except WeightsError as error:
         raise WeightsError(
             f"there is no run of {BASE} yet, and the LoRA of the method's authors is not to be had: {error.message}",
@@ -36,7 +36,7 @@ def authors_lora(watcher: Watcher) -> tuple[Path, str]:
         ) from error
     digest = file_sha256(source)
     target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
-    with locked(converted_dir(), watcher, "it converts the same file", is_patient=True):
+    with locked(converted_dir(), reporter, "it converts the same file", is_patient=True):
         sweep(converted_dir())
         try:
             verify(target, digest)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.formats.header import read_header
@@ -83,13 +83,13 @@ def merged_base(base: Base) -> MergedBase | None:
     return MergedBase(base, recipe) if "steps" in recipe.get("sampler", {}) else None
 
 
-def undistilled_base(name: str, watcher: Watcher) -> Base:
+def undistilled_base(name: str, reporter: Reporter) -> Base:
     """The base of that name, which is to have a student.
 
     Raises:
         InputError: It is a student itself.
     """
-    base = find_base(name, watcher)
+    base = find_base(name, reporter)
     if merged_base(base):
         raise InputError(f"{base.source} has a LoRA in its weights", "give the base that it was merged into")
     return base

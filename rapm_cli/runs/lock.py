@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.errors import DiskError, LockedError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import is_gone, make_folder, replace_file
 from rapm_cli.runs import signals
 
@@ -21,12 +21,12 @@ SILENT_SECONDS = 1.0  # of waiting: several processes that share work often wait
 
 
 @contextmanager
-def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = False) -> Iterator[None]:
+def locked(folder: Path, reporter: Reporter, remedy: str, *, is_patient: bool = False) -> Iterator[None]:
     """Hold a folder.
 
     Args:
         folder: Is made.
-        watcher: Is told of a lock whose process is gone, and of waiting.
+        reporter: Is told of a lock whose process is gone, and of waiting.
         remedy: What to do where another process holds it.
         is_patient: Wait for that process instead.
 
@@ -45,14 +45,14 @@ def locked(folder: Path, watcher: Watcher, remedy: str, *, is_patient: bool = Fa
             if not is_patient:
                 raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy) from error
             if not is_told and time.monotonic() - since >= SILENT_SECONDS:
-                watcher.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
+                reporter.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
                 is_told = True
             signals.pause(POLL_SECONDS)
         except (OSError, NotImplementedError) as error:
             raise DiskError.of(error, folder / LOCK) from error
     try:
         if (folder / HOLDER).exists():
-            watcher.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
+            reporter.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
         record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError):  # of a full disk: what is written next will tell
             replace_file(folder / HOLDER, json.dumps(record).encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.formats.lora import LoraFile, load_lora
@@ -21,7 +21,7 @@ TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResolvedLora:
     """A base and the LoRA to use with it, and a sentence on how they were chosen."""
 
     base: Base
@@ -73,48 +73,48 @@ class Chosen:
         return {name: said.get(name, value) for name, value in settings.items()}
 
 
-def choose(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen:
+def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
     """Base and LoRA: as named, else the newest run's, else what ships with the base, for SDXL its authors' own.
 
     Raises:
         WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
         InputError: The LoRA was made for another base, or the base has a LoRA in it.
     """
-    base = None if base_name is None else find_base(base_name, watcher)
+    base = None if base_name is None else find_base(base_name, reporter)
     if base and lora_name is None and merged_base(base):
         raise InputError(
             f"{base.source} has a LoRA in its weights, and this command wants the two apart",
             "give the base that it was merged into; rapm generate draws with it as it is",
         )
-    return _chosen(base, lora_name, watcher)
+    return _chosen(base, lora_name, reporter)
 
 
-def choose_to_draw(base_name: str | None, lora_name: str | None, watcher: Watcher) -> Chosen | MergedBase:
+def resolve_model(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora | MergedBase:
     """The same; or a base alone that has a LoRA in it.
 
     Raises:
-        WeightsError: As `choose`.
-        InputError: As `choose`.
+        WeightsError: As `resolve_lora`.
+        InputError: As `resolve_lora`.
     """
-    base = None if base_name is None else find_base(base_name, watcher)
+    base = None if base_name is None else find_base(base_name, reporter)
     if base and lora_name is None and (merged := merged_base(base)):
         return merged
-    return _chosen(base, lora_name, watcher)
+    return _chosen(base, lora_name, reporter)
 
 
-def _chosen(base: Base | None, lora_name: str | None, watcher: Watcher) -> Chosen:
+def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
     base_name = base.name if base else None
     run = newest_run(base_name) if lora_name is None else None
     if lora_name is None and run is None:
-        _tell_of_unfinished(base_name, watcher)
+        _tell_of_unfinished(base_name, reporter)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run:
-        path, reason = run.sound_lora(), f"newest run, {run.folder}"
+        path, reason = run.verified_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
         path, reason = base.student, f"the LoRA that ships with {base_name}"
     elif base_name in (None, authors_lora.BASE):
-        path, reason = authors_lora.authors_lora(watcher)
+        path, reason = authors_lora.authors_lora(reporter)
     else:
         raise WeightsError(
             f"there is no LoRA for base {base_name}",
@@ -129,14 +129,14 @@ def _chosen(base: Base | None, lora_name: str | None, watcher: Watcher) -> Chose
     made_for = made_for or _base_by_width(lora)
     if not (base_name or made_for):
         raise ConfigError(f"{path} does not name its base", "give --base")
-    return Chosen(base or _base_of_file(path, str(made_for), watcher), path, lora, reason)
+    return ResolvedLora(base or _base_of_file(path, str(made_for), reporter), path, lora, reason)
 
 
-def _tell_of_unfinished(base_name: str | None, watcher: Watcher) -> None:
+def _tell_of_unfinished(base_name: str | None, reporter: Reporter) -> None:
     """Name the run whose LoRA the user may have expected, because it is not finished."""
     for run in unfinished_runs():
         if base_name in (None, run.written_settings().get("base_name")):
-            watcher.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
+            reporter.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
             return
 
 
@@ -147,7 +147,7 @@ def _base_by_width(lora: LoraFile) -> str | None:
     return name if name in BASES.names() else None
 
 
-def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
+def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
     """The registered base that a file names, or the base of the run that it lies in; never a path that a file says.
 
     Raises:
@@ -157,12 +157,12 @@ def _base_of_file(path: Path, made_for: str, watcher: Watcher) -> Base:
         return BASES[made_for]
     run = Run(path.resolve().parent)
     if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
-        return find_base(stored.source, watcher)
+        return find_base(stored.source, reporter)
     raise ConfigError(f"{path} was distilled from {made_for}, which is no base that rapm knows by name", "give --base")
 
 
 @dataclass(frozen=True)
-class Recalled:
+class ImageRecipe:
     """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
 
     No LoRA where it is in the weights of a base; `identity` and `made_with`, its name, are of that.
@@ -182,7 +182,7 @@ class Recalled:
     made_with: str
 
 
-def recall(path: Path, lora_name: str | None) -> Recalled:
+def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
     """How a picture of ours was made.
 
     The picture holds the LoRA's sha256 and no path, so that it can be given away; the file is looked for among
@@ -201,28 +201,28 @@ def recall(path: Path, lora_name: str | None) -> Recalled:
     known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
     known |= {"identity": str(recipe.get("base_identity", "")), "made_with": recipe["base"]}
     if not recipe["lora_sha256"] and lora_name is None:
-        return Recalled(**known, base=None, lora=None)
+        return ImageRecipe(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
     known_loras = [*all_loras(), *shipped, *authors_lora.converted_loras()]
     for place in [find_lora(lora_name)] if lora_name else known_loras:
         if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
-            return Recalled(**known, base=base.name if base else None, lora=place)
+            return ImageRecipe(**known, base=base.name if base else None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",
         f"name the file whose sha256 is {recipe['lora_sha256']} with --lora",
     )
 
 
-def choose_again(base_name: str | None, recalled: Recalled, watcher: Watcher) -> Chosen | MergedBase:
+def resolve_recipe_lora(base_name: str | None, recalled: ImageRecipe, reporter: Reporter) -> ResolvedLora | MergedBase:
     """What made a picture.
 
     Raises:
         InputError: It was a model with its LoRA in it, and `base_name` does not name that.
     """
     if recalled.lora:
-        return choose(base_name or recalled.base, str(recalled.lora), watcher)
-    made = choose_to_draw(base_name, None, watcher) if base_name else None
-    if not isinstance(made, MergedBase) or made.base.locate(watcher).identity != recalled.identity:
+        return resolve_lora(base_name or recalled.base, str(recalled.lora), reporter)
+    made = resolve_model(base_name, None, reporter) if base_name else None
+    if not isinstance(made, MergedBase) or made.base.locate(reporter).identity != recalled.identity:
         raise InputError(
             f"the picture was made with {recalled.made_with}, which had its LoRA in it",
             "give --base that model's folder or checkpoint",

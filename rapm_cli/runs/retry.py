@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rapm_cli.core.common.errors import DiskError, is_disk_full
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import make_folder
 from rapm_cli.core.storage.room import require_room
 from rapm_cli.runs import signals
@@ -27,14 +27,14 @@ def ready_folder(folder: Path) -> None:
         raise DiskError.of(error, folder) from error
 
 
-def with_retries(write: Callable[[], T], place: Path, needed: int, watcher: Watcher, saved: str, remedy: str) -> T:
+def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Reporter, saved: str, remedy: str) -> T:
     """Write something that is whole or not there; when the disk is full, wait and try again a few times.
 
     Args:
         write: Does it; may be called again.
         place: Where.
         needed: Bytes, asked for before each attempt.
-        watcher: Is told of every wait.
+        reporter: Is told of every wait.
         saved: What is safe if it cannot be written.
         remedy: How to go on then.
 
@@ -54,7 +54,7 @@ def with_retries(write: Callable[[], T], place: Path, needed: int, watcher: Watc
             problem = DiskError.of(error, place)
         if wait is None or not problem.is_full:
             break
-        watcher.warn(f"{problem.message}; trying again in {wait:.0f} s")
+        reporter.warn(f"{problem.message}; trying again in {wait:.0f} s")
         signals.pause(wait)
         signals.check(saved, remedy)
     raise DiskError(f"{problem.message}; {saved}", remedy) from problem

@@ -125,7 +125,7 @@ class Run:
                 return record if isinstance(record, dict) else {}
         return {}
 
-    def sound_lora(self) -> Path:
+    def verified_lora(self) -> Path:
         """The distilled LoRA, once it has been found to be what was written.
 
         Raises:
@@ -141,7 +141,7 @@ class Run:
         if not self.is_finished:
             return False
         with contextlib.suppress(InputError):
-            result, _ = self.result(), self.sound_lora()
+            result, _ = self.result(), self.verified_lora()
             return bool(result.get("iterations") == iterations and result.get("samples") == samples)
         return False
 
@@ -153,7 +153,7 @@ class Run:
         return f"rapm distill --resume {shlex.quote(name)}"
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
+    def explain_stops(self) -> Iterator[None]:
         """Inside, a stop says what is saved of a run that is begun, and the command that goes on."""
         try:
             yield
@@ -197,7 +197,7 @@ class Run:
         for name in (RESULT, DIVERGED):
             (self.folder / name).unlink(missing_ok=True)
 
-    def give_up(self, reason: str) -> None:
+    def mark_diverged(self, reason: str) -> None:
         """Write why training cannot go on."""
         with contextlib.suppress(OSError):  # of a full disk; the reason is told in any case
             replace_file(self.folder / DIVERGED, (json.dumps({"reason": reason}) + "\n").encode())
@@ -300,7 +300,7 @@ def newest_lora() -> Path:
         raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"go on with: {unfinished.resume_command}")
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
-    return run.sound_lora()
+    return run.verified_lora()
 
 
 def find_run(name: str) -> Run | None:
@@ -321,12 +321,12 @@ def find_lora(name: str) -> Path:
     with contextlib.suppress(OSError, ValueError):
         if name and Path(name).exists() and not Path(name).is_dir():
             home = Run(Path(name).parent)
-            return home.sound_lora() if home.is_begun and home.lora == Path(name) else Path(name)
+            return home.verified_lora() if home.is_begun and home.lora == Path(name) else Path(name)
         if name and (exported := sorted(Path(name).glob(f"*{DIFFUSERS_FORM}"))):
             return exported[0]
     run = find_run(name)
     if run and run.has_lora:
-        return run.sound_lora()
+        return run.verified_lora()
     if run:
         raise InputError(f"run {run.folder} has no LoRA yet", f"go on with it: {run.resume_command}")
     raise InputError(f"{name!r} is neither a LoRA file nor a run", f"runs are in {runs_dir()}")

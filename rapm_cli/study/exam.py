@@ -10,13 +10,13 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig
 from rapm_cli.core.method.samplers import SAMPLERS
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.evaluate.contact_sheet import COLUMNS, draw_row, fixed_scenes
 from rapm_cli.evaluate.demo_exam import Examination
-from rapm_cli.evaluate.models import Contestant, few_steps, renoised, student, teacher_and_base
+from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
 from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.metrics.registry import Readings
 
@@ -50,15 +50,22 @@ class StudyExam:
         samples: Prompts.
         seed: Which prompts and noise.
         held_out: Whether no training saw their scenes.
-        watcher: Sees a bar for each contestant.
+        reporter: Sees a bar for each contestant.
     """
 
     def __init__(
-        self, base: Base, identity: str, device: torch.device, samples: int, seed: int, held_out: bool, watcher: Watcher
+        self,
+        base: Base,
+        identity: str,
+        device: torch.device,
+        samples: int,
+        seed: int,
+        held_out: bool,
+        reporter: Reporter,
     ) -> None:
         assert base.set_exam is not None
         self._base = dataclasses.replace(base, set_exam=functools.cache(base.set_exam))  # its drawings take long
-        self._identity, self._device, self._watcher = identity, device, watcher
+        self._identity, self._device, self._reporter = identity, device, reporter
         self.samples, self.seed, self._held_out = samples, seed, held_out
         self._scenes: tuple[Tensor, Conditioning] | None = None
 
@@ -91,8 +98,8 @@ class StudyExam:
         sat = self._sit(loaded, student(loaded, config, self._identity, lora), is_drawn=is_drawn)
         return dataclasses.replace(sat, parameters=sum(value.numel() for value in lora.state.values()))
 
-    def _sit(self, loaded: LoadedBase, contestant: Contestant, *, is_drawn: bool) -> Sat:
-        exam = Examination(self._base, loaded, self.samples, self.seed, self._held_out, [], self._watcher)
+    def _sit(self, loaded: LoadedBase, contestant: EvalModel, *, is_drawn: bool) -> Sat:
+        exam = Examination(self._base, loaded, self.samples, self.seed, self._held_out, [], self._reporter)
         readings, seconds = exam.readings(contestant)
         pictures = None
         if is_drawn:
@@ -101,4 +108,4 @@ class StudyExam:
         return Sat(contestant.evaluations, readings, seconds, pictures=pictures)
 
     def _load(self, config: TeacherConfig) -> LoadedBase:
-        return LoadedBase(self._base.locate(self._watcher), self._device, DTYPES[config.precision])
+        return LoadedBase(self._base.locate(self._reporter), self._device, DTYPES[config.precision])

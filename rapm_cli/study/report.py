@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.evaluate.demo_scores import MIN_FRECHET
@@ -199,7 +199,7 @@ def markdown(record: Record, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher: Watcher) -> dict[str, Path]:
+def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter: Reporter) -> dict[str, Path]:
     """Write record, table and contact sheet; their paths by name.
 
     Raises:
@@ -221,7 +221,7 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, watcher:
     for name, data in files.items():
         path, remedy = folder / name, f"free space, and go on with: {command}"
         put = functools.partial(replace_file, path, data)
-        with_retries(put, path, len(data), watcher, "runs and pictures are kept", remedy)
+        with_retries(put, path, len(data), reporter, "runs and pictures are kept", remedy)
     return {name: folder / name for name in files}
 
 

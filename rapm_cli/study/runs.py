@@ -12,7 +12,7 @@ import torch
 from rapm_cli.bases import Base
 from rapm_cli.bases.places import study_runs_dir
 from rapm_cli.core.common.errors import ConfigError, DiskError, DivergedError, LockedError, RapmError, Stopped
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TrainConfig
 from rapm_cli.core.storage.commit import remove_commit
 from rapm_cli.distill.distill import distill
@@ -35,7 +35,7 @@ def run_of(settings: Settings) -> Run:
 
 
 def finish(
-    settings: Settings, base: Base, device: torch.device, command: str, watcher: Watcher, *, is_patient: bool
+    settings: Settings, base: Base, device: torch.device, command: str, reporter: Reporter, *, is_patient: bool
 ) -> str:
     """Bring the run of these settings to its end; nothing is done where it is there.
 
@@ -44,7 +44,7 @@ def finish(
         base: Their base.
         device: Where to compute.
         command: What to type to go on with the study.
-        watcher: Sees bars and talk.
+        reporter: Sees bars and talk.
         is_patient: Wait for another process that works on it.
 
     Returns:
@@ -60,13 +60,13 @@ def finish(
         with _told(run, command):
             while not (run.has_diverged or run.is_complete(settings.training.iterations, settings.samples)):
                 try:
-                    distill(run, settings, base, device=device, is_strict=False, watcher=watcher)
+                    distill(run, settings, base, device=device, is_strict=False, reporter=reporter)
                     break
                 except LockedError as error:
                     if not is_patient:
                         raise
                     if not is_told:
-                        watcher.say(f"waiting: {error.message}")
+                        reporter.say(f"waiting: {error.message}")
                     is_told = True
                     signals.pause(POLL_SECONDS)
     except DivergedError as error:

@@ -11,7 +11,7 @@ from rapm_cli.bases import Base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.common.errors import ConfigError, LockedError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import MAX_GUIDANCE
 from rapm_cli.core.method.samplers import SAMPLERS
 from rapm_cli.distill.memory_plan import predicted_peak
@@ -158,7 +158,7 @@ class Outcome:
     work_seconds: float
 
 
-def run_study(study: Study, device: torch.device, command: str, watcher: Watcher) -> Outcome:
+def run_study(study: Study, device: torch.device, command: str, reporter: Reporter) -> Outcome:
     """Work through a study; what was done before, by this or another study, is not done again.
 
     Several processes share the work of one: each takes the runs that no other is at, and at last waits for theirs.
@@ -167,36 +167,36 @@ def run_study(study: Study, device: torch.device, command: str, watcher: Watcher
         study: The table.
         device: Where to compute.
         command: What to type to go on with it.
-        watcher: Sees bars and talk.
+        reporter: Sees bars and talk.
 
     Raises:
         ConfigError: A row cannot be set so; nothing was begun.
         RapmError: Something failed that would fail the other rows, too.
         Stopped: A signal came; what was done is kept.
     """
-    return _Work(study, device, command, watcher).outcome()
+    return _Work(study, device, command, reporter).outcome()
 
 
 class _Work:
-    def __init__(self, study: Study, device: torch.device, command: str, watcher: Watcher) -> None:
-        self.study, self.device, self.command, self.watcher = study, device, command, watcher
+    def __init__(self, study: Study, device: torch.device, command: str, reporter: Reporter) -> None:
+        self.study, self.device, self.command, self.reporter = study, device, command, reporter
         self.settings = self._settled(study.given, study.seeds[0])  # whose teacher and base all are compared with
         for row in study.rows:
             try:
                 for variant in row.variants:
                     own = variant.given | {"seed": study.seeds[0], "samples": 0}
-                    settings_without_weights(study.base, own, None, device, watcher)
+                    settings_without_weights(study.base, own, None, device, reporter)
             except ConfigError as error:
                 raise ConfigError(f"row {row.name!r}: {error.message}", error.remedy) from error
         about = (study.base, self.settings.base_identity, device)
-        self.exam = StudyExam(*about, study.samples, study.exam_seed, study.held_out, watcher)
-        self.tuning = StudyExam(*about, TUNING_SAMPLES, study.exam_seed + 1, study.held_out, watcher)
+        self.exam = StudyExam(*about, study.samples, study.exam_seed, study.held_out, reporter)
+        self.tuning = StudyExam(*about, TUNING_SAMPLES, study.exam_seed + 1, study.held_out, reporter)
         self.seconds: dict[str, float] = {}  # of every run and every contestant's pictures, each counted once
 
     def outcome(self) -> Outcome:
         study = self.study
-        self.watcher.say(f"{study.title!r}: {self._extent()}")
-        self.watcher.say("teacher and base")
+        self.reporter.say(f"{study.title!r}: {self._extent()}")
+        self.reporter.say("teacher and base")
         teacher, base = self.exam.undistilled(self.settings.teacher)
         self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
         rows, is_patient = dict[int, Cells](), False
@@ -229,7 +229,7 @@ class _Work:
         """
         study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
         if row.bare:
-            self.watcher.say(f"{place}: {row.name}")
+            self.reporter.say(f"{place}: {row.name}")
             sat = self.exam.bare(self.settings.teacher, row.bare.steps, row.bare.guidance, row.bare.sampler)
             self.seconds[row.name] = sat.seconds * study.samples
             cells.sat = [sat]
@@ -239,13 +239,13 @@ class _Work:
             cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"]) or f"failed: no {JUDGE} is a number"
             return cells
         cells.settings = [self._settled(cells.chosen.given, seed) for seed in study.seeds]
-        cells.peak_bytes = predicted_peak(study.base.architecture(self.watcher), cells.settings[0], PLANS["24"])
+        cells.peak_bytes = predicted_peak(study.base.architecture(self.reporter), cells.settings[0], PLANS["24"])
         named = {f"{place}, seed {seed}": settings for seed, settings in zip(study.seeds, cells.settings, strict=True)}
         failures = self._finish(named, row.name, is_patient)
         for seed, settings, failure in zip(study.seeds, cells.settings, failures, strict=True):
             if failure:
                 cells.failures[seed] = failure
-                self.watcher.warn(f"{row.name}, seed {seed}: {failure}")
+                self.reporter.warn(f"{row.name}, seed {seed}: {failure}")
             cells.sat.append(None if failure else self._sit(self.exam, settings, is_drawn=not any(cells.sat)))
         return cells
 
@@ -278,7 +278,7 @@ class _Work:
         for name, value in best.options.items():
             tried = sorted({variant.options[name] for variant in row.variants if type(value) in (int, float)})
             if len(tried) > 2 and value in (tried[0], tried[-1]):
-                self.watcher.warn(f"{place}: {name} {value} is best, at the end of what was tried: {row.name}")
+                self.reporter.warn(f"{place}: {name} {value} is best, at the end of what was tried: {row.name}")
 
     def _finish(self, named: dict[str, Settings], name: str, is_patient: bool) -> list[str]:
         """Finish some runs of a row; why each has no LoRA, empty where it has one.
@@ -286,9 +286,9 @@ class _Work:
         Raises:
             LockedError: Another process works on one of them; the others are finished.
         """
-        failures, busy, common = [], None, (self.study.base, self.device, self.command, self.watcher)
+        failures, busy, common = [], None, (self.study.base, self.device, self.command, self.reporter)
         for place, settings in named.items():
-            self.watcher.say(f"{place}: {name}")
+            self.reporter.say(f"{place}: {name}")
             try:
                 failures.append(finish(settings, *common, is_patient=is_patient))
             except LockedError as error:
@@ -309,4 +309,4 @@ class _Work:
 
     def _settled(self, given: dict[str, Any], seed: int) -> Settings:
         own = given | {"seed": seed, "samples": 0}
-        return settings_for(self.study.base, own, None, self.device, self.watcher)
+        return settings_for(self.study.base, own, None, self.device, self.reporter)

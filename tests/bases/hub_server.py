@@ -99,7 +99,7 @@ def in_this_process(cache):
 
 
 class Seen:
-    """A watcher that remembers."""
+    """A reporter that remembers."""
 
     def __init__(self):
         self.said, self.bars = [], []

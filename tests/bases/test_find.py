@@ -26,7 +26,7 @@ def hub(monkeypatch, originals):
     """A hub of one repository; what is asked of it."""
     asked = []
 
-    def fetch(repo, revision, selection, watcher):
+    def fetch(repo, revision, selection, reporter):
         asked.append((repo, revision, selection))
         family = "sd15" if "sd15" in repo or "v1-5" in repo else "sdxl"
         return Snapshot(repo, PINNED.get(repo, "0" * 40), originals[family], ())

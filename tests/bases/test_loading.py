@@ -147,13 +147,13 @@ def test_on_a_roomy_card_they_stay(originals, moves):
 
 def test_before_training_they_leave_a_roomy_card_too(originals, moves):
     loaded, calls = moves(originals["sdxl"], ROOMY)
-    loaded.rest()
+    loaded.offload()
     assert calls == [(name, CPU) for name in ("text_encoder", "text_encoder_2", "vae")]
 
 
 def test_what_was_never_read_is_not_read_to_leave(originals):
     loaded = load(originals["sd15"])
-    loaded.rest()
+    loaded.offload()
     assert not {"_text", "_vae", "backbone"} & vars(loaded).keys()
 
 

@@ -28,8 +28,8 @@ def test_every_layout_merges_into_a_folder_of_plain_names(originals, copy_of, ra
     weights = layout(folder)
     for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/flax_model.msgpack"):
         (folder / name).write_bytes(b"of other programs")
-    base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda watcher: weights)
-    done = export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="fp32", watcher=OUT)
+    base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda reporter: weights)
+    done = export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="fp32", reporter=OUT)
     assert done.report.modules > 50
     written = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*")}
     assert not [name for name in written if "fp16" in name or name.endswith((".bin", ".msgpack"))]
@@ -59,5 +59,5 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_left(copy_of, tmp_path)
     for says, change in spoil.items():
         change()
         with pytest.raises(InputError, match=says):
-            export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="base", watcher=OUT)
+            export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="base", reporter=OUT)
         assert sorted(tmp_path.iterdir()) == before

@@ -52,7 +52,7 @@ def lora_of(tmp_path):
 def base_of(folder, weights=None) -> Base:
     """A base that lies there, its configurations of the small model and not of the published one."""
     found = find_base(str(folder), OUT)
-    return found if weights is None else dataclasses.replace(found, locate=lambda watcher: weights)
+    return found if weights is None else dataclasses.replace(found, locate=lambda reporter: weights)
 
 
 def merged_by_diffusers(folder, lora):
@@ -91,7 +91,7 @@ def one_ulp(before, after):
 def test_diffusers_reads_what_it_would_have_merged_itself(originals, lora_of, tmp_path, family):
     folder = originals[family]
     lora, output = lora_of(folder), tmp_path / "one.safetensors"
-    done = export(lora, base_of(folder), output, fuse=True, dtype="base", watcher=OUT, single_file=True)
+    done = export(lora, base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
     bare, theirs, ours = pipeline(folder), merged_by_diffusers(folder, lora), read_by_diffusers(output, folder)
     unmerged, expected, found = parts_of(bare), parts_of(theirs), parts_of(ours)
     assert expected.keys() == found.keys()
@@ -106,7 +106,7 @@ def test_diffusers_reads_what_it_would_have_merged_itself(originals, lora_of, tm
             else:
                 assert torch.equal(found[part][name], value), name
     assert changed == done.report.modules > 50
-    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", watcher=OUT)
+    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", reporter=OUT)
     in_folder = load_file(tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors")
     assert in_folder.keys() == found["unet"].keys()
     assert all(torch.equal(in_folder[name], value) for name, value in found["unet"].items())
@@ -123,7 +123,7 @@ def test_diffusers_reads_what_it_would_have_merged_itself(originals, lora_of, tm
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_and_shapes_are_those_of_the_published_checkpoints(originals, lora_of, tmp_path, family):
     folder, output = originals[family], tmp_path / "one.safetensors"
-    export(lora_of(folder, 0.0), base_of(folder), output, fuse=True, dtype="base", watcher=OUT, single_file=True)
+    export(lora_of(folder, 0.0), base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
     theirs, ours = load_file(write_checkpoint(folder, tmp_path / "theirs.safetensors")), load_file(output)
     # Buffers that no loader asks for; the folder's files have none of them.
     left_out = {name for name in theirs if name.endswith(("position_ids", "logit_scale", "alphas_cumprod"))}
@@ -136,7 +136,7 @@ def test_every_layout_merges_into_one_file(originals, copy_of, lora_of, tmp_path
     folder = copy_of("sdxl")
     lora, weights, output = lora_of(folder), layout(folder), tmp_path / "one.safetensors"
     base = base_of(originals["sdxl"], weights)
-    export(lora, base, output, fuse=True, dtype="fp32", watcher=OUT, single_file=True)
+    export(lora, base, output, fuse=True, dtype="fp32", reporter=OUT, single_file=True)
     there = LoadedBase(Weights(originals["sdxl"], "", checkpoint=output), CPU, torch.float32)
     z = torch.randn(1, *there.latent_shape, generator=torch.Generator().manual_seed(3))
     ours = LoadedBase(weights, CPU, torch.float32)
@@ -153,7 +153,7 @@ def test_16_bits_are_the_float32_result_rounded_once(originals, lora_of, tmp_pat
     folder, lora = originals["sdxl"], lora_of(originals["sdxl"])
     for name, kind in (("whole", "fp32"), ("half", dtype)):
         output = tmp_path / f"{name}.safetensors"
-        done = export(lora, base_of(folder), output, fuse=True, dtype=kind, watcher=OUT, single_file=True)
+        done = export(lora, base_of(folder), output, fuse=True, dtype=kind, reporter=OUT, single_file=True)
     whole, half = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "half.safetensors")
     kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     for name, value in whole.items():
@@ -171,7 +171,7 @@ def test_the_header_says_how_to_draw(originals, lora_of, tmp_path):
         output,
         fuse=True,
         dtype="base",
-        watcher=OUT,
+        reporter=OUT,
         single_file=True,
     )
     with safe_open(output, "pt") as file:
@@ -191,11 +191,11 @@ def test_what_overflows_or_does_not_fit_is_refused_and_nothing_is_left(
     before = set(tmp_path.iterdir())
     lora, output = lora_of(folder, 300.0), tmp_path / "one.safetensors"
     with pytest.raises(InputError, match="overflow in f16"):
-        export(lora, base_of(folder), output, fuse=True, dtype="fp16", watcher=OUT, single_file=True)
+        export(lora, base_of(folder), output, fuse=True, dtype="fp16", reporter=OUT, single_file=True)
     with pytest.raises(InputError, match=r"which this base does not have|another shape"):
-        export(lora, base_of(originals["sd15"]), output, fuse=True, dtype="base", watcher=OUT, single_file=True)
+        export(lora, base_of(originals["sd15"]), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
     with pytest.raises(ConfigError, match="--single-file goes with --fuse"):
-        export(lora, base_of(folder), output, fuse=False, dtype="base", watcher=OUT, single_file=True)
+        export(lora, base_of(folder), output, fuse=False, dtype="base", reporter=OUT, single_file=True)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     state["encoder.conv_in.bias"][0] = torch.nan
@@ -203,14 +203,14 @@ def test_what_overflows_or_does_not_fit_is_refused_and_nothing_is_left(
     with pytest.raises(
         VerificationError, match=r"first_stage_model\.encoder\.conv_in\.bias has values that are not finite"
     ):
-        export(lora, base_of(folder), output, fuse=True, dtype="fp32", watcher=OUT, single_file=True)
+        export(lora, base_of(folder), output, fuse=True, dtype="fp32", reporter=OUT, single_file=True)
     assert set(tmp_path.iterdir()) == before | {lora}
 
 
 def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lora_of, tmp_path):
     folder, out = originals["sdxl"], tmp_path / "mine"
     lora = lora_of(folder)
-    done = export(lora, base_of(folder), out, fuse=True, dtype="base", watcher=OUT, single_file=True)
+    done = export(lora, base_of(folder), out, fuse=True, dtype="base", reporter=OUT, single_file=True)
     assert sorted(verify(out).files) == ["README.md", "comfyui.json", "mine.safetensors"]
     assert [file.path for file in done.files] == [out / "mine.safetensors"]
     nodes = json.loads((out / "comfyui.json").read_text())
@@ -219,14 +219,14 @@ def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lo
     said = (out / "README.md").read_text()
     assert "from_single_file('mine.safetensors'" in said
     assert "tags:\n- text-to-image\n- stable-diffusion-xl\n" in said
-    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", watcher=OUT)
+    export(lora, base_of(folder), tmp_path / "folder", fuse=True, dtype="base", reporter=OUT)
     assert "from_pretrained('.'" in (tmp_path / "folder" / "README.md").read_text()
 
 
 def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
     folder, output = copy_of("sdxl"), tmp_path / "one.safetensors"
     edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    export(lora_of(folder), base_of(folder), output, fuse=True, dtype="base", watcher=OUT, single_file=True)
+    export(lora_of(folder), base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
     assert checkpoint_kind(output) == ("sdxl", "v_prediction")
 
 
@@ -250,7 +250,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
                 tmp_path / ("new.safetensors" if single_file else "new"),
                 fuse=True,
                 dtype="base",
-                watcher=OUT,
+                reporter=OUT,
                 single_file=single_file,
             )
     assert set(tmp_path.iterdir()) == {lora}

@@ -145,7 +145,7 @@ def test_an_unfinished_run_keeps_its_trajectories_unless_all_may_go_and_makes_th
 
 
 def test_a_diverged_run_needs_no_trajectories(rapm, unfinished, store):
-    unfinished.give_up("the loss is not finite")
+    unfinished.mark_diverged("the loss is not finite")
     assert rapm(*PRUNE, "--yes")[0] == 0
     assert not store.exists()
 

@@ -109,7 +109,7 @@ def test_options_come_from_file_then_environment_then_flag(settings_of, tmp_path
 
 def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of, monkeypatch):
     weights = Weights(Path("nowhere"), "none")  # sdxl's are not fetched here
-    monkeypatch.setitem(BASES._things, "sdxl", replace(BASES["sdxl"], locate=lambda watcher: weights))
+    monkeypatch.setitem(BASES._things, "sdxl", replace(BASES["sdxl"], locate=lambda reporter: weights))
     for name in ("demo", "sdxl"):
         default = BASES[name].defaults
         seen = settings_of("--base", name, "--quiet")

@@ -146,7 +146,7 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
                 raise error
             return torch.zeros(1, 3, 8, 8)
 
-        def rest(self):
+        def offload(self):
             self.calls.append("rest")
 
     previews = Previews.__new__(Previews)

@@ -431,11 +431,11 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
 
 
 def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatch):
-    from rapm_cli.core.training.optimizer import Learner
+    from rapm_cli.core.training.optimizer import GuardedAdamW
     from rapm_cli.formats.lora import load_lora
 
     unfinished(again, "00000004")
-    real, updates = Learner.update, []
+    real, updates = GuardedAdamW.update, []
 
     def update(self, *arguments):
         is_made = real(self, *arguments)
@@ -444,7 +444,7 @@ def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatc
             self.weights.flat.data[0] = float("inf")
         return is_made
 
-    monkeypatch.setattr(Learner, "update", update)
+    monkeypatch.setattr(GuardedAdamW, "update", update)
     code, _, err = rapm("distill", "--resume")
     assert code == 0, err
     assert "the network is not finite at iteration 2" in err

@@ -24,7 +24,7 @@ VAE = {
 def tiny(monkeypatch):
     """The demo base in a hundredth of its size, measured once."""
     architecture = Architecture({**tiny_unet().config}, VAE, tokens=5)
-    small = dataclasses.replace(BASES["demo"], architecture=lambda watcher: architecture)
+    small = dataclasses.replace(BASES["demo"], architecture=lambda reporter: architecture)
     monkeypatch.setitem(BASES._things, "demo", small)
     monkeypatch.setattr(benchmark, "REPEATS", 1)
 

@@ -14,7 +14,7 @@ from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.distill import memory_plan
 from rapm_cli.distill import trajectories as phase_one
-from rapm_cli.distill.memory_plan import stand_by
+from rapm_cli.distill.memory_plan import install_oom_fallback
 from tests.conftest import tiny_unet
 
 SHORT = [
@@ -40,10 +40,10 @@ class Ear:
         self.warnings.append(line)
 
 
-def trained(schedule, trajectories, plan, watcher):
+def trained(schedule, trajectories, plan, reporter):
     config = TrainConfig(rank=2, iterations=2, batch_size=2, learning_rate=1e-3)
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
-    stand_by(plan, trainer, watcher)
+    install_oom_fallback(plan, trainer, reporter)
     list(train(trainer, trajectories))
     return trainer
 
@@ -128,8 +128,8 @@ def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajecto
 def test_relief_never_recomputes_less(schedule):
     config = TrainConfig(rank=2, iterations=2, batch_size=2, checkpointing=True)
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
-    stand_by(PLANS["24"], trainer, Ear())
-    assert not trainer.relieve()
+    install_oom_fallback(PLANS["24"], trainer, Ear())
+    assert not trainer.on_oom()
     assert all(getattr(module, "gradient_checkpointing", True) for module in trainer.backbone.unet.modules())
 
 

@@ -18,7 +18,7 @@ PICTURE = Image.new("RGB", (4, 4), (255, 0, 0))
 SETTINGS = {"base": "demo", "training": {"rank": 4}}
 
 
-class Watcher:
+class Reporter:
     """Remembers what is said."""
 
     def __init__(self):
@@ -107,13 +107,13 @@ def libraries(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def watcher():
-    return Watcher()
+def reporter():
+    return Reporter()
 
 
 @pytest.mark.parametrize("name", TRACKERS.names())
-def test_every_tracker_hands_on_scalars_and_pictures_and_prints_nothing(name, libraries, watcher, tmp_path, capsys):
-    tracker = open_trackers([name, name], tmp_path, "run", SETTINGS, watcher)
+def test_every_tracker_hands_on_scalars_and_pictures_and_prints_nothing(name, libraries, reporter, tmp_path, capsys):
+    tracker = open_trackers([name, name], tmp_path, "run", SETTINGS, reporter)
     tracker.log(0, {"a": 1.0, "b/c": 2.0})
     tracker.show(0, PICTURE)
     tracker.close()
@@ -122,39 +122,39 @@ def test_every_tracker_hands_on_scalars_and_pictures_and_prints_nothing(name, li
     assert scalars == [(0, "a", 1.0), (0, "b/c", 2.0)]
     assert (iteration, title, picture.tobytes()) == (0, "preview", PICTURE.tobytes())
     assert libraries.closed[name] == 1
-    assert [line.split(":")[0] for line in watcher.said] == [name]
-    assert watcher.warned == []
+    assert [line.split(":")[0] for line in reporter.said] == [name]
+    assert reporter.warned == []
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", TRACKERS.names())
-def test_a_tracker_that_fails_is_dropped_with_one_warning_and_the_others_go_on(name, libraries, watcher, tmp_path):
+def test_a_tracker_that_fails_is_dropped_with_one_warning_and_the_others_go_on(name, libraries, reporter, tmp_path):
     def fail(*args):
         raise OSError("the disk is full\nand more")
 
-    opened = open_trackers(TRACKERS.names(), tmp_path, "run", SETTINGS, watcher)
+    opened = open_trackers(TRACKERS.names(), tmp_path, "run", SETTINGS, reporter)
     opened.log(0, {"a": 1.0})
     opened._open[name].log = fail
     opened.log(1, {"a": 2.0})
     opened.log(2, {"a": 3.0})
-    assert watcher.warned == [f"tracker {name} has failed and is left out: the disk is full"]
+    assert reporter.warned == [f"tracker {name} has failed and is left out: the disk is full"]
     for other, seen in libraries.seen.items():
         assert [iteration for iteration, *_ in seen] == ([0] if other == name else [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", TRACKERS.names())
-def test_a_tracker_that_cannot_begin_is_left_out(name, libraries, watcher, tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_begin_is_left_out(name, libraries, reporter, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no")
 
     for method in ("_writer", "_wandb", "_trackio"):
         monkeypatch.setattr(StandIns, method, fail)
     StandIns(monkeypatch)
-    opened = open_trackers([name], tmp_path, "run", SETTINGS, watcher)
+    opened = open_trackers([name], tmp_path, "run", SETTINGS, reporter)
     opened.log(0, {"a": 1.0})
     opened.log(1, {"a": 1.0})
     opened.close()
-    assert watcher.warned == [f"tracker {name} has failed and is left out: no"]
+    assert reporter.warned == [f"tracker {name} has failed and is left out: no"]
 
 
 def test_unknown_and_missing_trackers_are_refused_with_the_command_that_helps(monkeypatch, tmp_path):
@@ -170,44 +170,44 @@ def test_unknown_and_missing_trackers_are_refused_with_the_command_that_helps(mo
         assert caught.value.remedy == f"pip install {name}"
 
 
-def test_wandb_is_offline_without_a_key_and_says_so(libraries, watcher, tmp_path):
-    open_trackers(["wandb"], tmp_path, "run", SETTINGS, watcher)
+def test_wandb_is_offline_without_a_key_and_says_so(libraries, reporter, tmp_path):
+    open_trackers(["wandb"], tmp_path, "run", SETTINGS, reporter)
     assert libraries.begun["wandb"][0]["mode"] == "offline"
-    assert "offline (no API key was found), to upload it: wandb sync" in watcher.said[0]
+    assert "offline (no API key was found), to upload it: wandb sync" in reporter.said[0]
 
 
 @pytest.mark.parametrize("place", ["variable", "netrc"])
-def test_wandb_is_online_with_a_key(libraries, watcher, tmp_path, place):
+def test_wandb_is_online_with_a_key(libraries, reporter, tmp_path, place):
     if place == "variable":
         libraries.api_key = "k" * 40
     else:
         (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
-    open_trackers(["wandb"], tmp_path, "run", SETTINGS, watcher)
+    open_trackers(["wandb"], tmp_path, "run", SETTINGS, reporter)
     assert (libraries.begun["wandb"][0]["mode"], libraries.begun["wandb"][0]["resume"]) == ("online", "allow")
-    assert watcher.said == ["wandb: https://wandb.ai/me/rapm/runs/1"]
+    assert reporter.said == ["wandb: https://wandb.ai/me/rapm/runs/1"]
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_wandb_keeps_to_the_users_mode(libraries, watcher, tmp_path, monkeypatch, mode):
+def test_wandb_keeps_to_the_users_mode(libraries, reporter, tmp_path, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     libraries.mode, libraries.api_key = mode, "k" * 40
-    open_trackers(["wandb"], tmp_path, "run", SETTINGS, watcher)
+    open_trackers(["wandb"], tmp_path, "run", SETTINGS, reporter)
     assert libraries.begun["wandb"][0]["mode"] == mode
 
 
-def test_wandb_asks_for_no_login_where_the_user_wants_it_online(libraries, watcher, tmp_path, monkeypatch):
+def test_wandb_asks_for_no_login_where_the_user_wants_it_online(libraries, reporter, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
-    open_trackers(["wandb"], tmp_path, "run", SETTINGS, watcher)
+    open_trackers(["wandb"], tmp_path, "run", SETTINGS, reporter)
     assert libraries.begun["wandb"] == []
-    assert watcher.warned == [
+    assert reporter.warned == [
         "tracker wandb has failed and is left out: WANDB_MODE is online and there is no API key; wandb login"
     ]
 
 
-def test_a_resumed_run_goes_on_with_the_same_record(libraries, watcher, tmp_path):
+def test_a_resumed_run_goes_on_with_the_same_record(libraries, reporter, tmp_path):
     for first in (0, 2):
-        opened = open_trackers(TRACKERS.names(), tmp_path, "run", SETTINGS, watcher)
+        opened = open_trackers(TRACKERS.names(), tmp_path, "run", SETTINGS, reporter)
         opened.log(first, {"a": 1.0})
         opened.close()
     assert [begun["purge_step"] for begun in libraries.begun["tensorboard"]] == [0, 2]
@@ -216,12 +216,12 @@ def test_a_resumed_run_goes_on_with_the_same_record(libraries, watcher, tmp_path
     assert [(begun["name"], begun["resume"]) for begun in libraries.begun["trackio"]] == [("run", "allow")] * 2
     other = tmp_path / "other"
     other.mkdir()
-    open_trackers(["wandb"], other, "run", SETTINGS, watcher)
+    open_trackers(["wandb"], other, "run", SETTINGS, reporter)
     assert libraries.begun["wandb"][2]["id"] != once["id"]
 
 
-def test_iterations_that_training_repeats_take_the_place_of_those_before(libraries, watcher, tmp_path):
-    opened = open_trackers(["tensorboard"], tmp_path, "run", SETTINGS, watcher)
+def test_iterations_that_training_repeats_take_the_place_of_those_before(libraries, reporter, tmp_path):
+    opened = open_trackers(["tensorboard"], tmp_path, "run", SETTINGS, reporter)
     for iteration in (0, 1, 2, 1, 2):
         opened.log(iteration, {"a": 1.0})
     assert [begun["purge_step"] for begun in libraries.begun["tensorboard"]] == [0, 1]
@@ -255,11 +255,11 @@ import json, sys
 from pathlib import Path
 from PIL import Image
 from rapm_cli.distill.trackers import open_trackers
-class Watcher:
+class Reporter:
     def say(self, line): pass
     def warn(self, line): print(line, file=sys.stderr)
 for first in (0, 2):
-    opened = open_trackers([sys.argv[1]], Path(sys.argv[2]), "run", {"rank": 4}, Watcher())
+    opened = open_trackers([sys.argv[1]], Path(sys.argv[2]), "run", {"rank": 4}, Reporter())
     for k in (first, first + 1, first + 2):
         opened.log(k, {"slot3/absolute": k / 4 + first})
     opened.show(first + 2, Image.new("RGB", (4, 4)))

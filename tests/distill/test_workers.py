@@ -18,7 +18,7 @@ from rapm_cli.bases import find_base
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, PeerEnded
-from rapm_cli.core.training.job_store import Board
+from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill import failure
 from rapm_cli.distill.resolve_run import settings_without_weights
 from rapm_cli.runs import signals
@@ -174,27 +174,27 @@ def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_pa
     assert done in (1, 2)  # the first one may have decided on one before it hears
 
 
-def test_the_first_word_on_the_board_counts_and_is_news_to_the_others():
+def test_the_first_word_on_the_jobs_counts_and_is_news_to_the_others():
     store = HashStore()
-    boards = [Board(store, rank, 3) for rank in range(3)]
+    boards = [JobStore(store, rank, 3) for rank in range(3)]
     assert boards[0].ending() is None
-    assert boards[0].wish() is None
+    assert boards[0].request_stop() is None
     boards[1].end(6, "out of memory")
     boards[0].end(1, "another is gone")
     assert boards[1].ending() is None
-    assert [(board.ending().message, board.ending().exit_code) for board in boards[::2]] == [
+    assert [(jobs.peer_exit().message, jobs.peer_exit().exit_code) for jobs in boards[::2]] == [
         ("process 1 has ended: out of memory", 6)
     ] * 2
-    assert [boards[2].wish(15), boards[1].wish(2), boards[0].wish()] == [15] * 3
+    assert [boards[2].request_stop(15), boards[1].request_stop(2), boards[0].request_stop()] == [15] * 3
     boards[1].leave()
-    assert [boards[0].all_left([1], 0), boards[0].all_left([1, 2], 0)] == [True, False]
+    assert [boards[0].all_detached([1], 0), boards[0].all_detached([1, 2], 0)] == [True, False]
 
 
 def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     monkeypatch.setattr(failure, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(failure, "GRACE_SECONDS", 0.1)
     store = HashStore()
-    work, other = Board(store, 0, 2), Board(store, 1, 2)
+    work, other = JobStore(store, 0, 2), JobStore(store, 1, 2)
     threading.Timer(0.1, other.end, (5, "the disk is full")).start()
 
     def toil():
@@ -207,11 +207,11 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     assert caught.value.exit_code == 5
 
 
-def test_a_follower_that_has_nothing_to_do_asks_a_board_that_goes_for_nothing_more(monkeypatch):
-    board, asked = Board(HashStore(), 1, 2), []
-    monkeypatch.setattr(board, "end", lambda *word: asked.append(word))
-    monkeypatch.setattr(board, "all_left", lambda *ranks: asked.append(ranks))
-    with pytest.raises(PeerEnded) as caught, failure.ending_together(board, Output()):
+def test_a_follower_that_has_nothing_to_do_asks_a_jobs_that_goes_for_nothing_more(monkeypatch):
+    jobs, asked = JobStore(HashStore(), 1, 2), []
+    monkeypatch.setattr(jobs, "end", lambda *word: asked.append(word))
+    monkeypatch.setattr(jobs, "all_detached", lambda *world: asked.append(world))
+    with pytest.raises(PeerEnded) as caught, failure.ending_together(jobs, Output()):
         raise PeerEnded("process 0 has ended: there is nothing to do", 0)
     assert (caught.value.message, caught.value.exit_code, asked) == ("", 0, [])
 
@@ -221,12 +221,12 @@ def test_a_process_that_cannot_be_interrupted_says_why_and_is_gone():
         import ctypes, threading
         from torch.distributed import HashStore
         from rapm_cli.cli.console import Output
-        from rapm_cli.core.training.job_store import Board
+        from rapm_cli.core.training.job_store import JobStore
         from rapm_cli.distill import failure
         failure.POLL_SECONDS, failure.INSIST_SECONDS = 0.01, 0.2
         store = HashStore()
-        with failure.ending_together(Board(store, 0, 2), Output()):
-            Board(store, 1, 2).end(5, "the disk is full")
+        with failure.ending_together(JobStore(store, 0, 2), Output()):
+            JobStore(store, 1, 2).end(5, "the disk is full")
             ctypes.CDLL(None).sleep(60)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rapm_cli.evaluate.demo_scores import Part, Row, Score, score
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.metrics.registry import Readings
 
 
@@ -14,7 +14,7 @@ def row(role, shift, count=1000):
     right = torch.ones(count, 2, dtype=torch.bool)
     readings = Readings(reference + torch.tensor([shift, 0, 0, 0]), right, right, reference)
     scores = {"fd-demo": Score(shift**2, shift**2, shift**2)}
-    return Row(Contestant(role, 4, 4, lambda z, cond: [z], role), 0.1, readings, scores)
+    return Row(EvalModel(role, 4, 4, lambda z, cond: [z], role), 0.1, readings, scores)
 
 
 def test_closed_is_the_share_of_the_way_from_base_to_teacher():

@@ -144,4 +144,4 @@ def test_extractors_of_the_hub_are_fetched_or_told_with_the_command(tmp_path, mo
     for name in EXTRACTORS.names():
         if name != "inception":
             with pytest.raises(WeightsError, match="is not in the Hugging Face cache"):
-                EXTRACTORS[name](Opening(CPU, opening().watcher))
+                EXTRACTORS[name](Opening(CPU, opening().reporter))

@@ -37,14 +37,14 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
     """
     out, base = Output(quiet=True), BASES["demo"]
     loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
-    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=False, watcher=out)
+    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
     trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=10, delta=1)
     in_steps = _timed_steps(trainer)
     begun, saving = time.perf_counter(), 0.0
     if folder is None:
         list(train(trainer, trajectories))
     else:
-        training = Training(new_run("demo", folder), settings, trainer, trajectories, is_strict=False, watcher=out)
+        training = Training(new_run("demo", folder), settings, trainer, trajectories, is_strict=False, reporter=out)
         training.finish()
         saving = training.saving_seconds
     total = time.perf_counter() - begun

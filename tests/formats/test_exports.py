@@ -51,7 +51,7 @@ def drawn(pipe):
 
 def test_plain_diffusers_draws_the_same_from_every_form(made, tmp_path):
     _, folder, lora = made
-    done = export(lora, find_base(str(folder), OUT), tmp_path / "out", watcher=OUT)
+    done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
     files = [lora, *(file.path for file in done.files)]
     assert len(files) == 1 + len(EXPORTS.names())
     pictures = []
@@ -66,7 +66,7 @@ def test_plain_diffusers_draws_the_same_from_every_form(made, tmp_path):
 
 def test_the_files_say_what_they_are(made, tmp_path):
     family, folder, lora = made
-    done = export(lora, find_base(str(folder), OUT), tmp_path / "out", watcher=OUT)
+    done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
     assert sorted(path.name for path in done.path.iterdir()) == [
         "MANIFEST.json", "README.md", "comfyui.json", "out-diffusers.safetensors", "out-kohya.safetensors"
     ]  # fmt: skip
@@ -95,8 +95,8 @@ def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
     """They name a LoRA's layer by the model's own, with underscores for its dots; for SD 1.5 diffusers' names too."""
     family, folder, lora = made
     base = find_base(str(folder), OUT)
-    export(lora, base, tmp_path / "kohya.safetensors", watcher=OUT, formats=["kohya"])
-    export(lora, base, tmp_path / "one.safetensors", watcher=OUT, fuse=True, single_file=True)
+    export(lora, base, tmp_path / "kohya.safetensors", reporter=OUT, formats=["kohya"])
+    export(lora, base, tmp_path / "one.safetensors", reporter=OUT, fuse=True, single_file=True)
     state, start = load_file(tmp_path / "kohya.safetensors"), "model.diffusion_model."
     theirs = {
         f"lora_unet_{name.removeprefix(start).removesuffix('.weight').replace('.', '_')}": value.shape
@@ -118,7 +118,7 @@ def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
 
 def test_names_are_those_of_kohyas_trainer(made, tmp_path):
     family, folder, lora = made
-    export(lora, find_base(str(folder), OUT), tmp_path / "kohya.safetensors", watcher=OUT, formats=["kohya"])
+    export(lora, find_base(str(folder), OUT), tmp_path / "kohya.safetensors", reporter=OUT, formats=["kohya"])
     form = lora_forms.kohya_sgm if family == "sdxl" else lora_forms.kohya
     wanted = {name for module in load_lora(lora).modules for name in form(module)}
     assert {name for name in load_file(tmp_path / "kohya.safetensors") if not name.endswith(".alpha")} == wanted
@@ -134,7 +134,7 @@ def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_pa
 
     monkeypatch.setitem(EXPORTS._things, "kohya", weaker)
     with pytest.raises(VerificationError, match="otherwise than the LoRA does"):
-        export(lora, find_base(str(folder), OUT), tmp_path / where, watcher=OUT, formats=["kohya"])
+        export(lora, find_base(str(folder), OUT), tmp_path / where, reporter=OUT, formats=["kohya"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
 
@@ -143,28 +143,28 @@ def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
     base = find_base(str(originals["sdxl"]), OUT)
     for form in EXPORTS.names():
         with pytest.raises(VerificationError, match="otherwise") as refused:
-            export(lora, base, tmp_path / "half.safetensors", watcher=OUT, formats=[form], dtype="fp16")
+            export(lora, base, tmp_path / "half.safetensors", reporter=OUT, formats=[form], dtype="fp16")
         assert "--dtype fp32" in refused.value.remedy
-        export(lora, base, tmp_path / f"{form}.safetensors", watcher=OUT, formats=[form], dtype="bf16")
+        export(lora, base, tmp_path / f"{form}.safetensors", reporter=OUT, formats=[form], dtype="bf16")
 
 
 def test_a_lora_of_another_base_and_contradictions_are_refused(originals, tmp_path):  # noqa: F811
     lora, base = write_lora(originals["sdxl"], tmp_path / "mine.safetensors"), find_base(str(originals["sd15"]), OUT)
     for form in EXPORTS.names():
         with pytest.raises(InputError, match="which this base does not have"):
-            export(lora, base, tmp_path / "out", watcher=OUT, formats=[form])
+            export(lora, base, tmp_path / "out", reporter=OUT, formats=[form])
     for options, says in (
         ({"formats": ["kohja"]}, "no format is called 'kohja'"),
         ({"formats": ["kohya"], "fuse": True}, "--format is of a LoRA"),
     ):
         with pytest.raises(ConfigError, match=says):
-            export(lora, base, tmp_path / "out", watcher=OUT, **options)
+            export(lora, base, tmp_path / "out", reporter=OUT, **options)
     for options, says in (
         ({"formats": ["kohya", "diffusers"]}, "one file has one format"),
         ({"fuse": True}, "a folder"),
     ):
         with pytest.raises(ConfigError, match=says):
-            export(lora, base, tmp_path / "out.safetensors", watcher=OUT, **options)
+            export(lora, base, tmp_path / "out.safetensors", reporter=OUT, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
 

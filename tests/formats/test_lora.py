@@ -75,7 +75,7 @@ def test_plain_diffusers_draws_our_picture_from_our_file(made):
 
 def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
     path, ours = made
-    done = export(path, BASES["demo"], tmp_path / "out", watcher=OUT)
+    done = export(path, BASES["demo"], tmp_path / "out", reporter=OUT)
     lora = load_lora(path)
     halves = {module: [lora.state[f"{module}.lora_{half}.weight"] for half in "AB"] for module in lora.modules}
     blocks = lora_forms.write(tmp_path / "blocks.safetensors", halves, lora_forms.kohya, alphas=lora.alpha)
@@ -87,7 +87,7 @@ def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
 
 def test_a_fused_folder_draws_our_picture(made, tmp_path):
     path, ours = made
-    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", watcher=OUT)
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", reporter=OUT)
     assert done.report is not None
     assert done.report.worst_lost < 1e-5
     torch.testing.assert_close(drawn_by_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
@@ -101,7 +101,7 @@ def test_a_fused_folder_draws_our_picture(made, tmp_path):
 
 def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
     path, ours = made
-    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", watcher=OUT)
+    done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
     assert done.report is not None
     assert 1e-5 < done.report.mean_lost <= done.report.worst_lost
     fused = drawn_by_diffusers(pipeline(tmp_path / "fused"))
@@ -141,21 +141,21 @@ def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     path, _ = made
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists"):
-        export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base", watcher=OUT)
+        export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base", reporter=OUT)
     with pytest.raises(ConfigError, match="fp8"):
-        export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8", watcher=OUT)
+        export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
 
 
 def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
     path, _ = made
-    export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", watcher=OUT)
-    export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", watcher=OUT)
+    export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
+    export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", reporter=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
     monkeypatch.setattr("rapm_cli.export.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
     with pytest.raises(InputError, match="appeared meanwhile"):
-        export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", watcher=OUT)
+        export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
 
 
@@ -163,7 +163,7 @@ def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, ca
     monkeypatch.setattr("rapm_cli.runs.retry.WAITS", (0.0, 0.0))
     monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 0)
     with pytest.raises(DiskError, match="nothing of it is left"):
-        export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", watcher=OUT)
+        export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", reporter=OUT)
     assert capsys.readouterr().err.count("trying again") == 2
     assert list(tmp_path.iterdir()) == []
 

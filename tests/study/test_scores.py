@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rapm_cli.evaluate.demo_scores import Part, Row, score
-from rapm_cli.evaluate.models import Contestant
+from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.metrics.registry import Readings
 from rapm_cli.study import scores as module
 from rapm_cli.study.scores import scores
@@ -25,7 +25,7 @@ TEACHER, BASE = readings(1.0), readings(3.0)
 def part(student):
     rows = []
     for role, seen in (("teacher", TEACHER), ("base", BASE), ("student", student)):
-        contestant = Contestant(role, 4, 4, lambda z, cond: [z], role)
+        contestant = EvalModel(role, 4, 4, lambda z, cond: [z], role)
         rows.append(Row(contestant, 0.1, seen, {"fd-demo": score(seen, "fd-demo")}))
     return Part("held-out scenes", COUNT, 0, rows)
 

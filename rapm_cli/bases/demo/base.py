@@ -81,8 +81,8 @@ BASES.add("demo")(
             rollout_batch=32,
             picture_batch=16,
         ),
-        locate=lambda watcher: Weights(verified() / "base", identity()),
-        architecture=lambda watcher: architecture_of(Weights(WEIGHTS / "base", "")),
+        locate=lambda reporter: Weights(verified() / "base", identity()),
+        architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
         set_exam=lambda start, count, seed, held_out: set_exam(

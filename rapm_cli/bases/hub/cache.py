@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rapm_cli.bases.places import cache_dir
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Watcher
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import replace_file
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -126,7 +126,7 @@ class RepoCache:
             shutil.copyfile(blob, path)  # links of other commits may lead to it
 
     @contextmanager
-    def locked(self, digest: str, name: str, watcher: Watcher) -> Iterator[None]:
+    def locked(self, digest: str, name: str, reporter: Reporter) -> Iterator[None]:
         """Hold a blob, by the lock that huggingface_hub takes too.
 
         Raises:
@@ -142,7 +142,7 @@ class RepoCache:
             try:
                 stack.enter_context(WeakFileLock(path, timeout=LOCK_SECONDS))
             except Timeout:
-                watcher.say(f"waiting for another process, which downloads {name} of {self.repo}")
+                reporter.say(f"waiting for another process, which downloads {name} of {self.repo}")
                 stack.enter_context(WeakFileLock(path))
             yield
 

@@ -16,7 +16,7 @@ from rapm_cli.bases.hub.cache import COMMIT, DIGEST
 from rapm_cli.bases.hub.digest import NO_BAR, Hash, hash_like, take
 from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.core.common.errors import InputError, WeightsError
-from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.common.progress import Bar, Reporter
 from rapm_cli.core.storage.files import is_plain
 
 CONNECT_SECONDS = 5.0  # a server that is there answers a slow line in one; without a network this is waited in vain
@@ -93,7 +93,7 @@ def _entry(file: Any) -> Entry:
     return Entry(int(size), str(digest))
 
 
-def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: Bar, watcher: Watcher) -> None:
+def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: Bar, reporter: Reporter) -> None:
     """A file's bytes, appended to what an earlier try left at `path`; removed again if they are wrong.
 
     Args:
@@ -103,7 +103,7 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
         entry: What it must be.
         path: Where to put it.
         bar: Counts bytes, without those that were there.
-        watcher: Is told of attempts that failed.
+        reporter: Is told of attempts that failed.
 
     Raises:
         UnreachableError: The line broke too often; what came is kept.
@@ -124,7 +124,7 @@ def download(repo: str, commit: str, name: str, entry: Entry, path: Path, bar: B
                 waits = list(WAITS) if part.size > before else waits
                 if not waits:
                     raise
-                watcher.say(f"{name}: {error}; trying again in {waits[0]:.0f} s")
+                reporter.say(f"{name}: {error}; trying again in {waits[0]:.0f} s")
                 time.sleep(waits.pop(0))
     if part.found.hexdigest() != entry.digest:
         path.unlink()

@@ -18,7 +18,7 @@ from rapm_cli.bases.hub.remote import Listing, UnreachableError
 from rapm_cli.bases.hub.selection import INDEX, LackingError, Selection
 from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.core.common.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
-from rapm_cli.core.common.progress import Bar, Watcher
+from rapm_cli.core.common.progress import Bar, Reporter
 from rapm_cli.core.storage.files import is_plain, sync
 from rapm_cli.core.storage.room import require_room
 
@@ -45,14 +45,14 @@ class Snapshot:
     files: tuple[str, ...]
 
 
-def fetch(repo: str, revision: str | None, selection: Selection, watcher: Watcher) -> Snapshot:
+def fetch(repo: str, revision: str | None, selection: Selection, reporter: Reporter) -> Snapshot:
     """The files that are needed, downloaded where they are missing; without any request where a commit is all there.
 
     Args:
         repo: `ORG/NAME`.
         revision: Commit, branch or tag; None for main.
         selection: Which files.
-        watcher: Sees what is downloaded.
+        reporter: Sees what is downloaded.
 
     Raises:
         ConfigError: There cannot be such a repository or revision.
@@ -63,7 +63,7 @@ def fetch(repo: str, revision: str | None, selection: Selection, watcher: Watche
     """
     if revision is not None and not is_plain(revision):
         raise ConfigError(f"{revision!r} is no revision of {repo}", "give a commit, a branch or a tag")
-    fetcher = _Fetcher(RepoCache.of(repo), selection, watcher)
+    fetcher = _Fetcher(RepoCache.of(repo), selection, reporter)
     try:
         return fetcher.fetch(revision)
     except OSError as error:
@@ -78,7 +78,7 @@ def fetch(repo: str, revision: str | None, selection: Selection, watcher: Watche
 class _Fetcher:
     cache: RepoCache
     selection: Selection
-    watcher: Watcher
+    reporter: Reporter
 
     def fetch(self, revision: str | None) -> Snapshot:
         commit = revision if revision and COMMIT.fullmatch(revision) else None
@@ -90,7 +90,7 @@ class _Fetcher:
             commit = commit or self.cache.commit_of(revision)
             if commit and (names := self._cached(commit)):
                 if not _is_offline():
-                    self.watcher.say(f"{error}; going on with {self._title(commit)} as it is in the cache")
+                    self.reporter.say(f"{error}; going on with {self._title(commit)} as it is in the cache")
                 return self._checked(commit, names, None)
             if isinstance(error, WeightsError):
                 raise
@@ -137,18 +137,18 @@ class _Fetcher:
         require_room(self.cache.folder, to_do, f"downloading {self.cache.repo}")
         count = f"{len(sizes)} file{'s'[: len(sizes) > 1]}"
         here = f", {decimal(total - to_do)} of it here already" if to_do < total else ""
-        self.watcher.say(f"downloading {self._title(commit)}: {count}, {decimal(total)}{here}, to {self.cache.folder}")
-        with self.watcher.bar("downloading", total, "byte", _cpu(), total - to_do) as bar:
+        self.reporter.say(f"downloading {self._title(commit)}: {count}, {decimal(total)}{here}, to {self.cache.folder}")
+        with self.reporter.bar("downloading", total, "byte", _cpu(), total - to_do) as bar:
             yield bar
 
     def _download_one(self, name: str, listing: Listing, left: dict[str, int], bar: Bar) -> None:
         entry, repo, commit = listing.entries[name], self.cache.repo, listing.commit
         blob, part = self.cache.blob(entry.digest), self.cache.part(entry.digest)
-        with self.cache.locked(entry.digest, name, self.watcher):
+        with self.cache.locked(entry.digest, name, self.reporter):
             is_new = not blob.is_file()
             if is_new:
                 try:
-                    remote.download(repo, commit, name, entry, part, bar, self.watcher)
+                    remote.download(repo, commit, name, entry, part, bar, self.reporter)
                 except UnreachableError as error:
                     raise WeightsError(
                         f"{name} of {repo}: {error}", "the same command goes on where it stopped"
@@ -192,7 +192,7 @@ class _Fetcher:
         known = {name: digest for name, digest in digests.items() if digest}
         total = sum(_size(folder / name) for name in known)
         is_long = total >= LONG_BYTES
-        with self.watcher.bar("verifying", total, "byte", _cpu()) if is_long else nullcontext(NO_BAR) as bar:
+        with self.reporter.bar("verifying", total, "byte", _cpu()) if is_long else nullcontext(NO_BAR) as bar:
             for name, digest in known.items():
                 if not is_right(folder / name, digest, bar):
                     raise InputError(

@@ -15,7 +15,7 @@ class Bar(Protocol):
         """`count` more units are done; `note` replaces the text at the end of the bar."""
 
 
-class Watcher(Protocol):
+class Reporter(Protocol):
     """Somebody who watches a job."""
 
     @contextmanager

@@ -8,9 +8,9 @@ from rapm_cli.core.method.context import Course
 from rapm_cli.core.method.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.method.losses import hinge_discriminator_mean, hinge_student_mean
 from rapm_cli.core.network.backbone import Conditioning
-from rapm_cli.core.network.flat_weights import TrainedWeights
+from rapm_cli.core.network.flat_weights import MasterWeights
 from rapm_cli.core.network.schedule import noise_forward
-from rapm_cli.core.training.optimizer import Learner
+from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.step_metrics import SlotLog
 
 # Settings that say whether there are judges, which, and how they learn.
@@ -39,8 +39,8 @@ class Judges:
             for position, judge in self.of.items()
             for name, value in judge.named_parameters()
         }
-        weights, rate = TrainedWeights(named, torch.float32), config.discriminator_learning_rate
-        self.learner = Learner(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)  # as PCM's
+        weights, rate = MasterWeights(named, torch.float32), config.discriminator_learning_rate
+        self.learner = GuardedAdamW(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)  # as PCM's
 
     def see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
         """Frozen features of latents at edge n, noised to a time that the settings choose, in one pass.
@@ -100,4 +100,4 @@ class Judges:
             log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
             log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
             total = total + part
-        self.learner.take_gradients(total)
+        self.learner.backward(total)

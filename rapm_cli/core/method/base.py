@@ -10,7 +10,7 @@ from rapm_cli.core.common.registry import Registry
 from rapm_cli.core.method.context import Course
 from rapm_cli.core.method.samplers import DDIM, Sampler
 from rapm_cli.core.method.trajectories import Trajectories
-from rapm_cli.core.training.optimizer import Learner
+from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.step_metrics import SlotLog
 
 
@@ -25,7 +25,7 @@ class Method(ABC):
     asks_teacher: ClassVar[bool] = False  # for more than its stored trajectories
     options: ClassVar[frozenset[str]] = frozenset()  # settings that this one heeds and others may not
 
-    def __init__(self, course: Course, student: Learner) -> None:
+    def __init__(self, course: Course, student: GuardedAdamW) -> None:
         self.course, self.student = course, student
 
     @classmethod
@@ -34,7 +34,7 @@ class Method(ABC):
         return DDIM
 
     @property
-    def others(self) -> dict[str, Learner]:
+    def others(self) -> dict[str, GuardedAdamW]:
         """What is trained beside the student, by name; no update of it is made where the student's fails."""
         return {}
 

@@ -176,11 +176,11 @@ class TrainConfig:
         _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
         _check(self.lcm_times > 0 and 1000 % self.lcm_times == 0, "lcm-times", self.lcm_times, "a divisor of 1000")
         _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
-        if not (self.relative_weight or self.absolute_weight or self.positions_judged):
+        if not (self.relative_weight or self.absolute_weight or self.discriminated_positions):
             raise ConfigError("every loss is switched off", "give one of the weights a value above 0")
 
     @property
-    def positions_judged(self) -> tuple[str, ...]:
+    def discriminated_positions(self) -> tuple[str, ...]:
         """The positions that have a discriminator: of "relative" and "absolute"."""
         if self.adversarial_weight == 0 or self.discriminators == "none":
             return ()
@@ -189,7 +189,7 @@ class TrainConfig:
     @property
     def needs_relative_target(self) -> bool:
         """False where no loss and no discriminator looks at it, which saves an evaluation in each slot."""
-        return self.relative_weight > 0 or "relative" in self.positions_judged
+        return self.relative_weight > 0 or "relative" in self.discriminated_positions
 
 
 C = TypeVar("C", TeacherConfig, TrainConfig)

@@ -12,7 +12,7 @@ from rapm_cli.core.method.config import TrainConfig
 from rapm_cli.core.method.trajectories import guided_noise
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import fine_grid, slot_edges
-from rapm_cli.core.training.distributed import ALONE, Ranks
+from rapm_cli.core.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Course:
         delta: Fine steps from an edge to the point ahead.
         guidance_scale: The teacher's, in diffusers' form.
         uncond: One row of the empty prompt's conditioning; None where nobody asks the guided teacher.
-        ranks: The processes that train together; this one alone by default.
+        world: The processes that train together; this one alone by default.
     """
 
     backbone: Backbone
@@ -40,7 +40,7 @@ class Course:
     delta: int
     guidance_scale: float = 1.0
     uncond: Conditioning | None = None
-    ranks: Ranks = ALONE
+    world: World = ALONE
 
     @cached_property
     def edges(self) -> list[int]:
@@ -70,12 +70,12 @@ class Course:
 
     def noise(self, like: Tensor, *purpose: int | str) -> Tensor:
         """Standard normal numbers in the shape and place of a latent of this process."""
-        size = (len(like) * self.ranks.world, *like.shape[1:])
+        size = (len(like) * self.world.size, *like.shape[1:])
         drawn = torch.randn(size, generator=generator_for(self.config.seed, *purpose))
-        return upload(drawn[self.ranks.rows(size[0])], like.device)
+        return upload(drawn[self.world.shard(size[0])], like.device)
 
     def integers(self, low: int, high: int, count: int, *purpose: int | str) -> Tensor:
         """(count,) numbers in [low, high) for this process's rows, on the CPU."""
-        size = count * self.ranks.world
+        size = count * self.world.size
         drawn = torch.randint(low, high, (size,), generator=generator_for(self.config.seed, *purpose))
-        return drawn[self.ranks.rows(size)]
+        return drawn[self.world.shard(size)]

@@ -18,11 +18,11 @@ from rapm_cli.core.method.losses import softplus_mean
 from rapm_cli.core.method.samplers import RENOISED, Sampler, student_clean
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Conditioning
-from rapm_cli.core.network.flat_weights import TrainedWeights
+from rapm_cli.core.network.flat_weights import MasterWeights
 from rapm_cli.core.network.lora_layers import FAKE
 from rapm_cli.core.network.schedule import add_noise, clean_estimate
 from rapm_cli.core.network.student import attach_lora, lora_parameters
-from rapm_cli.core.training.optimizer import Learner, take_gradients
+from rapm_cli.core.training.optimizer import GuardedAdamW, backward
 from rapm_cli.core.training.step_metrics import SlotLog
 
 STUDENT_GAN, FAKE_GAN = 5e-3, 1e-2  # weights of the GAN's two parts
@@ -47,7 +47,7 @@ class DistributionMatching(Method):
         """New noise after each step, at the slots' borders."""
         return RENOISED
 
-    def __init__(self, course: Course, student: Learner) -> None:
+    def __init__(self, course: Course, student: GuardedAdamW) -> None:
         super().__init__(course, student)
         backbone, config = course.backbone, course.config
         attach_lora(backbone, config.rank, config.alpha, config.seed, role=FAKE)
@@ -56,8 +56,8 @@ class DistributionMatching(Method):
             self.head = PointwiseHead(backbone.tap_channels[-1]).to(backbone.device)
         score, head = lora_parameters(backbone, FAKE), dict(self.head.named_parameters())
         rate = config.discriminator_learning_rate
-        self.score = Learner(TrainedWeights(score, backbone.dtype), rate, weight_decay=0.01)  # as DMD2's
-        self.judge = Learner(TrainedWeights(head, torch.float32), rate, weight_decay=0.01)  # as DMD2's
+        self.score = GuardedAdamW(MasterWeights(score, backbone.dtype), rate, weight_decay=0.01)  # as DMD2's
+        self.judge = GuardedAdamW(MasterWeights(head, torch.float32), rate, weight_decay=0.01)  # as DMD2's
 
     @property
     def period(self) -> int:
@@ -65,7 +65,7 @@ class DistributionMatching(Method):
         return self.course.config.fake_updates
 
     @property
-    def others(self) -> dict[str, Learner]:
+    def others(self) -> dict[str, GuardedAdamW]:
         """The fake score, and the discriminator's head on its features."""
         return {"fake-score": self.score, "discriminator": self.judge}
 
@@ -81,7 +81,7 @@ class DistributionMatching(Method):
             log.distance["matching"] = loss.detach()
             adversarial = softplus_mean(-self._logits(drawn, cond, iteration, n, "student"))
             log.adversarial["real"] = adversarial.detach()
-            self.student.take_gradients(loss + STUDENT_GAN * adversarial)
+            self.student.backward(loss + STUDENT_GAN * adversarial)
         drawn = drawn.detach()
         log.check_goals([drawn, real])
         score = self._score_loss(drawn, cond, iteration, n)
@@ -91,7 +91,7 @@ class DistributionMatching(Method):
         judged = softplus_mean(fake_logits) + softplus_mean(-real_logits)
         log.discriminator["real"] = judged.detach()
         log.real_logits["real"], log.fake_logits["real"] = (x.detach().mean()[None] for x in (real_logits, fake_logits))
-        take_gradients(score + FAKE_GAN * judged, self.score, self.judge)
+        backward(score + FAKE_GAN * judged, self.score, self.judge)
         return z_start
 
     def _drawn(self, like: Tensor, cond: Conditioning, iteration: int, n: int) -> Tensor:

@@ -30,5 +30,5 @@ class KnowledgeDistillation(Method):
             z = student_step(course.backbone, z, course.edges[slot + 1], course.edges[slot], batch.cond)
         loss = pseudo_huber_mean(z, goal)
         log.distance["endpoint"] = loss.detach()
-        self.student.take_gradients(loss)
+        self.student.backward(loss)
         return z.detach()

@@ -54,7 +54,7 @@ class LatentConsistency(Method):
         log.check_goals([goal])
         loss = pseudo_huber_mean(self._consistent(z, t, cond), goal)
         log.distance["consistency"] = loss.detach()
-        self.student.take_gradients(loss)
+        self.student.backward(loss)
         return z_start
 
     def _consistent(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

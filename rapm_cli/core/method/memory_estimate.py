@@ -34,7 +34,7 @@ class _Rehearsing(Trainer):
 
     def _update(self, log: SlotLog) -> None:
         for learner in self.learners.values():
-            learner.drop_gradients()
+            learner.zero_grad()
 
 
 def rehearse_training(

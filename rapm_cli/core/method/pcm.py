@@ -13,7 +13,7 @@ from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.targets import student_step
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.schedule import add_noise, ddim_step
-from rapm_cli.core.training.optimizer import Learner
+from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.step_metrics import SlotLog
 
 CONSISTENCY = "consistency"
@@ -31,12 +31,12 @@ class PhasedConsistency(Method):
     asks_teacher = True
     options = JUDGED
 
-    def __init__(self, course: Course, student: Learner) -> None:
+    def __init__(self, course: Course, student: GuardedAdamW) -> None:
         super().__init__(course, student)
-        self.judges = Judges(course, (CONSISTENCY,)) if course.config.positions_judged else None
+        self.judges = Judges(course, (CONSISTENCY,)) if course.config.discriminated_positions else None
 
     @property
-    def others(self) -> dict[str, Learner]:
+    def others(self) -> dict[str, GuardedAdamW]:
         """The discriminator."""
         return {"discriminators": self.judges.learner} if self.judges else {}
 
@@ -59,7 +59,7 @@ class PhasedConsistency(Method):
         if self.judges:
             fake = self.judges.see({"fake": z_student}, n, cond, iteration)["fake"]
             loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
-        self.student.take_gradients(loss)
+        self.student.backward(loss)
         if self.judges:
             self.judges.learn(fake, {CONSISTENCY: goal}, n, cond, iteration, log)
         return z_start

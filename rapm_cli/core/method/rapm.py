@@ -13,7 +13,7 @@ from rapm_cli.core.method.context import Course
 from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.targets import absolute_target, relative_target, student_step
 from rapm_cli.core.method.trajectories import Trajectories
-from rapm_cli.core.training.optimizer import Learner
+from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.step_metrics import SlotLog
 
 
@@ -23,14 +23,14 @@ class RelativeAndAbsolutePositions(Method):
 
     options = JUDGED | {"delta", "relative_weight", "absolute_weight", "slot_weights", "start_from"}
 
-    def __init__(self, course: Course, student: Learner) -> None:
+    def __init__(self, course: Course, student: GuardedAdamW) -> None:
         super().__init__(course, student)
         config = course.config
         self.weights = {"absolute": config.absolute_weight, "relative": config.relative_weight}
-        self.judges = Judges(course, config.positions_judged) if config.positions_judged else None
+        self.judges = Judges(course, config.discriminated_positions) if config.discriminated_positions else None
 
     @property
-    def others(self) -> dict[str, Learner]:
+    def others(self) -> dict[str, GuardedAdamW]:
         """The discriminators."""
         return {"discriminators": self.judges.learner} if self.judges else {}
 
@@ -49,7 +49,7 @@ class RelativeAndAbsolutePositions(Method):
         if self.judges:
             fake = self.judges.see({"fake": z_student}, n, cond, iteration)["fake"]
             loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
-        self.student.take_gradients(loss * self._slot_weight(n))
+        self.student.backward(loss * self._slot_weight(n))
         if self.judges:
             self.judges.learn(fake, goals, n, cond, iteration, log)
         return self._next_start(z_student.detach(), batch.z_teacher[:, n], iteration, n)

@@ -12,17 +12,17 @@ def tell_state(trainer: Trainer, done: int) -> None:
     """Let the other processes go on from the first one's state after `done` iterations."""
     from safetensors.torch import save
 
-    if trainer.ranks.world > 1:
-        trainer.ranks.decide(Verdict.RESTORE, done)
+    if trainer.world.size > 1:
+        trainer.world.broadcast_verdict(Verdict.RESTORE, done)
         parts = {f"{part}/{name}": value for part, named in trainer.state().items() for name, value in named.items()}
-        trainer.ranks.share(save(parts | {RATE_SCALE: torch.tensor(trainer.rate_scale, dtype=torch.float64)}))
+        trainer.world.broadcast(save(parts | {RATE_SCALE: torch.tensor(trainer.rate_scale, dtype=torch.float64)}))
 
 
 def take_state(trainer: Trainer) -> None:
     """Go on from the state that the first process tells."""
     from safetensors.torch import load
 
-    told = load(trainer.ranks.share())
+    told = load(trainer.world.broadcast())
     trainer.rate_scale = float(told.pop(RATE_SCALE))
     parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in trainer.state()}
     for key, value in told.items():

@@ -18,9 +18,9 @@ from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.network.student import attach_lora, lora_weights
-from rapm_cli.core.training.distributed import ALONE, Ranks
-from rapm_cli.core.training.ema import RunningAverage
-from rapm_cli.core.training.optimizer import Learner
+from rapm_cli.core.training.distributed import ALONE, World
+from rapm_cli.core.training.ema import WeightAverage
+from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.prefetch import prefetched
 from rapm_cli.core.training.recovery import NETWORK
 from rapm_cli.core.training.step_metrics import DISCRIMINATOR, SlotLog, SlotLosses
@@ -97,7 +97,7 @@ class Trainer:
         delta: Fine steps from an edge to the point ahead.
         guidance_scale: The teacher's, for methods that ask it.
         uncond: One row of the empty prompt's conditioning, for the same.
-        ranks: The processes that train together; this one alone by default.
+        world: The processes that train together; this one alone by default.
     """
 
     def __init__(
@@ -110,23 +110,23 @@ class Trainer:
         delta: int,
         guidance_scale: float = 1.0,
         uncond: Conditioning | None = None,
-        ranks: Ranks = ALONE,
+        world: World = ALONE,
     ) -> None:
         check_fit(config, num_slots)
-        self.backbone, self.config, self.ranks = backbone, config, ranks
-        self.relieve: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
+        self.backbone, self.config, self.world = backbone, config, world
+        self.on_oom: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         attach_lora(backbone, config.rank, config.alpha, config.seed, init=config.lora_init)
         if config.checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
-        self.average = RunningAverage(self.lora, config.ema_decay) if config.ema_decay else None
-        self.student = Learner(self.lora, config.learning_rate, weight_decay=config.weight_decay)
-        course = Course(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, ranks)
+        self.average = WeightAverage(self.lora, config.ema_decay) if config.ema_decay else None
+        self.student = GuardedAdamW(self.lora, config.learning_rate, weight_decay=config.weight_decay)
+        course = Course(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, world)
         self.method = METHODS[config.method](course, self.student)
 
     @property
-    def learners(self) -> dict[str, Learner]:
+    def learners(self) -> dict[str, GuardedAdamW]:
         """The student's, and those of what is trained beside it, by name."""
         return {"student": self.student, **self.method.others}
 
@@ -158,7 +158,7 @@ class Trainer:
         z = batch.z_teacher[:, -1]  # the noise
         for n in self.method.slots:
             z, log = self._slot_that_fits(batch, n, z, iteration)
-            losses = log.read(n, self.ranks)
+            losses = log.read(n, self.world)
             report.append(losses)
             if losses.skipped and losses.skipped != DISCRIMINATOR:
                 break
@@ -169,13 +169,13 @@ class Trainer:
         return report
 
     def _slot_that_fits(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
-        """A slot, again with less memory for as long as there is too little and `relieve` finds some."""
+        """A slot, again with less memory for as long as there is too little and `on_oom` finds some."""
         while True:
             try:
                 return self._slot(batch, n, z_start, iteration)
             except RuntimeError as error:
                 failure = require_shortage(error)
-            if not self.relieve():
+            if not self.on_oom():
                 raise failure
 
     def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
@@ -197,9 +197,9 @@ class Trainer:
         ready = [(learner, learner.loss) for learner in self.learners.values() if learner.loss is not None]
         losses = torch.stack([loss for _, loss in ready])
         for learner, _ in ready:
-            learner.take_memory()
+            learner.init_state()
         gradients = [learner.weights.flat.grad for learner, _ in ready]
-        self.ranks.average([losses, *(gradient for gradient in gradients if gradient is not None)])
+        self.world.average([losses, *(gradient for gradient in gradients if gradient is not None)])
         (first, _), *others = ready
         most = self.config.max_grad_norm
         log.is_loss_finite, log.is_lost = first.update(losses[0], most)
@@ -211,11 +211,11 @@ class Trainer:
         """What a loss is multiplied by on its way back through a network in fp16, where small gradients vanish."""
         return FP16_LOSS_SCALE * self.rate_scale if self.backbone.dtype == torch.float16 else 1.0
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """After the last iteration: let the network compute with what is exported, the average where one is kept."""
-        self.backbone.forget()  # recordings hold as much memory as training took
+        self.backbone.reset_graphs()  # recordings hold as much memory as training took
         if self.average:
-            self.average.publish()
+            self.average.sync()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
@@ -248,14 +248,14 @@ def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Ten
 
 def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, first: int = 0) -> Iterator[Progress]:
     """Run the iterations from `first` on, yielding after each; the next one's trajectories are read meanwhile."""
-    config, ranks, count = trainer.config, trainer.ranks, len(trajectories)
+    config, world, count = trainer.config, trainer.world, len(trajectories)
 
     def fetch(iteration: int) -> tuple[Tensor, Trajectories]:
         chosen = batch_indices(config.seed, iteration, config.batch_size, count)
-        return chosen, trajectories[chosen[ranks.rows(len(chosen))]]
+        return chosen, trajectories[chosen[world.shard(len(chosen))]]
 
     for iteration, (chosen, batch) in prefetched(fetch, range(first, config.iterations)):
         before, after = dataclasses.replace(trainer.backbone.passes), trainer.backbone.passes
         slots = trainer.train_step(batch.to(trainer.backbone.device), iteration)
-        passes = Passes(ranks.world * (after.whole - before.whole), ranks.world * (after.half - before.half))
+        passes = Passes(world.size * (after.whole - before.whole), world.size * (after.half - before.half))
         yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots, passes)

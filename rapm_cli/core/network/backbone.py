@@ -133,9 +133,9 @@ class Backbone:
         for name, module in self.unet.named_modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = name.split(".")[0] in parts
-        self.forget()
+        self.reset_graphs()
 
-    def hasten(self, *, compiled: bool, channels_last: bool, recorded: bool) -> None:
+    def configure_speedups(self, *, compiled: bool, channels_last: bool, recorded: bool) -> None:
         """Make the network's passes faster; the first two ways change their last bits.
 
         Args:
@@ -152,12 +152,12 @@ class Backbone:
             compile_blocks(self.unet)
         self.recorder = Recorder(self.unet) if recorded else None
 
-    def forget(self) -> None:
+    def reset_graphs(self) -> None:
         """Drop what was recorded: the network's layers, or where their weights are, have changed."""
         if self.recorder:
             self.recorder = Recorder(self.unet)
 
-    def stop_recording(self) -> bool:
+    def disable_graphs(self) -> bool:
         """Drop what was recorded and record nothing more; whether there was anything."""
         had_recordings = bool(self.recorder and self.recorder.has_recordings)
         self.recorder = None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 ALIGNED = 16  # numbers
 
 
-class TrainedWeights:
+class MasterWeights:
     """float32 masters of some parameters as parts of one tensor, and what the network computes with.
 
     In a float32 network the two are one. In a 16-bit network it computes with copies in its own dtype, made anew after
@@ -34,7 +34,7 @@ class TrainedWeights:
 
     @property
     def masters(self) -> dict[str, Tensor]:
-        """The float32 values by name, detached; writing to them takes effect with `publish`."""
+        """The float32 values by name, detached; writing to them takes effect with `sync`."""
         return self.parts(self.flat.detach())
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ class TrainedWeights:
         self.flat.grad = gradient.div_(scale) if scale != 1 else gradient
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync(self) -> None:
         """Let the network compute with the masters' present values."""
         if self._working.dtype != self.flat.dtype:
             self._working.copy_(self.flat)
@@ -64,7 +64,7 @@ class TrainedWeights:
             ValueError: A key or a shape differs.
         """
         copy_tensors(state, self.masters)
-        self.publish()
+        self.sync()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.network.backbone import Backbone
-from rapm_cli.core.network.flat_weights import TrainedWeights, copy_tensors
+from rapm_cli.core.network.flat_weights import MasterWeights, copy_tensors
 from rapm_cli.core.network.lora_layers import ADAPTERS, STUDENT, install
 
 # The modules that LCM-LoRA and PCM adapt; 788 of them in SDXL.
@@ -68,7 +68,7 @@ def attach_lora(
     for module in backbone.unet.modules():
         if isinstance(module, LoraLayer):
             install(module, backbone.switch)
-    backbone.forget()
+    backbone.reset_graphs()
 
 
 def _check_modules(backbone: Backbone, modules: list[str]) -> None:
@@ -78,9 +78,9 @@ def _check_modules(backbone: Backbone, modules: list[str]) -> None:
             raise ValueError(f"it has no layer {module}")
 
 
-def lora_weights(backbone: Backbone) -> TrainedWeights:
+def lora_weights(backbone: Backbone) -> MasterWeights:
     """The weights of a LoRA that was attached in float32; from here on the network computes with its own dtype."""
-    return TrainedWeights(lora_parameters(backbone), backbone.dtype)
+    return MasterWeights(lora_parameters(backbone), backbone.dtype)
 
 
 def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:

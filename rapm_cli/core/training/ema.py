@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from rapm_cli.core.network.flat_weights import TrainedWeights, copy_tensors
+from rapm_cli.core.network.flat_weights import MasterWeights, copy_tensors
 
 
-class RunningAverage:
+class WeightAverage:
     """An exponential moving average of the masters, once an iteration.
 
     Args:
@@ -14,7 +14,7 @@ class RunningAverage:
         decay: What the average keeps of itself in an iteration, in [0, 1); less at first, where it knows little.
     """
 
-    def __init__(self, weights: TrainedWeights, decay: float) -> None:
+    def __init__(self, weights: MasterWeights, decay: float) -> None:
         self._weights, self._decay = weights, decay
         self.flat = weights.flat.detach().clone()
 
@@ -24,7 +24,7 @@ class RunningAverage:
         kept = min(self._decay, (1 + iteration) / (10 + iteration))
         self.flat.lerp_(self._weights.flat, 1 - kept)
 
-    def publish(self) -> None:
+    def sync(self) -> None:
         """Put the average in the weights' place."""
         self._weights.load_state(self.state())
 

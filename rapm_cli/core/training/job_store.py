@@ -15,28 +15,28 @@ POLL_SECONDS = 0.05
 ENDING, WISH, LEFT = "rapm/ending", "rapm/wish", "rapm/left"
 
 
-class Board:
+class JobStore:
     """A few words that every process can read at any time, whatever collective it or another is waiting in.
 
     Args:
         store: That all of them share.
         rank: Of this process.
-        world: How many there are.
+        size: How many there are.
     """
 
-    def __init__(self, store: "Store", rank: int, world: int) -> None:
+    def __init__(self, store: "Store", rank: int, size: int) -> None:
         self._held = store  # in the first process it may be what serves the others
         # A connection of its own, so that nothing here waits for another thread's answer.
         self._store = store.clone()  # type: ignore[attr-defined]
-        self.rank, self.world = rank, world
+        self.rank, self.size = rank, size
         self._is_there, self._has_left = True, False
 
-    def end(self, code: int, why: str) -> None:
+    def report_exit(self, code: int, why: str) -> None:
         """Say that this process has ended, with an exit code; the first that says so is heard."""
         with self._while_there():
             self._store.compare_set(ENDING, "", json.dumps([self.rank, code, why]))
 
-    def ending(self) -> PeerEnded | None:
+    def peer_exit(self) -> PeerEnded | None:
         """How another process has ended, where one was the first to say so."""
         with self._while_there():
             if self._is_there and self._store.check([ENDING]):
@@ -44,7 +44,7 @@ class Board:
                 return None if rank == self.rank else PeerEnded(f"process {rank} has ended: {why}", code)
         return None
 
-    def wish(self, number: int | None = None) -> int | None:
+    def request_stop(self, number: int | None = None) -> int | None:
         """Ask all to stop because of a signal; the number of the first that any was asked by, None for none."""
         with self._while_there():
             if number is not None:
@@ -53,14 +53,14 @@ class Board:
                 return int(self._store.get(WISH))
         return number
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Say that this process needs no other any more."""
         if not self._has_left:  # or the store may be gone already
             self._has_left = True
             with self._while_there():
                 self._store.set(f"{LEFT}/{self.rank}", "")
 
-    def all_left(self, ranks: Iterable[int], seconds: float) -> bool:
+    def all_detached(self, ranks: Iterable[int], seconds: float) -> bool:
         """Wait until these processes have left, at most so long; True where they have."""
         keys, end = [f"{LEFT}/{rank}" for rank in ranks], time.monotonic() + seconds
         with self._while_there():

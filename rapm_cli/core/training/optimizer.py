@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from rapm_cli.core.common.errors import require_shortage
-from rapm_cli.core.network.flat_weights import TrainedWeights, copy_tensors
+from rapm_cli.core.network.flat_weights import MasterWeights, copy_tensors
 
 
-class Learner:
+class GuardedAdamW:
     """AdamW on some weights, which makes no update from what is not finite.
 
     Args:
@@ -19,7 +19,7 @@ class Learner:
 
     def __init__(
         self,
-        weights: TrainedWeights,
+        weights: MasterWeights,
         learning_rate: float,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -36,7 +36,7 @@ class Learner:
         """Of the updates from here on."""
         self._adam.param_groups[0]["lr"] = learning_rate
 
-    def take_memory(self) -> None:
+    def init_state(self) -> None:
         """Let the optimizer lay out its moments, by a step that is skipped."""
         if not self._adam.state:
             try:
@@ -46,9 +46,9 @@ class Learner:
                 self._adam.state.clear()  # a part of the moments would count as all
                 raise
 
-    def take_gradients(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Take the gradient of a loss for the next update."""
-        take_gradients(loss, self)
+        backward(loss, self)
 
     def update(self, loss: Tensor, max_norm: float, is_lost: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the gradient to a norm and make an update of it, unless something is not finite; then drop it.
@@ -65,11 +65,11 @@ class Learner:
         is_loss_finite = loss.isfinite()
         skip = (~(norm.isfinite() & is_loss_finite)).float()
         self._step(skip if is_lost is None else torch.maximum(skip, is_lost))
-        self.weights.publish()
-        self.drop_gradients()
+        self.weights.sync()
+        self.zero_grad()
         return is_loss_finite, skip
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Make no update of the gradient that was taken."""
         self.weights.flat.grad = self.loss = None
 
@@ -106,7 +106,7 @@ class Learner:
         self._adam.load_state_dict({"state": {0: entry} if entry else {}, "param_groups": groups})
 
 
-def take_gradients(loss: Tensor, *learners: Learner) -> None:
+def backward(loss: Tensor, *learners: GuardedAdamW) -> None:
     """Take the gradient of one loss for several learners' next updates, in one pass back through a scaled loss."""
     scale = learners[0].loss_scale
     parameters = [learner.weights.parameters for learner in learners]

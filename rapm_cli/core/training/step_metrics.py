@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rapm_cli.core.training.distributed import Ranks
+from rapm_cli.core.training.distributed import World
 
 TARGET, LOSS, GRADIENT, DISCRIMINATOR = "target", "loss", "gradient", "discriminator"  # what was not finite
 
@@ -49,13 +49,13 @@ class SlotLog:
         """Note whether targets are finite."""
         self.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals]).all()
 
-    def read(self, n: int, ranks: Ranks) -> SlotLosses:
+    def read(self, n: int, world: World) -> SlotLosses:
         """Wait for the device once, and say what it reports; means over all processes."""
         groups = [self.distance, self.adversarial, self.discriminator, self.real_logits, self.fake_logits]
         flags = [self.are_goals_finite, self.is_loss_finite, self.is_lost, self.are_judges_lost]
         values = [value for group in groups for value in group.values()] + [flag for flag in flags if flag is not None]
         flat = torch.cat([value.detach().float().reshape(-1) for value in values])
-        ranks.average([flat])
+        world.average([flat])
         numbers = iter(flat.tolist())
         distance, adversarial, discriminator, real, fake = (
             {name: [next(numbers) for _ in range(value.numel())] for name, value in group.items()} for group in groups

@@ -337,10 +337,8 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     weights = {"relative_weight": 0.7, "absolute_weight": 1.3, "adversarial_weight": 0.4}
     trainer = trainer_of(**weights, slot_weights=(2.0, 1.0, 0.5, 3.0), learning_rate=1e-9)
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
-    real_gradients = trainer.student.take_gradients
-    monkeypatch.setattr(
-        trainer.student, "take_gradients", lambda loss: (seen.append(loss.item()), real_gradients(loss))
-    )
+    real_gradients = trainer.student.backward
+    monkeypatch.setattr(trainer.student, "backward", lambda loss: (seen.append(loss.item()), real_gradients(loss)))
     real_distance, real_noise = pseudo_huber_mean, judges_module.noise_forward
 
     def distance(a, b):
@@ -402,7 +400,7 @@ def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectorie
         kept = min(0.25, (1 + progress.iteration) / (10 + progress.iteration))
         expected = {name: kept * expected[name] + (1 - kept) * now for name, now in trainer.lora.state().items()}
     last = trainer.lora.state()
-    trainer.settle()
+    trainer.finalize()
     torch.testing.assert_close(trainer.lora.state(), expected)
     assert any(not torch.equal(last[name], expected[name]) for name in last)
 
@@ -411,7 +409,7 @@ def test_without_an_average_the_last_student_is_exported(trainer_of, trajectorie
     trainer = trainer_of()
     list(train(trainer, trajectories))
     last = trainer.lora.state()
-    trainer.settle()
+    trainer.finalize()
     assert all(torch.equal(last[name], now) for name, now in trainer.lora.state().items())
 
 

@@ -18,7 +18,7 @@ has_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C
 
 def trained(schedule, batch, *, compiled, channels_last, checkpointing=False):
     backbone = Backbone(tiny_unet(), schedule)
-    backbone.hasten(compiled=compiled, channels_last=channels_last, recorded=True)
+    backbone.configure_speedups(compiled=compiled, channels_last=channels_last, recorded=True)
     config = TrainConfig(rank=2, iterations=2, learning_rate=1e-3, checkpointing=checkpointing)
     trainer = Trainer(backbone, config, num_slots=2, fine_steps=3, delta=1)
     losses = [slot for progress in train(trainer, batch) for slot in progress.slots]
@@ -51,5 +51,5 @@ def test_where_torch_cannot_compile_one_line_says_so_before_any_work(schedule, m
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent/g++"))
     with pytest.raises(ConfigError, match=r"--compile: torch cannot compile here: .*nonexistent") as caught:
-        Backbone(tiny_unet(), schedule).hasten(compiled=True, channels_last=False, recorded=True)
+        Backbone(tiny_unet(), schedule).configure_speedups(compiled=True, channels_last=False, recorded=True)
     assert caught.value.remedy == "install a C++ compiler, or leave it out"

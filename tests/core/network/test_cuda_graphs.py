@@ -11,7 +11,7 @@ from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.cuda_graphs import USUAL, Recorder, Recording
-from rapm_cli.distill.memory_plan import stand_by
+from rapm_cli.distill.memory_plan import install_oom_fallback
 from tests.conftest import tiny_unet
 
 
@@ -145,11 +145,11 @@ def test_short_memory_takes_the_recordings_first_and_then_the_plan(schedule, bat
             self.heard.append(line)
 
     trainer, _ = trained(schedule, batch, zeros, Imitating)
-    stand_by(PLANS["24"], trainer, Ear())
+    install_oom_fallback(PLANS["24"], trainer, Ear())
     assert trainer.backbone.recorder.has_recordings
-    assert trainer.relieve()
+    assert trainer.on_oom()
     assert trainer.backbone.recorder is None
-    assert trainer.relieve()
+    assert trainer.on_oom()
     assert ["--no-graphs" in line for line in Ear.heard] == [True, False]
     assert "plan 16 GB" in Ear.heard[1]
 

@@ -3,8 +3,8 @@ import weakref
 import torch
 from torch import nn
 
-from rapm_cli.core import int8
 from rapm_cli.core.method.targets import student_step
+from rapm_cli.core.network import int8
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.int8 import Int8Linear, quantise
 from rapm_cli.core.network.student import attach_lora, lora_weights
@@ -62,7 +62,7 @@ def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
         loss = student_step(backbone, z, 999, 749, make_cond(2)).square().mean()
         lora.set_gradients(torch.autograd.grad(loss, lora.parameters))
         optimizer.step()
-        lora.publish()
+        lora.sync()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     ups = [m for name, m in lora.masters.items() if "to_q.lora_B" in name]
