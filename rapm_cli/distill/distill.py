@@ -13,8 +13,7 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.trainer import Trainer
-from rapm_cli.core.storage.checksum import file_sha256
-from rapm_cli.core.storage.files import replace_file
+from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.core.training.distributed import ALONE, World
 from rapm_cli.distill.callbacks import NO_REPORTS, Reporting, Reports
 from rapm_cli.distill.loop import Training, loaded_base, offload_unused, trainer_of

@@ -13,9 +13,8 @@ from rapm_cli.bases import Base, Weights
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.commit import MANIFEST
-from rapm_cli.core.storage.files import write_file
+from rapm_cli.core.storage.files import file_sha256, write_file
 from rapm_cli.formats.exports import EXPORTS, verify_lora
 from rapm_cli.formats.folder import INDEX, SCHEDULER, with_sampler
 from rapm_cli.formats.fuse import Merge, stored

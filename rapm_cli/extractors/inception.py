@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.extractors.extractor import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import resized_without_rounding
 from rapm_cli.formats.state_dict import read_pickled

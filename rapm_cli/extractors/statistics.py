@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.core.storage.checksum import file_sha256
-from rapm_cli.core.storage.files import regular_file
+from rapm_cli.core.storage.files import file_sha256, regular_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.tensors import write_tensors
 from rapm_cli.metrics.frechet import Moments, frechet_distance

@@ -12,7 +12,7 @@ from rapm_cli.bases.hub.selection import LackingError
 from rapm_cli.bases.weights import read_json
 from rapm_cli.core.common.errors import ConfigError, InputError, is_out_of_memory
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

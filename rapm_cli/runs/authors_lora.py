@@ -1,16 +1,19 @@
 """The LoRA that the authors of the method published for SDXL, fetched and converted once."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rapm_cli.bases.hub import fetch, one_file
 from rapm_cli.bases.places import converted_dir
 from rapm_cli.core.common.errors import DamagedError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import DDIM
-from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.commit import committing, verify
-from rapm_cli.core.storage.files import sweep
-from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.core.storage.files import file_sha256, sweep
+from rapm_cli.formats.forms import PLAIN
+from rapm_cli.formats.lora import plain_lora, save_lora
+from rapm_cli.formats.state_dict import read_pickled
 from rapm_cli.runs.lock import locked
 
 BASE, REPO, FILE = "sdxl", "guoqiang-x/RAPM_SDXL", "RAPM_SDXL.pt"
@@ -51,3 +54,17 @@ def authors_lora(reporter: Reporter) -> tuple[Path, str]:
 def converted_loras() -> list[Path]:
     """The files that were converted so far."""
     return sorted(converted_dir().glob(f"[!.]*/{LORA}"))
+
+
+def convert_pickle(source: Path, target: Path, recipe: dict[str, Any]) -> None:
+    """Write the pickled LoRA of a UNet as a safetensors file in diffusers' form.
+
+    Args:
+        source: State dict under any keys that diffusers loads, saved by `torch.save`.
+        target: File to write, whole or not at all. Strength is folded into the weights: its alpha is its rank.
+        recipe: For the header.
+
+    Raises:
+        InputError: It is no plain state dict of finite tensors under a UNet's LoRA keys, or torch is too old.
+    """
+    save_lora(target, replace(plain_lora(source, read_pickled(source, PLAIN), {}), recipe=recipe))

@@ -9,7 +9,7 @@ from rapm_cli.bases import BASES, Base, Weights, find_base
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.runs import authors_lora
 from rapm_cli.runs.checkpoints import read_settings

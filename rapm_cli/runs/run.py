@@ -13,9 +13,8 @@ from typing import Any
 
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.common.errors import UNHARMED, DamagedError, DiskError, InputError, Stopped
-from rapm_cli.core.storage.checksum import file_sha256
 from rapm_cli.core.storage.commit import Manifest, read_commit, read_manifest, verify
-from rapm_cli.core.storage.files import TEMPORARY, make_folder, regular_file, replace_file
+from rapm_cli.core.storage.files import TEMPORARY, file_sha256, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import lora_facts
 from rapm_cli.runs.lock import HOLDER, LOCK

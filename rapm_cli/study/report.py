@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.storage.checksum import file_sha256
-from rapm_cli.core.storage.files import replace_file
+from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.evaluate.demo_scores import MIN_FRECHET
 from rapm_cli.evaluate.html import ChartsSection, PictureSection, Report, Section, TableSection, embedded
 from rapm_cli.evaluate.training_curves import training_charts

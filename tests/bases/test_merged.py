@@ -11,8 +11,8 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.network.lora_layers import STUDENT
 from rapm_cli.export.export import export
-from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.formats.lora import apply_lora, load_lora
+from rapm_cli.runs.authors_lora import convert_pickle
 from tests.bases.conftest import CPU, load, pipeline, random_lora
 from tests.bases.layouts import FOLDERS
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rapm_cli.bases.hub import Snapshot
 from rapm_cli.cli.app import main
-from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.runs.authors_lora import convert_pickle
 from tests.bases.conftest import CPU, load, pipeline, random_lora
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import SIDE, edit

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from rapm_cli.formats.convert import convert_pickle
+from rapm_cli.runs.authors_lora import convert_pickle
 from tests.bases.conftest import random_lora
 from tests.bases.small_models import write_sdxl
 from tests.evaluate.coco_folder import write_coco

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from rapm_cli.bases import LoadedBase
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.evaluate.coco import coco_pairs
 from rapm_cli.extractors import inception
 from rapm_cli.extractors.inception import load_inception

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from rapm_cli.core.common.errors import InputError, WeightsError
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.extractors import inception
 from rapm_cli.extractors.clip import open_pair
 from rapm_cli.extractors.extractor import EXTRACTORS, Opening

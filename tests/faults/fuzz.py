@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from rapm_cli.cli.app import main as rapm
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import RapmError
-from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.formats.header import DTYPE_BYTES
 from rapm_cli.formats.lora import LoraFile, save_lora
+from rapm_cli.runs.authors_lora import convert_pickle
 from rapm_cli.runs.images import save_png
 from tests.faults.boundaries import write_checkpoint
 

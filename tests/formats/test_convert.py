@@ -8,9 +8,9 @@ import torch
 
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.formats.convert import convert_pickle
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
+from rapm_cli.runs.authors_lora import convert_pickle
 
 RANK, ALPHA = 8, 3.0
 

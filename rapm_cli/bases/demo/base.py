@@ -13,7 +13,7 @@ from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
 STUDENT = "rapm-demo.safetensors"

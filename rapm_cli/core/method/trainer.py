@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,12 @@ from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from rapm_cli.core.training.distributed import ALONE, World
-from rapm_cli.core.training.ema import WeightAverage
-from rapm_cli.core.training.optimizer import GuardedAdamW
-from rapm_cli.core.training.prefetch import prefetched
+from rapm_cli.core.training.optimizer import GuardedAdamW, WeightAverage
 from rapm_cli.core.training.recovery import NETWORK
 from rapm_cli.core.training.step_metrics import DISCRIMINATOR, SlotLog, SlotLosses
 
+K = TypeVar("K")
+V = TypeVar("V")
 FP16_LOSS_SCALE = 4096.0  # a mean over 65,536 values has gradients that fp16 rounds to nothing
 
 
@@ -259,3 +261,16 @@ def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, fir
         slots = trainer.train_step(batch.to(trainer.backbone.device), iteration)
         passes = Passes(world.size * (after.whole - before.whole), world.size * (after.half - before.half))
         yield Progress(iteration, trainer.learning_rate(iteration), chosen.tolist(), slots, passes)
+
+
+def prefetched(load: Callable[[K], V], keys: Iterable[K]) -> Iterator[tuple[K, V]]:
+    """Every key with what `load` makes of it, in order; one load runs ahead, in a thread of its own."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as reader:
+        waiting = None
+        for key in keys:
+            started = key, reader.submit(load, key)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = started
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rapm_cli.core.common.device_copy import upload
-from rapm_cli.core.network.compiler import compile_blocks
+from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.network.cuda_graphs import Pass, Recorder
 from rapm_cli.core.network.lora_layers import TEACHER, Switch
 from rapm_cli.core.network.schedule import NoiseSchedule, predicted_noise
 
+COMPILED_GRAPHS = 64  # of a block's code: for each of its widths, batch sizes and roles, with gradients and without
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
 
 
@@ -236,3 +237,25 @@ def _text(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
 def _named(added: Sequence[Tensor]) -> dict[str, Tensor] | None:
     """Pooled text and sizes as diffusers takes them; None for a network without."""
     return dict(zip(("text_embeds", "time_ids"), added, strict=True)) if added else None
+
+
+def compile_blocks(unet: Any) -> None:
+    """Compile the transformer blocks, each when it first runs; equal ones share their graphs.
+
+    Every shape gets a graph of its own, so that what is computed does not depend on what was computed before.
+
+    Args:
+        unet: A diffusers network, on its device.
+
+    Raises:
+        ConfigError: torch cannot compile on this machine.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=unet.device))
+    except RuntimeError as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise ConfigError(
+            f"--compile: torch cannot compile here: {reason[:200]}", "install a C++ compiler, or leave it out"
+        ) from error
+    torch._dynamo.config.recompile_limit = COMPILED_GRAPHS
+    unet.compile_repeated_blocks(dynamic=False)

@@ -171,3 +171,13 @@ def regular_file(path: Path, remedy: str) -> Path:
         return path
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     raise InputError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file", remedy)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes, read in pieces.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rapm_cli.bases.demo.recipe.unet import noise_schedule
-from rapm_cli.core.storage.checksum import file_sha256
+from rapm_cli.core.storage.files import file_sha256
 
 
 def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None:
