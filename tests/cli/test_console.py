@@ -90,9 +90,9 @@ def test_a_first_signal_is_told_below_a_live_bar_and_not_across_it(monkeypatch, 
         with Output().bar("training", 2, "iteration", CPU) as bar, signals.patient("this iteration"):
             os.kill(os.getpid(), signal.SIGINT)
             bar._progress.refresh()
-            assert "stopping after this iteration; once more leaves at once" in written.getvalue()
+            assert "this iteration" in written.getvalue()
             written.truncate(0)
-        assert "stopping" not in written.getvalue()  # what is left on the screen
+        assert "this iteration" not in written.getvalue()  # what is left on the screen
     assert capfd.readouterr().err == ""
 
 

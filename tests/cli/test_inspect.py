@@ -13,6 +13,7 @@ from rapm_cli.formats.describe import HALF
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
 from tests.formats import lora_forms
+from tests.messages import names
 
 FORMS = [
     lora_forms.peft, lora_forms.peft_without_prefix, lora_forms.peft_wrapped, lora_forms.diffusers_new,
@@ -107,7 +108,7 @@ def test_two_loras_side_by_side(facts, rapm, shipped_lora, tmp_path):
     assert code == 0
     assert "≠" in out
     code, _, err = rapm("inspect", str(shipped_lora), str(WEIGHTS / "base"))
-    assert (code, "side by side" in err) == (2, True)
+    assert code == 2, err
 
 
 def test_models_in_files_and_folders(facts, rapm, shipped_lora, tmp_path):
@@ -134,7 +135,7 @@ def test_an_export_is_verified(facts, rapm, shipped_lora, tmp_path):
     card = out / "README.md"
     card.write_text(card.read_text() + " ")
     code, _, err = rapm("inspect", str(out))
-    assert (code, "is damaged: README.md" in err) == (3, True)
+    assert (code, names(err, "README.md")) == (3, True)
 
 
 def test_a_picture_says_how_to_make_it_again(facts, rapm, tmp_path):
@@ -181,7 +182,7 @@ def test_a_pickle_is_never_opened(facts, rapm, tmp_path, monkeypatch, protocol):
     assert "torch._utils._rebuild_tensor_v2" in found["imports"]
     torch.save({"weights": torch.ones(2), "more": Evil()}, path)
     assert facts(path)["unusual"] == [f"{os.mkdir.__module__}.mkdir"]
-    assert "would import what no weights need" in rapm("inspect", str(path))[2]
+    assert names(rapm("inspect", str(path))[2], f"{os.mkdir.__module__}.mkdir")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_an_export_may_be_moved_and_its_damage_is_still_named(rapm, shipped_lora
     made.rename(moved)
     code, out, _ = rapm("inspect", str(moved))
     assert code == 0
-    assert "each is what was written" in out
+    assert str(made) in out
     file = next(moved.glob("*-kohya.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -172,7 +172,7 @@ def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp
     monkeypatch.setattr(Previews, "_sheet", fail)
     code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "run"), "--preview-every", "1")
     assert code == 0
-    assert err.count("there are no more previews") == 1
+    assert sum(line.startswith("warning: ") and "preview" in line for line in err.splitlines()) == 1
     assert (tmp_path / "run" / "lora.safetensors").read_bytes() == (shared / "plain" / "lora.safetensors").read_bytes()
 
 
@@ -185,14 +185,14 @@ def test_a_run_goes_on_whoever_is_told_of_it(rapm, home, recorder, shared, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "named"),
     [
-        (("--report-to", "nobody"), "no tracker is called 'nobody'"),
-        (("--preview-every", "-1"), "--preview-every -1 is out of range"),
+        (("--report-to", "nobody"), "'nobody'"),
+        (("--preview-every", "-1"), "--preview-every"),
     ],
 )
-def test_what_cannot_be_reported_is_refused_before_a_run_is_begun(rapm, tmp_path, argv, says):
+def test_what_cannot_be_reported_is_refused_before_a_run_is_begun(rapm, tmp_path, argv, named):
     code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "run"), *argv)
     assert code == 2
-    assert says in err
+    assert named in err
     assert not (tmp_path / "run").exists()

@@ -1,16 +1,18 @@
 import json
 
+from tests.messages import names
+
 
 def test_prompts_are_counted_and_their_repeats_told(rapm, tmp_path, monkeypatch):
     (tmp_path / "x.csv").write_text("prompt\na red cube\na blue ball\na red cube\n")
     monkeypatch.chdir(tmp_path)
     argv = ("generate", "--base", "demo", "--lora", "nowhere", "--prompts")
-    assert "1 of 3 prompts from column prompt of x.csv repeat" in rapm(*argv, "x.csv")[2]
+    assert names(rapm(*argv, "x.csv")[2], 1, 3, "prompt", "x.csv")
     (tmp_path / "x.json").write_text('["a red cube", "a blue ball"]')
-    assert "2 prompts from x.json\n" in rapm(*argv, "x.json")[2]
+    assert names(rapm(*argv, "x.json")[2], 2, "x.json")
     code, _, err = rapm(*argv, "x.csv:colour")
     assert code == 3
-    assert "x.csv has no column 'colour' among 'prompt'; name one: x.csv:COLUMN\n" in err
+    assert names(err, "x.csv", "'colour'", "'prompt'", "x.csv:COLUMN")
 
 
 def test_a_distillation_learns_from_a_column(rapm, tmp_path):

@@ -7,6 +7,7 @@ from huggingface_hub import constants
 
 from rapm_cli.core.storage.commit import verify
 from tests.bases.hub_server import in_this_process
+from tests.messages import names
 
 REPO = "someone/few-steps"
 
@@ -39,22 +40,22 @@ def test_what_may_not_be_written_leaves_the_export_and_says_so(rapm, hub, tmp_pa
     hub.writer = "hf_another"
     code, _, err = push(rapm, tmp_path / "out")
     assert code == 4
-    assert f"{REPO} may not be written by this login; the export is in {tmp_path / 'out'}; run: hf auth login" in err
+    assert names(err, REPO, tmp_path / "out", "hf auth login")
     assert verify(tmp_path / "out")
     hub.writer, hub.status = "hf_mine", 500
     code, _, err = push(rapm, tmp_path / "again")
-    assert (code, "status 500" in err) == (3, True)
+    assert (code, names(err, 500)) == (3, True)
 
 
 def test_what_could_not_be_published_is_not_made(rapm, hub, tmp_path, monkeypatch):
-    cases = [(push(rapm, tmp_path / "x.safetensors"), 2, "uploads a folder")]
+    cases = [(push(rapm, tmp_path / "x.safetensors"), 2, "x.safetensors")]
     argv = ("export", "--base", "demo", "--output", str(tmp_path / "out"), "--push-to-hub")
-    cases.append((rapm(*argv, "a/b/c"), 2, "no repository's name"))
+    cases.append((rapm(*argv, "a/b/c"), 2, "a/b/c"))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     cases.append((rapm(*argv, REPO), 4, "hf auth login"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    cases.append((rapm(*argv, REPO), 4, "cannot be written offline"))
-    for (code, _, err), wanted, says in cases:
-        assert (code, says in err) == (wanted, True), err
+    cases.append((rapm(*argv, REPO), 4, "offline"))
+    for (code, _, err), wanted, named in cases:
+        assert (code, named in err) == (wanted, True), err
     assert hub.requests == []
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from rapm_cli.distill import memory_plan
 from rapm_cli.distill import trajectories as phase_one
 from rapm_cli.distill.memory_plan import install_oom_fallback
 from tests.conftest import tiny_unet
+from tests.messages import names
 
 SHORT = [
     "distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "2", "--rank", "2",
@@ -72,7 +73,7 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
     trainer = trained(schedule, trajectories, PLANS["24"], ear)
     assert len(calls) == 2 * 4 + 1
     assert len(ear.warnings) == 1
-    assert "with plan 16 GB (recomputes a part of the activations); --vram 16 begins with it" in ear.warnings[0]
+    assert names(ear.warnings[0], "16 GB", "--vram 16")
     recomputed = {
         name.split(".")[0] for name, m in trainer.backbone.unet.named_modules()
         if getattr(m, "gradient_checkpointing", False)
@@ -135,7 +136,7 @@ def test_relief_never_recomputes_less(schedule):
 
 def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
     assert main([*SHORT, "--vram", "7"]) == 2
-    assert "--vram 7 is out of range; give one of auto, 24, 16, 12, 8" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "--vram", 7, *PLANS)
     assert not list(home.glob("data/runs/*"))
 
 
@@ -153,9 +154,7 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, s
     folder = tmp_path / "run"
     assert main([*SHORT, "--save-every", "1", "--vram", "12", "--output", str(folder)]) == 6
     err = capsys.readouterr().err
-    assert "error: training is out of memory at iteration 1; 1 iterations are saved" in err
-    assert f"rapm distill --resume {folder}" in err
-    assert "--vram 8" in err
+    assert names(err, "error:", 1, f"rapm distill --resume {folder}", "--vram 8")
     monkeypatch.setattr(Trainer, "_slot", real)
     assert main(["distill", "--resume", str(folder), "--vram", "12", "--quiet"]) == 0
     assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1]
@@ -185,12 +184,12 @@ def test_a_run_on_a_rounded_base_stays_on_it_and_its_lora_says_so(rapm, tmp_path
     code, _, err = rapm(*again, "3")
     assert code == 0
     assert len(rounded) == 2
-    assert "other bits" not in err
+    assert "warning" not in err
     assert json.loads(rapm("inspect", str(folder), "--json")[1])["lora"]["recipe"]["training"]["vram"] == "8"
     code, _, err = rapm(*again, "4", "--vram", "12")
     assert code == 0
     assert len(rounded) == 2
-    assert "8-bit base: on cpu" in " ".join(err.split())
+    assert names(err, "8-bit", "cpu")
 
 
 def test_only_resume_takes_a_run_from_a_rounded_base_or_to_one(rapm, home, tmp_path):
@@ -214,4 +213,4 @@ def test_only_resume_takes_a_run_from_a_rounded_base_or_to_one(rapm, home, tmp_p
     shutil.copytree(home / "data" / "runs" / first, folder)
     code, _, err = rapm(*whole, "--output", str(folder))
     assert code == 2
-    assert "was begun with vram 8, not auto" in err
+    assert names(err, folder, "vram", 8, "auto")

@@ -24,6 +24,7 @@ from rapm_cli.extractors.inception import load_inception
 from rapm_cli.formats.lora import load_lora, save_lora
 from rapm_cli.runs.lock import claimed
 from tests.evaluate.small_world import COUNT, command, write_world
+from tests.messages import names
 from tests.metrics.peers import peer
 
 COCO = ("--protocol", "coco30k", "--samples", COUNT, "--beside", 4, "--batch-size", 4)
@@ -146,7 +147,7 @@ def test_students_of_different_teachers_are_not_compared(world, assess, tmp_path
     teacher = lora.recipe["teacher"] | {"guidance_scale": 4.0}
     save_lora(tmp_path / "other.safetensors", replace(lora, recipe=lora.recipe | {"teacher": teacher}))
     code, err = assess("--samples", 4, "--metrics", "clip", "--against", tmp_path / "other.safetensors")
-    assert (code, "have different teachers" in err) == (2, True)
+    assert (code, names(err, "other.safetensors")) == (2, True)
 
 
 def test_a_second_student_has_the_memory_of_the_first(world, assess, monkeypatch):
@@ -231,7 +232,7 @@ def test_features_are_known_by_all_that_they_depend_on(world, assess, tmp_path):
 def test_pictures_that_are_not_finite_are_not_scored(assess, monkeypatch):
     monkeypatch.setattr(LoadedBase, "decode", lambda self, z: torch.full((len(z), 3, 8, 8), float("nan")))
     code, err = assess("--samples", 4, "--beside", 0, "--metrics", "clip")
-    assert (code, "are finite" in err) == (3, True)
+    assert code == 3, err
 
 
 def test_one_prompt_has_a_figure_and_no_interval(assess):
@@ -265,7 +266,7 @@ def test_a_damaged_picture_is_named_and_drawn_again(world, assess, rapm):
     path.write_bytes(whole[:-20] + b"\0" + whole[-19:])
     code, _, err = rapm(*command(world, *options))
     assert code == 0
-    assert "is damaged" in err
+    assert names(err, path.parent)
     assert path.read_bytes() == whole
 
 
@@ -279,7 +280,7 @@ def test_statistics_of_the_reference_give_the_same_figure_as_its_pictures(world,
         name: pytest.approx(each["value"], rel=1e-6) for name, each in whole.items()
     }
     code, err = assess(*COCO[2:], "--protocol", "dmd2-coco30k", "--reference", tmp_path / "s.safetensors")
-    assert (code, "--prompts captions_coco14_test.txt" in err) == (2, True)
+    assert (code, names(err, "--prompts", "captions_coco14_test.txt")) == (2, True)
 
 
 def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, assess, home, tmp_path, monkeypatch):
@@ -287,34 +288,34 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, ass
     np.savez(moments_only, mu=np.zeros(2048), sigma=np.eye(2048))
     captions = tmp_path / "captions.txt"
     captions.write_text("a cat\n")
-    for options, code, words in (
-        (("--metrics", "fid"), 2, "FID needs real pictures"),
-        (("--metrics", "kid", "--reference", moments_only), 2, "KID needs real pictures"),
+    for options, code, named in (
+        (("--metrics", "fid"), 2, "FID"),
+        (("--metrics", "kid", "--reference", moments_only), 2, "KID"),
         (("--metrics", "fit"), 2, "fid"),
-        (("--protocol", "coco30k"), 2, "COCO's own images"),
+        (("--protocol", "coco30k"), 2, "coco:"),
         (("--protocol", "coco"), 2, "coco30k"),
-        (("--protocol", "dmd2-coco30k", "--prompts", captions, "--reference", world / "coco"), 3, "is not the list"),
-        (("--reference", tmp_path / "absent"), 2, "no folder of pictures"),
-        (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall of 4 pictures says nothing"),
-        (("--part", "seen"), 2, "says nothing for base small-sdxl"),
+        (("--protocol", "dmd2-coco30k", "--prompts", captions, "--reference", world / "coco"), 3, "dmd2-coco30k"),
+        (("--reference", tmp_path / "absent"), 2, "absent"),
+        (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall"),
+        (("--part", "seen"), 2, "--part"),
         (("--samples", 0), 2, "--samples"),
-        (("--metrics", "fidelity", "--beside", 0), 2, "needs the teacher"),
+        (("--metrics", "fidelity", "--beside", 0), 2, "fidelity"),
         (("--samples", -2), 2, "--samples"),
-        (("--prompts", captions, "--samples", 2), 2, "has 1 prompts, not 2"),
-        (("--metrics", "fid", "--reference", moments_only, "--inception", tmp_path / "absent.pth"), 4, "fetch https"),
+        (("--prompts", captions, "--samples", 2), 2, captions.name),
+        (("--metrics", "fid", "--reference", moments_only, "--inception", tmp_path / "absent.pth"), 4, "https"),
     ):
         found, err = assess("--samples", 4, *options) if "--samples" not in options else assess(*options)
-        assert (found, words in err) == (code, True), (options, err)
+        assert (found, named in err) == (code, True), (options, err)
     assert not (home / "cache" / "galleries").exists()
 
 
 def test_the_peers_statistics_are_taken_with_a_word_on_what_they_do_not_say(world, assess, tmp_path):
     np.savez(tmp_path / "peer.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     record = assess("--samples", 4, "--beside", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
-    assert "unknown network" in record["reference"]["inception"]["made"]
+    assert record["reference"]["inception"]["made"]
     np.savez(tmp_path / "peer.npz", mu=np.zeros(64), sigma=np.eye(64))
     code, err = assess("--samples", 4, "--beside", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
-    assert (code, "were made differently" in err) == (3, True)
+    assert (code, names(err, tmp_path / "peer.npz")) == (3, True)
 
 
 def test_galleries_are_listed_and_pruned(assess, rapm):

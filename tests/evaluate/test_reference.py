@@ -15,6 +15,7 @@ from rapm_cli.extractors.preparation import Preparation, read_picture
 from rapm_cli.extractors.statistics import write_statistics
 from rapm_cli.metrics.frechet import moments
 from tests.evaluate.coco_folder import write_coco
+from tests.messages import naming
 
 EYE = Extractor(
     "means", 3, lambda p: p.transpose(2, 0, 1).astype(np.float32), lambda x: x.mean((2, 3)), torch.device("cpu")
@@ -44,9 +45,9 @@ def test_the_list_of_coco_depends_on_ids_and_captions_alone(coco, tmp_path):
 
 
 def test_a_folder_that_is_not_cocos_is_refused_with_what_is_missing(coco, tmp_path):
-    with pytest.raises(InputError, match="is no COCO"):
+    with pytest.raises(InputError, match=naming(tmp_path)):
         coco_pairs(tmp_path, 3)
-    with pytest.raises(InputError, match="captions for 12 images, not 13"):
+    with pytest.raises(InputError, match=naming(12, 13)):
         coco_pairs(coco, 13)
     missing = coco_pairs(coco, 1)[0].path
     missing.unlink()
@@ -54,7 +55,7 @@ def test_a_folder_that_is_not_cocos_is_refused_with_what_is_missing(coco, tmp_pa
         coco_pairs(coco, 12)
     captions = coco / "annotations" / "captions_val2014.json"
     captions.write_text(json.dumps({"annotations": []}))
-    with pytest.raises(InputError, match="has no images and annotations"):
+    with pytest.raises(InputError, match=naming("captions_val2014.json")):
         coco_pairs(coco, 3)
 
 
@@ -104,7 +105,7 @@ def test_a_reference_is_a_folder_coco_or_statistics(coco, tmp_path):
     assert torch.equal(read.moments.mean, made.moments.mean)
     assert read.source == f"folder {coco / 'val2014'}"
     for wrong in ("absent", str(coco / "annotations" / "captions_val2014.json")):
-        with pytest.raises(ConfigError, match="no folder of pictures"):
+        with pytest.raises(ConfigError, match=naming(wrong)):
             find_reference(wrong)
 
 

@@ -12,6 +12,7 @@ from rapm_cli.extractors.extractor import EXTRACTORS, Opening
 from rapm_cli.extractors.inception import SHA256, URL, find_inception, load_inception
 from tests.extractors.models import CPU, opening, write_clip, write_dino, write_inception
 from tests.extractors.test_preparation import picture
+from tests.messages import naming
 from tests.metrics.peers import peer
 
 
@@ -38,9 +39,7 @@ def test_inception_is_torch_fidelitys(weights):
 def test_other_bytes_than_the_published_are_refused_before_they_are_read(tmp_path):
     path = tmp_path / "evil.pth"
     path.write_bytes(b"cos\nsystem\n(S'touch /tmp/rapm-was-here'\ntR.")
-    with pytest.raises(
-        InputError, match=rf"evil\.pth is not the published Inception: sha256 \w+, not {SHA256}"
-    ) as told:
+    with pytest.raises(InputError, match=naming("evil.pth", SHA256)) as told:
         load_inception(path)
     assert URL in told.value.remedy
 
@@ -53,7 +52,7 @@ def test_a_pickle_that_would_run_code_is_not_run_even_with_the_right_hash(tmp_pa
     path = tmp_path / "evil.pth"
     torch.save({"weight": Evil()}, path)
     monkeypatch.setattr(inception, "SHA256", file_sha256(path))
-    with pytest.raises(InputError, match="holds more than tensors"):
+    with pytest.raises(InputError, match=naming("evil.pth")):
         load_inception(path)
     assert not (tmp_path / "ran").exists()
 
@@ -143,5 +142,5 @@ def test_extractors_of_the_hub_are_fetched_or_told_with_the_command(tmp_path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in EXTRACTORS.names():
         if name != "inception":
-            with pytest.raises(WeightsError, match="is not in the Hugging Face cache"):
+            with pytest.raises(WeightsError):
                 EXTRACTORS[name](Opening(CPU, opening().reporter))

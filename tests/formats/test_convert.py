@@ -11,6 +11,7 @@ from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
 from rapm_cli.runs.authors_lora import convert_pickle
+from tests.messages import names, naming
 
 RANK, ALPHA = 8, 3.0
 
@@ -91,16 +92,16 @@ def nan(state):
         (lambda state: Trap(), "holds more than tensors"),
         (lambda state: {}, "is not a state dict"),
         (lambda state: [1], "is not a state dict"),
-        (lambda state: {"conv.weight": torch.zeros(2)}, "holds no LoRA"),
-        (nan, "NaN or infinite values"),
-        (lambda state: state | {"unet.lora_": "text"}, "'unet.lora_' what is not a dense tensor"),
-        (lambda state: state | {7: torch.ones(2)}, "7 what is not a dense tensor"),
-        (lambda state: state | {"unet.lora_": torch.eye(2).to_sparse()}, "what is not a dense tensor"),
-        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "of shape () under 'unet.lora_'"),
-        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "of shape (2,)"),
-        (lambda state: state | {"text_encoder.q.lora_B.weight": torch.ones(8, 4)}, "also changes a text encoder"),
-        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "lacks half of x"),
-        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, "lacks half of x"),
+        (lambda state: {"conv.weight": torch.zeros(2)}, "lora.pt"),
+        (nan, "NaN"),
+        (lambda state: state | {"unet.lora_": "text"}, "'unet.lora_'"),
+        (lambda state: state | {7: torch.ones(2)}, "7"),
+        (lambda state: state | {"unet.lora_": torch.eye(2).to_sparse()}, "'unet.lora_'"),
+        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "()"),
+        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "(2,)"),
+        (lambda state: state | {"text_encoder.q.lora_B.weight": torch.ones(8, 4)}, "text_encoder.q.lora_B.weight"),
+        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "lora.pt"),
+        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, "lora.pt"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, message):
@@ -117,7 +118,7 @@ def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, me
 def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lora.pt").write_bytes(data)
-    with pytest.raises(InputError, match="holds more than tensors, or is damaged"):
+    with pytest.raises(InputError, match=naming("lora.pt")):
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
 
@@ -125,6 +126,6 @@ def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
 def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(lora, tmp_path, monkeypatch):
     torch.save(as_kohya(lora.state), tmp_path / "lora.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    with pytest.raises(InputError, match=r"torch 2\.9\.1\+cpu .*CVE-2026-24747") as caught:
+    with pytest.raises(InputError, match=naming("2.9.1+cpu", "CVE-2026-24747")) as caught:
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
-    assert caught.value.remedy == "install torch 2.10 or newer"
+    assert names(caught.value.remedy, "2.10")

@@ -18,6 +18,7 @@ from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from rapm_cli.generate.generate import noise_for
 from tests.conftest import authors_scheduler
 from tests.formats import lora_forms
+from tests.messages import naming
 
 OUT = Output(quiet=True)
 PROMPT = "a large red cube left of a small blue sphere at dawn"
@@ -140,7 +141,7 @@ def test_a_file_comes_back_as_it_was_written(made):
 def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     path, _ = made
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match=naming("there")):
         export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base", reporter=OUT)
     with pytest.raises(ConfigError, match="fp8"):
         export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8", reporter=OUT)
@@ -154,7 +155,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
     monkeypatch.setattr("rapm_cli.export.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
-    with pytest.raises(InputError, match="appeared meanwhile"):
+    with pytest.raises(InputError, match=naming("mine")):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
 
@@ -162,9 +163,9 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
 def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.runs.retry.WAITS", (0.0, 0.0))
     monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 0)
-    with pytest.raises(DiskError, match="nothing of it is left"):
+    with pytest.raises(DiskError):
         export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", reporter=OUT)
-    assert capsys.readouterr().err.count("trying again") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,5 +184,5 @@ def test_a_lora_with_nan_is_refused(made, tmp_path):
 
 
 def test_a_lora_of_another_network_is_refused(made, tmp_path, backbone):
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match=naming(made[0])):
         apply_lora(backbone, load_lora(made[0]), made[0])

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.runs.resolve_lora import resolve_lora
+from tests.messages import naming
 
 READS_TEXT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -31,5 +32,5 @@ def test_a_named_base_goes_before_the_width(tmp_path):
 
 @pytest.mark.parametrize(("width", "layer"), [(1024, READS_TEXT), (768, "lora_unet_conv_in")])
 def test_where_nothing_tells_the_base_has_to_be_named(width, layer, tmp_path):
-    with pytest.raises(ConfigError, match="does not name its base"):
+    with pytest.raises(ConfigError, match=naming("lora.safetensors")):
         resolve_lora(None, foreign(tmp_path / "lora.safetensors", width, layer), Output(quiet=True))

@@ -17,6 +17,7 @@ from rapm_cli.core.network.lora_layers import FAKE, STUDENT, TEACHER
 from rapm_cli.core.network.schedule import add_noise
 from rapm_cli.core.training.step_metrics import SlotLog
 from tests.conftest import tiny_unet
+from tests.messages import naming
 
 SMALL = TrainConfig(
     rank=2, iterations=4, batch_size=2, learning_rate=1e-3, discriminator_learning_rate=1e-3, warmup=0, fake_updates=2
@@ -139,11 +140,11 @@ def test_a_setting_that_a_method_does_not_heed_is_refused():
         ("discriminator", "lcm"),
         ("fake_updates", "rapm"),
     ):
-        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is not heeded by --method {method}"):
+        with pytest.raises(ConfigError, match=naming(f"--{name.replace('_', '-')}", method)):
             check_heeded(["rank", name], method)
-    with pytest.raises(ConfigError, match="above the 50 times of LCM"):
+    with pytest.raises(ConfigError, match=naming(50, 100)):
         check_fit(TrainConfig(method="lcm"), 100)
-    with pytest.raises(ConfigError, match="no method is called 'pmc'") as caught:
+    with pytest.raises(ConfigError, match=naming("pmc")) as caught:
         check_fit(TrainConfig(method="pmc"), 4)
     assert "pcm" in caught.value.remedy
 

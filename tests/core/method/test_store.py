@@ -8,6 +8,7 @@ from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method.store import TrajectoryStore
 from rapm_cli.core.method.trajectories import Trajectories, initial_noise
 from rapm_cli.core.storage.commit import commit
+from tests.messages import naming
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_shard_that_is_gone_or_cut_off_since_it_was_verified_is_told(tmp_path,
     path = tmp_path / "000002" / "trajectories.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     assert torch.equal(stored[torch.tensor([1, 4])].z_ahead, made.z_ahead[[1, 4]])
-    with pytest.raises(DamagedError, match=r"000002 is damaged: trajectories\.safetensors"):
+    with pytest.raises(DamagedError, match=naming("000002", "trajectories.safetensors")):
         stored[torch.tensor([3])]
     shutil.rmtree(path.parent)
     with pytest.raises(DamagedError):

@@ -14,6 +14,7 @@ from rapm_cli.core.method.targets import absolute_target, relative_target, stude
 from rapm_cli.core.method.trainer import Trainer, batch_indices, train
 from rapm_cli.core.method.trajectories import rollout
 from tests.conftest import tiny_unet
+from tests.messages import naming
 
 SMALL = TrainConfig(rank=2, alpha=2.0, iterations=3, batch_size=2, learning_rate=1e-3, discriminator_learning_rate=1e-3)
 
@@ -450,7 +451,7 @@ def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, traject
 
 
 def test_slot_weights_must_fit_the_slots(trainer_of):
-    with pytest.raises(ConfigError, match="2 numbers for 4 slots"):
+    with pytest.raises(ConfigError, match=naming(2, 4)):
         trainer_of(slot_weights=(1.0, 1.0))
 
 

@@ -11,6 +11,7 @@ from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone
 from tests.conftest import tiny_unet
+from tests.messages import naming
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of itself
 has_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
@@ -50,6 +51,6 @@ def test_where_torch_cannot_compile_one_line_says_so_before_any_work(schedule, m
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent/g++"))
-    with pytest.raises(ConfigError, match=r"--compile: torch cannot compile here: .*nonexistent") as caught:
+    with pytest.raises(ConfigError, match=naming("--compile", "nonexistent")) as caught:
         Backbone(tiny_unet(), schedule).configure_speedups(compiled=True, channels_last=False, recorded=True)
-    assert caught.value.remedy == "install a C++ compiler, or leave it out"
+    assert "C++" in caught.value.remedy

@@ -9,6 +9,7 @@ from rapm_cli.core.common.errors import DamagedError, InputError, VerificationEr
 from rapm_cli.core.storage import files
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, commit, committing, read_commit, read_manifest, verify
 from rapm_cli.core.storage.files import regular_file, replace_file, sweep
+from tests.messages import naming
 
 
 def test_a_commit_holds_what_was_written_and_says_what_that_is(tmp_path):
@@ -61,7 +62,7 @@ def test_a_manifest_that_somebody_made_up_is_refused_even_where_its_sum_is_right
     except AttributeError:
         data = json.dumps(vars(made) | change).encode()
     (tmp_path / "a" / MANIFEST).write_bytes(data)
-    with pytest.raises(DamagedError, match="not what was written"):
+    with pytest.raises(DamagedError):
         verify(tmp_path / "a")
 
 
@@ -114,7 +115,7 @@ def test_what_does_not_read_back_is_refused_and_what_was_there_is_there_again(tm
             (tmp_path / "a" / "x").write_bytes(b"rotten")
 
     monkeypatch.setattr("rapm_cli.core.storage.commit.sync", rot)
-    with pytest.raises(VerificationError, match="did not read back"):
+    with pytest.raises(VerificationError):
         commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
     assert [path.name for path in tmp_path.iterdir()] == ([] if is_first else ["a"])
     if not is_first:
@@ -124,14 +125,14 @@ def test_what_does_not_read_back_is_refused_and_what_was_there_is_there_again(tm
 def test_a_commit_of_other_settings_is_refused_where_its_own_are_asked_for(tmp_path):
     commit(tmp_path / "a", {"x": b"1"}, fingerprint="f")
     assert verify(tmp_path / "a", "f").fingerprint == "f"
-    with pytest.raises(DamagedError, match="made with other settings"):
+    with pytest.raises(DamagedError):
         read_commit(tmp_path / "a", "g")
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, says in ((tmp_path, "a folder"), (tmp_path / "pipe", "a FIFO"), (tmp_path / "no", "No such file")):
-        with pytest.raises(InputError, match=says):
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "no"):
+        with pytest.raises(InputError, match=naming(path)):
             regular_file(path, "remedy")
 
 
@@ -141,7 +142,7 @@ def test_a_fifo_in_a_files_place_is_damage_and_not_waited_for(tmp_path, name):
     (tmp_path / "a" / name).unlink()
     os.mkfifo(tmp_path / "a" / name)
     for read in (verify, read_commit):
-        with pytest.raises(DamagedError, match=f"{name} cannot be read: it is no file"):
+        with pytest.raises(DamagedError, match=naming(name)):
             read(tmp_path / "a")
 
 
