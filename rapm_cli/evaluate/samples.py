@@ -185,7 +185,7 @@ class Gallery:
                     left.append(chunk)
                     taken += 1
                     signals.pause(POLL_SECONDS if taken >= len(left) else 0)
-                signals.check("every picture that was drawn is kept", "go on with: the same command")
+                signals.check("every picture that was drawn is kept", "resume with: the same command")
 
     def _is_sound(self, chunk: range, reporter: Reporter) -> bool:
         """Whether every byte of a batch is what was kept."""

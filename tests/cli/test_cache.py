@@ -338,7 +338,7 @@ def test_a_run_called_cache_is_named_by_its_path(rapm, run, monkeypatch):
 def test_generate_names_the_unfinished_run_whose_lora_it_lacks(rapm, unfinished, tmp_path):
     code, _, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
-    said = f"run {unfinished.folder} has no LoRA yet; go on with: rapm distill --resume {unfinished.folder.name}"
+    said = f"run {unfinished.folder} has no LoRA yet; resume with: rapm distill --resume {unfinished.folder.name}"
     assert said in err.splitlines()
     assert "ships with demo" in err
     code, _, err = rapm("generate", "a photo of a woman")

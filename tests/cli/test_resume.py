@@ -80,7 +80,7 @@ def test_a_signal_finishes_the_iteration_commits_and_says_how_to_go_on(rapm, aga
     assert got == code
     assert "stopping after this iteration; once more leaves at once" in err
     command = f"rapm distill --resume {again.folder.name}"
-    assert err.splitlines()[-1] == f"stopped: 1 of 4 iterations are saved; go on with: {command}"
+    assert err.splitlines()[-1] == f"stopped: 1 of 4 iterations are saved; resume with: {command}"
     assert again.training_commits()[0].name == "00000001"
     got, _, err = rapm(*command.split()[1:])
     assert got == 0
@@ -94,7 +94,7 @@ def test_a_second_signal_leaves_at_once_with_the_last_commit_intact(rapm, again,
         signal_at(patch, 2, signal.SIGINT, times=2)
         code, _, err = rapm("distill", "--resume")
     assert code == 130
-    assert f"go on with: rapm distill --resume {again.folder.name}" in err.splitlines()[-1]
+    assert f"resume with: rapm distill --resume {again.folder.name}" in err.splitlines()[-1]
     assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
     assert again.training_commits()[0].name == "00000002"
     assert not list(again.folder.rglob(".rapm-*"))
@@ -107,7 +107,7 @@ def test_a_signal_in_the_last_iteration_stops_too(rapm, again, monkeypatch):
         signal_at(patch, 3, signal.SIGTERM)
         code, _, err = rapm("distill", "--resume")
     assert code == 143
-    assert "4 of 4 iterations are saved; go on with: rapm distill --resume" in err
+    assert "4 of 4 iterations are saved; resume with: rapm distill --resume" in err
     assert not again.has_lora
     assert rapm("distill", "--resume")[0] == 0
     assert state_of(again) == wanted
@@ -145,7 +145,7 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     monkeypatch.setattr(trajectories, "_make", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGINT)))
     code, _, err = rapm(*DISTILL)
     assert code == 130
-    assert "4 of 4 trajectories are kept; go on with: rapm distill --resume" in err
+    assert "4 of 4 trajectories are kept; resume with: rapm distill --resume" in err
     monkeypatch.undo()
     monkeypatch.setenv("RAPM_HOME", str(home))
     monkeypatch.setattr(trajectories, "_make", lambda *a: pytest.fail("made again"))
@@ -159,7 +159,7 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
     code, _, err = rapm("distill", "--resume")
     command = f"rapm distill --resume {again.folder.name}"
     assert code == 130
-    assert err.splitlines()[-1] == f"stopped: 2 of 4 iterations are saved; go on with: {command}"
+    assert err.splitlines()[-1] == f"stopped: 2 of 4 iterations are saved; resume with: {command}"
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_a_stop_while_pictures_are_drawn_says_how_to_resume(rapm, again, monkeyp
     code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8")
     assert code == 143
     again_command = f"rapm distill --resume {again.folder.name}"
-    assert err.splitlines()[-1] == f"stopped: what was drawn by the teacher is kept; go on with: {again_command}"
+    assert err.splitlines()[-1] == f"stopped: what was drawn by the teacher is kept; resume with: {again_command}"
 
 
 def test_readings_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
@@ -594,7 +594,7 @@ def test_where_no_run_has_a_lora_yet_the_unfinished_one_is_named(rapm, again):
     unfinished(again, "00000004")
     code, _, err = rapm("inspect")
     assert code == 3
-    assert f"go on with: rapm distill --resume {again.folder.name}" in err
+    assert f"resume with: rapm distill --resume {again.folder.name}" in err
 
 
 def test_a_batch_larger_than_the_trajectories_is_warned_of(rapm, again):

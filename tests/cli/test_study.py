@@ -167,7 +167,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
         patch.setattr(loop.Training, "_take", take)
         code, _, err = rapm("eval", "--study", str(file))
     assert code == 143
-    assert err.splitlines()[-1] == f"stopped: 1 of 2 iterations are saved; go on with: rapm eval --study {file}"
+    assert err.splitlines()[-1] == f"stopped: 1 of 2 iterations are saved; resume with: rapm eval --study {file}"
     code, out, _ = rapm("eval", "--study", str(file), "--json")
     assert code == 0
     assert untimed(json.loads(out)) == untimed(whole[1])  # with the sha256 of every LoRA

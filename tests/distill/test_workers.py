@@ -98,7 +98,7 @@ def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "iterations are saved; go on with: rapm distill --resume" in err
+    assert "iterations are saved; resume with: rapm distill --resume" in err
     done = max(int(path.name) for path in home.glob("data/runs/*/commits/[0-9]*"))
     for processes in (2, 1):
         _, err = finish(
@@ -136,7 +136,7 @@ def test_a_follower_that_fails_ends_the_first_one_which_tells_why(tmp_path):
     codes, (first, follower) = two_with(tmp_path, "nothing", "out_of_memory_in_training")
     assert (codes, follower) == ([6, 6], "")
     assert "stopped: process 1 has ended: out of memory;" in first
-    assert f"go on with: rapm distill --resume {run_of(tmp_path).name}" in first
+    assert f"resume with: rapm distill --resume {run_of(tmp_path).name}" in first
     assert not first.count("Traceback")
     assert not (run_of(tmp_path) / "lock.json").exists()  # it has ended as ever, not been broken off
 
@@ -161,7 +161,7 @@ def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(t
     codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_write")
     kept = 2 * len(list(tmp_path.glob("cache/trajectories/*/0*")))
     assert (codes, follower) == ([143, 143], "")
-    assert f"stopped: {kept} of 6 trajectories are kept; go on with: rapm distill --resume" in first
+    assert f"stopped: {kept} of 6 trajectories are kept; resume with: rapm distill --resume" in first
     assert kept >= 4
 
 
@@ -170,7 +170,7 @@ def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_pa
     codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_iteration")
     done = max(int(path.name) for path in run_of(tmp_path).glob("commits/[0-9]*"))
     assert (codes, follower) == ([143, 143], "")
-    assert f"stopped: {done} of 3 iterations are saved; go on with: rapm distill --resume" in first
+    assert f"stopped: {done} of 3 iterations are saved; resume with: rapm distill --resume" in first
     assert done in (1, 2)  # the first one may have decided on one before it hears
 
 
