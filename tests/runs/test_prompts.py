@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.runs import prompt_files, prompts
+from rapm_cli.runs import prompts
 
 TWO = ["a cat", "a dog"]
 COCO = {
@@ -49,7 +49,6 @@ def pipe(monkeypatch):
         ("x.txt", "a cat\n\n  a dog \n"),
         ("x.txt", "a cat\r\na dog"),
         ("prompts", "\ufeffa cat\na dog\n"),
-        ("x.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
         ("x.jsonl", '"a cat"\n\n"a dog"\n'),
         ("x.JSONL", '\ufeff{"id": 1, "caption": "a cat"}\r\n{"text": "a\\ndog", "n": null}\r\n'),
         ("x.ndjson", '{"text": "not this", "prompt": "a cat"}\n{"prompt": " "}\n"a dog"'),
@@ -57,13 +56,12 @@ def pipe(monkeypatch):
         ("x.csv", "\ufeffCaption\r\n a cat\r\na dog\r\n"),
         ("x.csv", "\n\ndescription\na cat\na dog\n"),
         ("x.csv", 'text,n\n"a cat",1\n"a\ndog",2\n'),
-        ("x.csv", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
+        ("x.TSV", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
         ("x.tsv", "Note,Prompt\tprompt\nx\ta cat\ny\ta dog\n"),
         ("x.csv", "text,prompt\nx,a cat\ny,a dog\n"),
         ("x.json", json.dumps(COCO)),
         ("x.json", json.dumps(COCO, indent=2)),
         ("x.json", '["a cat", {"prompt": "a dog"}]'),
-        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
     ],
 )
 def test_every_form_of_file_gives_its_prompts(read, name, data):
@@ -83,15 +81,13 @@ def test_a_column_is_named_after_the_file(read, tmp_path):
     ("data", "expected"),
     [
         (b"a cat\na dog\n", TWO),
-        (b'{"caption": "a cat"}\n{"caption": "a dog"}\n', TWO),
-        (b'"a cat"\n"a dog"', TWO),
-        (b'"a cat"\na dog', ['"a cat"', "a dog"]),
+        (b'"a cat"\n"a dog"', ['"a cat"', '"a dog"']),
         (b'"Hello" she said', ['"Hello" she said']),
         (b"{red|blue} cube\n12\n", ["{red|blue} cube", "12"]),
         (b"[1]\n", ["[1]"]),
     ],
 )
-def test_standard_input_is_text_or_json_lines(pipe, data, expected):
+def test_standard_input_is_text(pipe, data, expected):
     assert pipe(data) == expected
 
 
@@ -103,27 +99,30 @@ def test_standard_input_is_text_or_json_lines(pipe, data, expected):
         ("x.txt", "a\n\nb\x00c", "x.txt line 3 has a control character"),
         ("x.jsonl", '"a"\n{"prompt": }', "x.jsonl line 2 is not JSON: Expecting value at column 12"),
         ("x.jsonl", '"a"\n\n{"a": 1}', "x.jsonl line 3 has no key prompt, caption or text"),
-        ("x.jsonl", '"a"\n7', "x.jsonl line 2 has a prompt that is no string"),
+        ("x.jsonl", '"a"\n7', "x.jsonl line 2 has a prompt that is not a string"),
         ("x.jsonl", '{"caption": null}', "x.jsonl line 1 has no caption"),
         ("x.jsonl", '"\\ud800"', "x.jsonl line 1 has a control character or is not UTF-8"),
         ("x.jsonl", "[" * 100_000, "x.jsonl line 1 is not JSON"),
         ("x.jsonl", "9" * 5000, "x.jsonl line 1 is not JSON"),
-        ("x.txt", '{"prompt": "a"}\nb', "x.txt line 2 is not JSON"),
+        ("x.txt", '{"prompt": "a"}\nb', "x.txt is read as text, and line 1 is JSON"),
         ("x.csv", "", "x.csv holds no prompt"),
         ("x.csv", "prompt\n", "x.csv holds no prompt"),
         ("x.csv", "a,b\n1,2\n", "x.csv has no column prompt, caption or text among 'a', 'b'"),
         ("x.csv", "prompt,prompt\n1,2\n", "x.csv has 2 columns 'prompt' among"),
-        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which is no name of a column"),
-        ("x.csv", "id;prompt\n1;a cat\n", "x.csv begins with 'id;prompt', which is no name of a column"),
+        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which is not the name of a column"),
+        ("x.csv", "id;prompt\n1;a cat\n", "x.csv begins with 'id;prompt', which is not the name of a column"),
         ("x.csv", 'prompt,n\n"a\nb",1\na cat, on a mat,2\n', "x.csv line 4 has 3 cells, the header 2"),
-        ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3 is no row of a table"),
-        ("x.csv", 'prompt\n"a', "x.csv line 2 is no row of a table"),
+        ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3 is not a row of a table"),
+        ("x.csv", 'prompt\n"a', "x.csv line 2 is not a row of a table"),
         ("x.csv", "prompt\n" + "a" * 2001, "x.csv line 2 has 2,001 characters"),
+        ("x.csv", "Prompt\tCategory\na cat\tAnimals\n", "x.csv begins with 'Prompt\\tCategory'"),
         ("x.json", "{", "x.json is not JSON"),
+        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "x.json is not JSON: Extra data at line 2"),
+        ("x.json", '{"prompt": "a cat"}', "x.json is neither COCO captions nor a list of prompts"),
         ("x.json", '{"a":\n 1,}', "x.json is not JSON: Illegal trailing comma"),
         ("x.json", '{"images": []}', "x.json is neither COCO captions nor a list of prompts"),
         ("x.json", "3", "x.json is neither COCO captions nor a list of prompts"),
-        ("x.json", '["a", 3]', "x.json entry 2 has a prompt that is no string"),
+        ("x.json", '["a", 3]', "x.json entry 2 has a prompt that is not a string"),
         ("x.json", '{"annotations": []}', "x.json holds no prompt"),
         ("x.json", '{"annotations": [3]}', "x.json annotation 1 has no whole numbers image_id and id"),
         ("x.json", '{"annotations": [{"image_id": true, "id": 1}]}', "x.json annotation 1 has no whole numbers"),
@@ -148,11 +147,11 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(read):
 
 
 def test_limits_are_those_of_the_form(read, monkeypatch):
-    monkeypatch.setattr(prompt_files, "MAX_BYTES", 20)
+    monkeypatch.setattr(prompts, "MAX_BYTES", 20)
     with pytest.raises(InputError, match="more than"):
         read("x.jsonl", '"a"\n' * 6)
     assert read("x.json", json.dumps(COCO)) == TWO
-    monkeypatch.setattr(prompt_files, "MAX_JSON_BYTES", 20)
+    monkeypatch.setattr(prompts, "MAX_JSON_BYTES", 20)
     with pytest.raises(InputError, match="more than"):
         read("x.json", json.dumps(COCO))
     monkeypatch.setattr(prompts, "MAX_PROMPTS", 3)
