@@ -89,7 +89,7 @@ def distill(
             return _distill(run, settings, base, device, is_strict, world, reporting, reporter)
     except DiskError as error:
         if run.is_begun:
-            error.remedy = f"free space, and go on with: {run.resume_command}"
+            error.remedy = f"free space, and resume with: {run.resume_command}"
         raise
     except DivergedError as error:
         run.mark_diverged(error.message)
@@ -146,7 +146,7 @@ def _distill(
         training.finish()
     lora = _settled(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
-    kept, remedy = "all iterations are saved", f"free space, and go on with: {run.resume_command}"
+    kept, remedy = "all iterations are saved", f"free space, and resume with: {run.resume_command}"
     with_retries(lambda: save_lora(run.lora, lora), run.lora, size, reporter, kept, remedy)
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}

@@ -180,7 +180,7 @@ class Training:
             failure = require_shortage(error)
             raise OutOfMemoryError(
                 f"training is out of memory at iteration {self.done}; {int(self.saved)} iterations are saved",
-                f"close other programs on the device and go on with: {self.run.resume_command}; "
+                f"close other programs on the device and resume with: {self.run.resume_command}; "
                 "with --vram 8 its base is rounded to 8 bits",
             ) from failure
 
@@ -203,7 +203,7 @@ class Training:
             self._save(is_regular=is_regular)
             self.trainer.world.broadcast_verdict(Verdict.STOP, number)
             saved = f"{self.done} of {self.total} iterations are saved"
-            raise Stopped(number, saved, f"go on with: {self.run.resume_command}")
+            raise Stopped(number, saved, f"resume with: {self.run.resume_command}")
 
     def _save(self, *, is_regular: bool) -> None:
         if self.saved == name_of(self.done):
@@ -217,7 +217,7 @@ class Training:
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.reporter,
             f"the last commit is {self.saved}",
-            f"free space, and go on with: {self.run.resume_command}",
+            f"free space, and resume with: {self.run.resume_command}",
         )
         self.saved = name_of(self.done)
         self.saving_seconds += time.perf_counter() - clock

@@ -16,7 +16,6 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.method.trainer import check_fit, check_heeded
 from rapm_cli.runs.checkpoints import read_settings
-from rapm_cli.runs.prompts import training_prompts
 from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished
 from rapm_cli.runs.settings import Settings
 
@@ -83,7 +82,7 @@ def settings_without_weights(
             f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"
         )
     is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
-    chosen = stored.prompts if stored and is_same else training_prompts(base, teacher, prompts, reporter)
+    chosen = stored.prompts if stored and is_same else _training_prompts(base, teacher, prompts, reporter)
     return Settings(
         source=base.source,
         base_name=base.name,
@@ -265,6 +264,18 @@ def _machine(device: torch.device, training: TrainConfig, processes: int) -> str
         "8-bit base": is_rounded(training.vram),
     }
     return ", ".join([describe_machine(device, processes), *(words for words, is_on in ways.items() if is_on)])
+
+
+def _training_prompts(base: Base, config: TeacherConfig, given: list[str] | None, reporter: Reporter) -> list[str]:
+    """Return one prompt for each trajectory: the user's, repeated if they are few, or the base's own."""
+    count = config.trajectories
+    if not given:
+        return base.training_prompts(count, config.seed)
+    if len(given) > count:
+        reporter.warn(f"{len(given) - count} of {len(given)} prompts are left out: give --trajectories")
+    if warning := next((text for prompt in given[:count] if (text := base.warn(prompt))), ""):
+        reporter.warn(warning)
+    return [given[k % len(given)] for k in range(count)]
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.runs.prompt_files import captions_of_images, read_json
-from rapm_cli.runs.prompts import check_prompt
+from rapm_cli.runs.prompts import captions_of_images, check_prompt, read_json
 
 ANNOTATIONS = ("annotations/captions_val2014.json", "captions_val2014.json")
 IMAGES = "val2014"

@@ -114,7 +114,7 @@ class Examination:
                     chunks[start] = self._draw(contestant, exams[start], start)
                     self._keep(places[start], chunks[start])
                 shown.advance(len(exams[start].prompts), note=self.name)
-                signals.check(f"what was drawn by the {contestant.role} is kept", "go on with: the same command")
+                signals.check(f"what was drawn by the {contestant.role} is kept", "resume with: the same command")
 
     def _exam(self, start: int) -> Exam:
         if start not in self._exams:

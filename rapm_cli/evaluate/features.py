@@ -44,7 +44,7 @@ def look(gallery: Gallery, extractor: Extractor, reporter: Reporter) -> Iterator
                 for part in extractor.features(pictures[shelf.start : shelf.stop]):
                     seen.append(part)
                     shown.advance(len(part))
-                    signals.check("what was seen before is kept", "go on with: the same command")
+                    signals.check("what was seen before is kept", "resume with: the same command")
                 features = torch.cat(seen)
                 _keep(place, features, reporter)
             yield features

@@ -29,7 +29,7 @@ from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.extractors.preparation import Picture, Preparation
 from rapm_cli.runs import signals
 from rapm_cli.runs.images import png_bytes
-from rapm_cli.runs.lock import POLL_SECONDS, claimed, locked
+from rapm_cli.runs.lock import POLL_SECONDS, locked, try_lock
 from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.versions import versions
 
@@ -158,7 +158,7 @@ class Gallery:
         if missing:
             self._draw(missing, loaded, reporter, share, done=total - left)
         for left_by_a_killed_one in self.folder.glob(f"*{CLAIM}"):
-            with claimed(left_by_a_killed_one):
+            with try_lock(left_by_a_killed_one, remove=True):
                 pass
         return replace(self, contestant=replace(self.contestant, walk=_no_walk))
 
@@ -173,7 +173,7 @@ class Gallery:
             taken = 0  # in a row, by other processes
             while left:
                 chunk = left.popleft()
-                with claimed(self.folder / f"{chunk.start:06d}{CLAIM}") as is_mine:
+                with try_lock(self.folder / f"{chunk.start:06d}{CLAIM}", remove=True) as is_mine:
                     if is_mine and not self.is_drawn(chunk):
                         begun = time.perf_counter()
                         files = self._files(chunk, loaded)
@@ -185,7 +185,7 @@ class Gallery:
                     left.append(chunk)
                     taken += 1
                     signals.pause(POLL_SECONDS if taken >= len(left) else 0)
-                signals.check("every picture that was drawn is kept", "go on with: the same command")
+                signals.check("every picture that was drawn is kept", "resume with: the same command")
 
     def _is_sound(self, chunk: range, reporter: Reporter) -> bool:
         """Whether every byte of a batch is what was kept."""

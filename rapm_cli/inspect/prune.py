@@ -18,7 +18,7 @@ from rapm_cli.inspect.disk_usage import (
     Survey,
     needs_of_runs,
 )
-from rapm_cli.runs.lock import if_free
+from rapm_cli.runs.lock import LOCK, holder, try_lock
 
 PRUNABLE = (TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS)
 
@@ -63,8 +63,8 @@ def _held(entry: Entry) -> Iterator[str]:
     """Hold what an entry is made under the lock of; who else holds it, or an empty string."""
     place = entry.path.parent if entry.kind == CONVERTED else entry.path
     if entry.kind != LEFTOVERS and place.is_dir():
-        with if_free(place) as in_use:
-            yield in_use
+        with try_lock(place / LOCK) as is_mine:
+            yield "" if is_mine else holder(place) or "another process"
     else:
         yield ""
 

@@ -1,4 +1,7 @@
-"""One process at a time on a folder; the system frees the lock of a process that is gone, however it went."""
+"""Locks: one process at a time works on a folder or a file.
+
+The operating system frees the lock of a process that ended, however it ended. See `runs/README.md`.
+"""
 
 import contextlib
 import json
@@ -15,63 +18,21 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import is_gone, make_folder, replace_file
 from rapm_cli.runs import signals
 
-LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
+LOCK, HOLDER = "lock", "lock.json"  # the locked file, and a description of the process that holds it
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 1.0  # of waiting: several processes that share work often wait for less
+SILENT_SECONDS = 1.0  # before a message about waiting; processes that share work often wait for less
 
 
 @contextmanager
-def locked(folder: Path, reporter: Reporter, remedy: str, *, is_patient: bool = False) -> Iterator[None]:
-    """Hold a folder.
+def try_lock(path: Path, *, remove: bool = False) -> Iterator[bool]:
+    """Lock a file for as long as the context lasts, without waiting; yield False if another process holds it.
 
     Args:
-        folder: Is made.
-        reporter: Is told of a lock whose process is gone, and of waiting.
-        remedy: What to do where another process holds it.
-        is_patient: Wait for that process instead.
+        path: File to lock. It is created, with its folder.
+        remove: Remove the file at the end.
 
     Raises:
-        LockedError: Another process holds it.
-        DiskError: The folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock, is_told, since = FileLock(folder / LOCK), False, time.monotonic()
-    while not lock.is_locked:
-        try:
-            make_folder(folder)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            if not is_patient:
-                raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy) from error
-            if not is_told and time.monotonic() - since >= SILENT_SECONDS:
-                reporter.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
-                is_told = True
-            signals.pause(POLL_SECONDS)
-        except (OSError, NotImplementedError) as error:
-            raise DiskError.of(error, folder / LOCK) from error
-    try:
-        if (folder / HOLDER).exists():
-            reporter.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
-        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with contextlib.suppress(OSError):  # of a full disk: what is written next will tell
-            replace_file(folder / HOLDER, json.dumps(record).encode())
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process has a piece of work that several may take; nothing is waited for.
-
-    Args:
-        path: A file for that piece, which is gone at the end.
-
-    Raises:
-        DiskError: It cannot be written.
+        DiskError: The file cannot be created or locked.
     """
     from filelock import FileLock, Timeout
 
@@ -80,48 +41,71 @@ def claimed(path: Path) -> Iterator[bool]:
         make_folder(path.parent)
         lock.acquire(timeout=0)
     except Timeout:
-        yield False
-        return
+        pass
     except (OSError, NotImplementedError) as error:
         raise DiskError.of(error, path) from error
+    is_mine = lock.is_locked
     try:
-        yield True
+        yield is_mine
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        if is_mine and remove:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
-def if_free(folder: Path) -> Iterator[str]:
-    """Hold a folder where nobody does; who holds it, or an empty string once this process does.
+def locked(folder: Path, reporter: Reporter, remedy: str, *, is_patient: bool = False) -> Iterator[None]:
+    """Lock a folder for as long as the context lasts.
 
-    Nothing is waited for, and the folder may be removed inside.
+    Args:
+        folder: Folder to lock. It is created.
+        reporter: Receives a line when a dead process's lock is taken over, and when this process waits.
+        remedy: What the user can do while another process holds the folder.
+        is_patient: Wait for that process instead of raising.
 
     Raises:
-        DiskError: The lock cannot be written.
+        LockedError: Another process holds the folder, and `is_patient` is false.
+        DiskError: The folder cannot be written.
     """
-    from filelock import FileLock, Timeout
+    is_reported, since = False, time.monotonic()
+    while True:
+        with try_lock(folder / LOCK) as is_mine:
+            if is_mine:
+                with _signed(folder, reporter):
+                    yield
+                return
+        if not is_patient:
+            raise LockedError(f"{folder} is in use by {_holder(folder)}", remedy)
+        if not is_reported and time.monotonic() - since >= SILENT_SECONDS:
+            reporter.say(f"waiting for {_holder(folder)}, which works on {folder}; {remedy}")
+            is_reported = True
+        signals.pause(POLL_SECONDS)
 
-    lock = FileLock(folder / LOCK)
+
+@contextmanager
+def _signed(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """Describe this process in the folder for as long as the context lasts."""
+    if (folder / HOLDER).exists():
+        reporter.say(f"{folder} was held by {_holder(folder)}, which is gone; taking over")
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield _holder(folder)
-        return
-    except (OSError, NotImplementedError) as error:
-        raise DiskError.of(error, folder / LOCK) from error
-    try:
-        yield ""
+        with contextlib.suppress(OSError):  # a full disk is reported by the next write of the job itself
+            replace_file(folder / HOLDER, json.dumps(record).encode())
+        yield
     finally:
-        lock.release()
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
 
 
 def holder(folder: Path) -> str:
-    """Who seems to hold a folder, without asking for its lock, which could refuse another; empty where nobody does."""
+    """Describe the process that seems to hold a folder; empty where there is none.
+
+    The lock itself is not touched, because that could make another process fail.
+    """
     record = _record(folder)
-    is_here = record.get("host") == socket.gethostname()
-    if not record or (is_here and isinstance(record.get("pid"), int) and is_gone(record["pid"])):
+    is_local = record.get("host") == socket.gethostname()
+    if not record or (is_local and isinstance(record.get("pid"), int) and is_gone(record["pid"])):
         return ""
     return _holder(folder)
 
@@ -133,7 +117,7 @@ def _holder(folder: Path) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What the holder wrote of itself; empty where it wrote nothing."""
+    """Return what the holder wrote about itself; empty where that is missing or damaged."""
     try:
         record = json.loads((folder / HOLDER).read_text())
     except (OSError, ValueError, RecursionError):

@@ -136,7 +136,7 @@ def _tell_of_unfinished(base_name: str | None, reporter: Reporter) -> None:
     """Name the run whose LoRA the user may have expected, because it is not finished."""
     for run in unfinished_runs():
         if base_name in (None, run.written_settings().get("base_name")):
-            reporter.say(f"run {run.folder} has no LoRA yet; go on with: {run.resume_command}")
+            reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
             return
 
 

@@ -158,7 +158,7 @@ class Run:
             yield
         except Stopped as stopped:
             if self.is_begun:
-                stopped.remedy = f"go on with: {self.resume_command}"
+                stopped.remedy = f"resume with: {self.resume_command}"
                 if stopped.message == UNHARMED:
                     total = (self.written_settings().get("training") or {}).get("iterations", "?")
                     stopped.message = f"{self.iterations_saved} of {total} iterations are saved"
@@ -296,7 +296,7 @@ def newest_lora() -> Path:
     """
     run = newest_run()
     if run is None and (unfinished := next(unfinished_runs(), None)):
-        raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"go on with: {unfinished.resume_command}")
+        raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"resume with: {unfinished.resume_command}")
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
     return run.verified_lora()
@@ -327,5 +327,5 @@ def find_lora(name: str) -> Path:
     if run and run.has_lora:
         return run.verified_lora()
     if run:
-        raise InputError(f"run {run.folder} has no LoRA yet", f"go on with it: {run.resume_command}")
+        raise InputError(f"run {run.folder} has no LoRA yet", f"resume with: {run.resume_command}")
     raise InputError(f"{name!r} is neither a LoRA file nor a run", f"runs are in {runs_dir()}")

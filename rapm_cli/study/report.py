@@ -218,7 +218,7 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter
     }
     ready_folder(folder)
     for name, data in files.items():
-        path, remedy = folder / name, f"free space, and go on with: {command}"
+        path, remedy = folder / name, f"free space, and resume with: {command}"
         put = functools.partial(replace_file, path, data)
         with_retries(put, path, len(data), reporter, "runs and pictures are kept", remedy)
     return {name: folder / name for name in files}

@@ -112,7 +112,7 @@ def _reason(run: Run) -> str:
 @contextmanager
 def _told(run: Run, command: str) -> Iterator[None]:
     """Inside, what stops a run says how the study goes on, not how the run would."""
-    go_on = f"go on with: {command}"
+    go_on = f"resume with: {command}"
     try:
         yield
     except Stopped as stopped:

@@ -126,7 +126,7 @@ def test_files_that_are_no_text_are_refused(rapm, tmp_path):
 
 
 def test_a_text_too_large_is_named_as_such_and_not_cut_within_a_letter(rapm, tmp_path, monkeypatch):
-    monkeypatch.setattr("rapm_cli.runs.prompt_files.MAX_BYTES", 100)
+    monkeypatch.setattr("rapm_cli.runs.prompts.MAX_BYTES", 100)
     path = tmp_path / "prompts.txt"
     path.write_text("a " + "\u00e9" * 60)
     code, _, err = rapm("generate", "--prompts", str(path))

@@ -180,11 +180,11 @@ def test_a_table_that_is_too_wide_for_its_words_becomes_lists(monkeypatch, capsy
 def test_a_terminal_breaks_no_word_and_no_command(monkeypatch):
     written = on_a_terminal(monkeypatch, 40)
     Output().stopped(
-        "2 of 4 iterations are saved, all others not", "go on with: rapm distill --resume 'a run'; or leave"
+        "2 of 4 iterations are saved, all others not", "resume with: rapm distill --resume 'a run'; or leave"
     )
     assert written.getvalue().splitlines() == [
         "stopped: 2 of 4 iterations are saved,",
-        "all others not; go on with:",
+        "all others not; resume with:",
         "rapm distill --resume 'a run'; or leave",
     ]
 

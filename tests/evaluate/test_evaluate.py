@@ -22,7 +22,7 @@ from rapm_cli.evaluate.coco import coco_pairs
 from rapm_cli.extractors import inception
 from rapm_cli.extractors.inception import load_inception
 from rapm_cli.formats.lora import load_lora, save_lora
-from rapm_cli.runs.lock import claimed
+from rapm_cli.runs.lock import try_lock
 from tests.evaluate.small_world import COUNT, command, write_world
 from tests.messages import names
 from tests.metrics.peers import peer
@@ -197,9 +197,9 @@ def test_processes_share_the_pictures_and_the_first_alone_answers(world, assess,
 
 def test_a_batch_is_taken_by_one_process_at_a_time(tmp_path):
     place = tmp_path / "work" / "0.claim"
-    with claimed(place) as first, claimed(place) as second:
+    with try_lock(place, remove=True) as first, try_lock(place, remove=True) as second:
         assert (first, second) == (True, False)
-    with claimed(place) as again:
+    with try_lock(place, remove=True) as again:
         assert again
     assert list(place.parent.iterdir()) == []
 

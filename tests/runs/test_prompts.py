@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.runs import prompt_files, prompts
+from rapm_cli.runs import prompts
 from tests.messages import names, naming
 
 TWO = ["a cat", "a dog"]
@@ -50,7 +50,6 @@ def pipe(monkeypatch):
         ("x.txt", "a cat\n\n  a dog \n"),
         ("x.txt", "a cat\r\na dog"),
         ("prompts", "\ufeffa cat\na dog\n"),
-        ("x.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
         ("x.jsonl", '"a cat"\n\n"a dog"\n'),
         ("x.JSONL", '\ufeff{"id": 1, "caption": "a cat"}\r\n{"text": "a\\ndog", "n": null}\r\n'),
         ("x.ndjson", '{"text": "not this", "prompt": "a cat"}\n{"prompt": " "}\n"a dog"'),
@@ -58,13 +57,12 @@ def pipe(monkeypatch):
         ("x.csv", "\ufeffCaption\r\n a cat\r\na dog\r\n"),
         ("x.csv", "\n\ndescription\na cat\na dog\n"),
         ("x.csv", 'text,n\n"a cat",1\n"a\ndog",2\n'),
-        ("x.csv", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
+        ("x.TSV", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
         ("x.tsv", "Note,Prompt\tprompt\nx\ta cat\ny\ta dog\n"),
         ("x.csv", "text,prompt\nx,a cat\ny,a dog\n"),
         ("x.json", json.dumps(COCO)),
         ("x.json", json.dumps(COCO, indent=2)),
         ("x.json", '["a cat", {"prompt": "a dog"}]'),
-        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
     ],
 )
 def test_every_form_of_file_gives_its_prompts(read, name, data):
@@ -84,15 +82,13 @@ def test_a_column_is_named_after_the_file(read, tmp_path):
     ("data", "expected"),
     [
         (b"a cat\na dog\n", TWO),
-        (b'{"caption": "a cat"}\n{"caption": "a dog"}\n', TWO),
-        (b'"a cat"\n"a dog"', TWO),
-        (b'"a cat"\na dog', ['"a cat"', "a dog"]),
+        (b'"a cat"\n"a dog"', ['"a cat"', '"a dog"']),
         (b'"Hello" she said', ['"Hello" she said']),
         (b"{red|blue} cube\n12\n", ["{red|blue} cube", "12"]),
         (b"[1]\n", ["[1]"]),
     ],
 )
-def test_standard_input_is_text_or_json_lines(pipe, data, expected):
+def test_standard_input_is_text(pipe, data, expected):
     assert pipe(data) == expected
 
 
@@ -109,7 +105,6 @@ def test_standard_input_is_text_or_json_lines(pipe, data, expected):
         ("x.jsonl", '"\\ud800"', "line 1"),
         ("x.jsonl", "[" * 100_000, "line 1 JSON"),
         ("x.jsonl", "9" * 5000, "line 1 JSON"),
-        ("x.txt", '{"prompt": "a"}\nb', "line 2 JSON"),
         ("x.csv", "", ""),
         ("x.csv", "prompt\n", ""),
         ("x.csv", "a,b\n1,2\n", "prompt caption text 'a' 'b'"),
@@ -147,11 +142,11 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(read):
 
 
 def test_limits_are_those_of_the_form(read, monkeypatch):
-    monkeypatch.setattr(prompt_files, "MAX_BYTES", 20)
+    monkeypatch.setattr(prompts, "MAX_BYTES", 20)
     with pytest.raises(InputError, match=naming("x.jsonl", "MB")):
         read("x.jsonl", '"a"\n' * 6)
     assert read("x.json", json.dumps(COCO)) == TWO
-    monkeypatch.setattr(prompt_files, "MAX_JSON_BYTES", 20)
+    monkeypatch.setattr(prompts, "MAX_JSON_BYTES", 20)
     with pytest.raises(InputError, match=naming("x.json", "MB")):
         read("x.json", json.dumps(COCO))
     monkeypatch.setattr(prompts, "MAX_PROMPTS", 3)
