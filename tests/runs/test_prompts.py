@@ -105,6 +105,7 @@ def test_standard_input_is_text(pipe, data, expected):
         ("x.jsonl", '"\\ud800"', "line 1"),
         ("x.jsonl", "[" * 100_000, "line 1 JSON"),
         ("x.jsonl", "9" * 5000, "line 1 JSON"),
+        ("x.txt", '{"prompt": "a"}\nb', "line 1 JSON"),
         ("x.csv", "", ""),
         ("x.csv", "prompt\n", ""),
         ("x.csv", "a,b\n1,2\n", "prompt caption text 'a' 'b'"),
