@@ -252,7 +252,7 @@ def _reported(
 
 
 def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:
-    from rapm_cli.evaluate.reference import save_reference
+    from rapm_cli.evaluate.save_reference import save_reference
 
     made = save_reference(asked, path, device, out)
     out.data(f"{path}  {made.description}")
