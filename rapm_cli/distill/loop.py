@@ -1,4 +1,4 @@
-"""Phase 2 so that it cannot be lost: commits, signals, and what is done about values that are not finite."""
+"""Phase 2 without loss: checkpoints, signals, and the recovery from values that are not finite."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from rapm_cli.bases import Base, LoadedBase
-from rapm_cli.bases.device import DTYPES
 from rapm_cli.core.common.errors import (
     DamagedError,
     DiskError,
@@ -23,16 +21,15 @@ from rapm_cli.core.common.errors import (
     require_shortage,
 )
 from rapm_cli.core.common.progress import Bar, Reporter
-from rapm_cli.core.method import METHODS
-from rapm_cli.core.method.replicas import tell_state
+from rapm_cli.core.method.replicas import send_state
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trainer import Progress, Trainer, train
 from rapm_cli.core.storage.commit import commit
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.core.storage.room import require_room
-from rapm_cli.core.training.distributed import Verdict, World
+from rapm_cli.core.training.distributed import Verdict
 from rapm_cli.core.training.recovery import NETWORK, Health
-from rapm_cli.core.training.step_metrics import SlotLosses
+from rapm_cli.core.training.step_metrics import StepMetrics
 from rapm_cli.runs import signals
 from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
 from rapm_cli.runs.retry import with_retries
@@ -42,49 +39,6 @@ from rapm_cli.runs.settings import Settings
 MOST_COMMITS = 2 * KEPT + 1  # of training that lie in a run at once
 STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
 MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
-
-
-def loaded_base(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> LoadedBase:
-    """The base that a run is made from.
-
-    Raises:
-        InputError: Its weights here are others than those that the run was begun with.
-        ConfigError: It is to be compiled, which torch cannot do here.
-    """
-    weights = base.locate(reporter)
-    if weights.identity != settings.base_identity:
-        raise InputError(
-            f"{weights.origin} holds other weights than the run was begun with",
-            "give the same ones, or begin another run: --new",
-        )
-    loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
-    if training.compile or training.channels_last or not training.cuda_graphs:  # else it is read when it is first used
-        loaded.backbone.configure_speedups(
-            compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
-        )
-    return loaded
-
-
-def offload_unused(loaded: LoadedBase, settings: Settings) -> None:
-    """Take what training does not use off the device, after what it wants to know of that."""
-    if METHODS[settings.training.method].asks_teacher:
-        _ = loaded.unconditional
-    loaded.offload()
-
-
-def trainer_of(loaded: LoadedBase, settings: Settings, world: World) -> Trainer:
-    """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
-    teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher
-    return Trainer(
-        loaded.backbone,
-        settings.training,
-        num_slots=teacher.num_slots,
-        fine_steps=teacher.fine_steps,
-        delta=teacher.delta,
-        guidance_scale=teacher.guidance_scale,
-        uncond=loaded.unconditional if is_asked else None,  # else the text encoders stay away
-        world=world,
-    )
 
 
 class Training:
@@ -135,7 +89,7 @@ class Training:
                 self.reporter.say(f"going on after iteration {self.done} of {self.total}")
         else:
             self._save(is_regular=True)
-        tell_state(trainer, self.done)
+        send_state(trainer, self.done)
 
     @property
     def total(self) -> int:
@@ -166,7 +120,7 @@ class Training:
                     bar.advance(note=note(progress.slots))
                     if self.health.must_return:
                         self._go_back(bar)
-                        tell_state(self.trainer, self.done)
+                        send_state(self.trainer, self.done)
                         break
                     self._save_where_due()
                     self.trainer.world.broadcast_verdict(Verdict.GO)
@@ -314,7 +268,7 @@ def log_line(progress: Progress) -> dict[str, Any]:
     return about | ({"skipped": progress.skipped, "trajectories": progress.trajectories} if progress.skipped else {})
 
 
-def note(slots: list[SlotLosses]) -> str:
+def note(slots: list[StepMetrics]) -> str:
     """Distance to each target in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
     distances: dict[str, list[str]] = {}
     for slot in slots:

@@ -14,7 +14,7 @@ from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.method.trajectories import Trajectories, guided_noise, initial_noise
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.cuda_graphs import USUAL
-from rapm_cli.distill.memory_plan import adopt, free_memory
+from rapm_cli.distill.memory_plan import apply_plan, free_memory
 from rapm_cli.runs.settings import Settings
 
 
@@ -44,7 +44,7 @@ def _guided_step(
     row = architecture.conditioning(device, backbone.dtype)
     z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
     cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
-    return torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
+    return torch.no_grad()(lambda: guided_noise(backbone.teacher, z, 500, cond, row, guidance_scale))
 
 
 def time_iteration(
@@ -87,7 +87,7 @@ def iteration(
     """One iteration of phase 2, ready to be run as often as one likes; it returns the number of slots walked."""
     teacher = settings.teacher
     backbone = _backbone(architecture, settings, device)
-    adopt(plan, backbone)
+    apply_plan(plan, backbone)
     trainer = Trainer(
         backbone,
         settings.training,

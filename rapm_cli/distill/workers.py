@@ -18,13 +18,12 @@ from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.replicas import take_state
+from rapm_cli.core.method.replicas import receive_state
 from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.training.distributed import Verdict, World
 from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill.failure import ending_together
-from rapm_cli.distill.loop import loaded_base, offload_unused, trainer_of
-from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
+from rapm_cli.distill.prepare import loaded_base, prepare_trainer
 from rapm_cli.distill.trajectories import help_collect
 from rapm_cli.runs import signals
 from rapm_cli.runs.launcher import world_size
@@ -96,11 +95,7 @@ def _follow(world: World, device_name: str, reporter: Reporter) -> None:
     base = find_base(settings.source, reporter)
     loaded = loaded_base(base, settings, device, reporter)
     trajectories = help_collect(world, loaded, settings, base.defaults.rollout_batch, reporter)
-    offload_unused(loaded, settings)
-    plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
-    adopt(plan, loaded.backbone)
-    trainer = trainer_of(loaded, settings, world)
-    install_oom_fallback(plan, trainer, reporter)
+    trainer = prepare_trainer(base, loaded, settings, world, reporter)
     done = _obey(trainer, 0)
     while done < settings.training.iterations:
         for progress in train(trainer, trajectories, done):
@@ -117,6 +112,6 @@ def _obey(trainer: Trainer, done: int) -> int:
     trainer.world.request_stop(signals.number())
     verdict, value = trainer.world.broadcast_verdict()
     if verdict is Verdict.RESTORE:
-        take_state(trainer)
+        receive_state(trainer)
         return value
     return done

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, addmm, nn
 
-TEACHER, STUDENT, FAKE = "teacher", "student", "fake"  # roles of a network; FAKE is the score of what a student draws
-ADAPTERS = {STUDENT: "default", FAKE: "fake"}  # peft's names of those that the roles put on; the teacher has none
+TEACHER, STUDENT, FAKE_SCORE = "teacher", "student", "fake"  # roles of a network
+ADAPTERS = {STUDENT: "default", FAKE_SCORE: "fake"}  # peft's name of each role's adapter; the teacher has none
 
 
 @dataclass
 class Switch:
-    """The role that a network is in, which says which adapter is on."""
+    """The role that a network is in; it decides which adapter is on."""
 
     role: str = TEACHER
 

@@ -59,7 +59,7 @@ def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     optimizer, z = torch.optim.Adam([lora.flat], lr=3e-3), latents(2)
     losses = []
     for _ in range(8):
-        loss = student_step(backbone, z, 999, 749, make_cond(2)).square().mean()
+        loss = student_step(backbone.student, z, 999, 749, make_cond(2)).square().mean()
         lora.set_gradients(torch.autograd.grad(loss, lora.parameters))
         optimizer.step()
         lora.sync()
