@@ -307,7 +307,7 @@ def _drawing(base: Base, architecture: Architecture, settings: Settings, device:
     theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, **often)
 
     def draw() -> object:
-        return decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling)
+        return decoded(vae, sample_student(backbone.student, z, cond, num_slots)[0], scaling)
 
     merged = timed(draw, device, **often)
     attach_lora(backbone, rank=1, alpha=1.0)

@@ -38,7 +38,7 @@ NO_REPORTS = Reporting()
 
 
 class Reports:
-    """Hands every iteration on. Made before a LoRA is attached, because the teacher draws for the previews.
+    """Hands every iteration on.
 
     Args:
         wanted: Which trackers, and how many previews.

@@ -29,7 +29,7 @@ COLUMNS = 4
 class Previews:
     """Draws a sheet every so many iterations; training does not change by it.
 
-    The teacher draws here, so that this has to be made before a LoRA is attached.
+    The teacher draws its row here, from the whole base: `prepare_trainer` may round the base afterwards.
 
     Args:
         every: Iterations from one sheet to the next.
@@ -77,8 +77,8 @@ class Previews:
         return None
 
     def _sheet(self, done: int) -> "Image":
-        backbone = self._loaded.backbone
-        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
+        backbone, num_slots, sampler = self._loaded.backbone, self._num_slots, self._sampler
+        student = self._draw(lambda z, cond: sample_student(backbone.student, z, cond, num_slots, sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
         backbone.reset_graphs()  # the autoencoder takes the place of what training has recorded

@@ -185,7 +185,7 @@ def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Condition
 def _roll_out(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
     noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
     made = rollout(
-        base.backbone,
+        base.backbone.teacher,
         noise,
         cond.to(base.device),
         base.unconditional,

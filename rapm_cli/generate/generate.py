@@ -135,7 +135,7 @@ def generate(
             noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in part]).to(device)
             begun = time.perf_counter()
-            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, chosen.sampler)[0])
+            drawn = loaded.decode(sample_student(loaded.backbone.student, noise, cond, steps, chosen.sampler)[0])
             seconds = (time.perf_counter() - begun) / len(part)
             teacher, teacher_seconds = (
                 _teacher_pictures(teacher_settings, loaded, noise, cond) if teacher_settings else (None, None)
@@ -176,7 +176,8 @@ def _teacher_pictures(
     """The guided teacher's pictures, and seconds for each."""
     times = fine_grid(settings["num_slots"], settings["fine_steps"], loaded.backbone.schedule.length)
     begun = time.perf_counter()
-    *_, clean = walk_teacher(loaded.backbone, noise, times, cond, loaded.unconditional, settings["guidance_scale"])
+    guidance_scale, teacher = settings["guidance_scale"], loaded.backbone.teacher
+    *_, clean = walk_teacher(teacher, noise, times, cond, loaded.unconditional, guidance_scale)
     return loaded.decode(clean), (time.perf_counter() - begun) / len(noise)
 
 
