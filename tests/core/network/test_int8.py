@@ -22,6 +22,7 @@ def test_a_rounded_layer_is_within_a_hundredth_and_keeps_its_bias():
     exact = linear(x)
     assert (rounded(x) - exact).norm() / exact.norm() < 0.01
     assert rounded.weight.dtype == torch.int8
+    assert rounded.weight.abs().amax(dim=1).eq(127).all()  # each output's largest weight has the largest number
     torch.testing.assert_close(rounded(torch.zeros(1, 64)), linear.bias[None])
 
 
