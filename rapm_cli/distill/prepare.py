@@ -27,7 +27,7 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, reporter: 
             "give the same ones, or begin another run: --new",
         )
     loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
-    if training.compile or training.channels_last or not training.cuda_graphs:
+    if training.compile or training.channels_last or not training.cuda_graphs:  # else the network is read on first use
         loaded.backbone.configure_speedups(
             compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
         )

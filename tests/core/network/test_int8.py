@@ -1,13 +1,17 @@
 import weakref
 
+import pytest
 import torch
 from torch import nn
 
+from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.method.targets import student_step
+from rapm_cli.core.method.trajectories import walk_teacher
 from rapm_cli.core.network import int8
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.int8 import Int8Linear, quantise
 from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.distill.memory_plan import apply_plan
 from tests.conftest import tiny_unet
 
 
@@ -68,3 +72,11 @@ def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     assert losses[-1] < losses[0]
     ups = [m for name, m in lora.masters.items() if "to_q.lora_B" in name]
     assert all(up.abs().max() > 0 for up in ups)
+
+
+def test_a_rounded_base_is_no_teacher_any_more(schedule, make_cond, latents):
+    backbone, cond = Backbone(tiny_unet(), schedule), make_cond(1)
+    assert len(list(walk_teacher(backbone.teacher, latents(1), [999, 499], cond, cond, 1.0))) == 2
+    apply_plan(PLANS["8"], backbone)
+    with pytest.raises(ValueError, match="rounded"):
+        next(walk_teacher(backbone.teacher, latents(1), [999, 499], cond, cond, 1.0))
