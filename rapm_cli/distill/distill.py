@@ -19,10 +19,10 @@ from rapm_cli.distill.callbacks import NO_REPORTS, Reporting, Reports
 from rapm_cli.distill.loop import Training, loaded_base, offload_unused, trainer_of
 from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
 from rapm_cli.distill.trajectories import collect
-from rapm_cli.evaluate.contact_sheet import draw_sheet
-from rapm_cli.evaluate.demo_exam import Examination
-from rapm_cli.evaluate.demo_scores import Part, to_record
+from rapm_cli.evaluate.contact_sheet import make_sheet
+from rapm_cli.evaluate.evaluate import Comparison, SplitResult
 from rapm_cli.evaluate.models import student, teacher_and_base
+from rapm_cli.evaluate.record import split_record
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.runs.checkpoints import Checkpoints
 from rapm_cli.runs.lock import locked
@@ -31,7 +31,7 @@ from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
-QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
+QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance needs ten times more images
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Distilled:
 
     Args:
         run: Its folder.
-        part: Comparison on held-out prompts; None where the base has no exam, or none was wanted.
+        comparison: Comparison on held-out prompts; None if the base has no labelled prompts, or none was wanted.
         seconds: Seconds of each phase in this process, of training in all; "saving" is the part of it spent on commits.
         peak_mib: Most memory used.
         machine: The device in words, with the number of processes.
     """
 
     run: Run
-    part: Part | None
+    comparison: SplitResult | None
     seconds: dict[str, float]
     peak_mib: float
     machine: str
@@ -124,13 +124,9 @@ def _distill(
         loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, world=world, reporter=reporter
     )
     clock.lap("trajectories")
-    exam, others = None, teacher_and_base(loaded, teacher, identity)
-    if settings.samples and base.set_exam:
-        exam = Examination(
-            base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, reporter, is_strict=is_strict
-        )
-        for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
-            exam.sit(contestant)
+    others = teacher_and_base(loaded, teacher, identity)
+    comparison = Comparison(base, loaded, settings.samples, teacher.seed, QUICK_METRICS, reporter, is_strict=is_strict)
+    comparison.add(others)  # before the LoRA is attached, so that the times are the bare network's
     clock.lap("teacher and base")
     reports = Reports(reporting, run, settings, base, loaded, others[0], reporter)
     offload_unused(loaded, settings)
@@ -152,14 +148,12 @@ def _distill(
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
     is_rounded = plan is not None and plan.is_quantised
     pupil = student(loaded, teacher, f"{identity} in 8 bits" if is_rounded else identity, lora)
-    if exam:
-        exam.sit(pupil)
-    reporter.say("drawing the contact sheet")
-    sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
+    comparison.add([pupil])
+    reporter.say("making the contact sheet")
+    sheet = make_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
     with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), reporter, kept, remedy)
-    part = exam.part() if exam else None
     clock.lap("student")
-    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
+    made = Distilled(run, comparison.result, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
     record = {
         "iterations": settings.training.iterations,
         "samples": settings.samples,
@@ -167,7 +161,7 @@ def _distill(
         "seconds": made.seconds,
         "peak_mib": made.peak_mib,
         "machine": made.machine,
-        "comparison": to_record(part) if part else None,
+        "comparison": split_record(made.comparison) if made.comparison else None,
     }
     with_retries(lambda: run.finish(record), run.folder, 0, reporter, kept, remedy)
     return made

@@ -16,6 +16,7 @@ from rapm_cli.core.storage.files import is_gone, make_folder, replace_file
 from rapm_cli.runs import signals
 
 LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
+CLAIM = ".claim"  # ending of the files that `claimed` locks
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 1.0  # of waiting: several processes that share work often wait for less
 

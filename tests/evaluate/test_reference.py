@@ -13,7 +13,7 @@ from rapm_cli.evaluate.reference import files_digest, find_reference, statistics
 from rapm_cli.extractors import Extractor
 from rapm_cli.extractors.preparation import Preparation, read_picture
 from rapm_cli.extractors.statistics import write_statistics
-from rapm_cli.metrics.frechet import moments
+from rapm_cli.metrics.moments import moments
 from tests.evaluate.coco_folder import write_coco
 
 EYE = Extractor(
