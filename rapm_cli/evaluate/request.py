@@ -332,7 +332,8 @@ def _lack(metric: Metric, reference: Reference | None, compared: int, has_labels
         return "prompts with labels", "give --base demo"
     if metric.wants_teacher and not compared:
         return "the teacher's samples", "give --teacher-samples of at least 1"
-    give_reference = "give other --metrics" if has_labels else "give --reference DIR, or coco:DIR"
+    labelled = [name for name in METRICS.names() if METRICS[name].wants_labels]
+    give_reference = f"give {', '.join(labelled)}" if has_labels else "give --reference DIR, or coco:DIR"
     has_features = reference is not None and (reference.statistics is None or reference.statistics.features is not None)
     if metric.wants_features and not has_features:
         return "reference images", give_reference

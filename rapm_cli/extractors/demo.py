@@ -27,4 +27,4 @@ def open_demo(opening: Opening) -> Extractor:
 
 
 def _as_floats(picture: Picture) -> NDArray[np.float32]:
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)).astype(np.float32) / 255
+    return np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)

@@ -8,8 +8,7 @@ from PIL import Image
 
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.evaluate.coco import coco_pairs, list_digest
-from rapm_cli.evaluate.reference import files_digest, find_reference, statistics_of
+from rapm_cli.evaluate.reference import coco_pairs, files_digest, find_reference, list_digest, statistics_of
 from rapm_cli.extractors import Extractor
 from rapm_cli.extractors.preparation import Preparation, read_picture
 from rapm_cli.extractors.statistics import write_statistics
