@@ -103,7 +103,7 @@ def test_a_reference_is_a_folder_coco_or_statistics(coco, tmp_path):
     assert torch.equal(read.moments.mean, made.moments.mean)
     assert read.source == f"folder {coco / 'val2014'}"
     for wrong in ("absent", str(coco / "annotations" / "captions_val2014.json")):
-        with pytest.raises(ConfigError, match="no folder of pictures"):
+        with pytest.raises(ConfigError, match="no folder of images"):
             find_reference(wrong)
 
 
