@@ -16,6 +16,7 @@ from rapm_cli.cli import commands, evaluate
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
+from rapm_cli.cli.renamed import Command
 from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
 from rapm_cli.runs.signals import heeding
 
@@ -58,7 +59,7 @@ for _name, _function in (
     ("inspect", inspect),
 ):
     _settings = {"auto_envvar_prefix": f"RAPM_{_name.upper()}"}
-    app.command(_name, context_settings=_settings, epilog=f"Example: {EXAMPLES[_name]}")(_function)
+    app.command(_name, cls=Command, context_settings=_settings, epilog=f"Example: {EXAMPLES[_name]}")(_function)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -133,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
         return _tell(
-            _place(error) + error.format_message().replace("\n", " ").rstrip("."), f"see {name} --help", error.exit_code
+            _place(error) + error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip("."),
+            f"see {name} --help",
+            error.exit_code,
         )
     except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
         return _unexpected(error, arguments[0])

@@ -1,18 +1,22 @@
 """Options that several commands share, and the parsers of their values. Names stay plain strings here."""
 
+import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from rapm_cli.cli.config_file import read_config_file
 from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.method.config import Option, option_name
+from rapm_cli.core.method.config import options as declared_options
 
 MAX_SEEDS = 100_000
-FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
 PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
 
 
@@ -60,28 +64,58 @@ Config = Annotated[
 ]
 
 
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator that replaces the `**settings` of a command by an option for each setting that `config` declares."""
+    signature = inspect.signature(command)
+    own = [one.replace(kind=one.KEYWORD_ONLY) for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+    made = [_parameter(name, field, option) for name, field, option in declared_options()]
+    command.__signature__ = signature.replace(parameters=[*made, *own])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in (*made, *own)}
+    return command
+
+
+def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter:
+    """The option of a setting as Typer reads it. A switch that is on by default becomes `--no-NAME`."""
+    flag, words, default = option_name(name), field.description or "", field.default
+    kind: Any = field.annotation
+    if kind is bool and default:
+        flag, words, default = f"no-{flag}", f"Do not {words[0].lower()}{words[1:]}", False
+    if get_origin(kind) is tuple:
+        kind, default = str, ""
+    if option.is_bases:
+        kind, default = kind | None, None
+    shown = typer.Option(f"--{flag}", help=words, rich_help_panel=option.panel)
+    return inspect.Parameter(
+        flag.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
+    )
+
+
 def given(context: typer.Context) -> dict[str, Any]:
-    """What the user named, by flag, environment or file, under the names of the settings."""
+    """Return what the user set, by flag, environment or file, under the names of the settings."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     named = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     return as_settings({name: context.params[name] for name in named})
 
 
 def typed(context: typer.Context) -> list[str]:
-    """Names of what the user named for this very command: by flag or file, not by the environment."""
+    """Return the names of what the user set for this very command: by flag or file, not by the environment."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source and source.name in ("COMMANDLINE", "DEFAULT_MAP")]
 
 
 def as_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of the options of `distill`, by their parameters' names, as the settings of those names.
+    """Return values of options of `distill` under the names of their settings.
+
+    Args:
+        values: Names of the command's parameters to values.
 
     Raises:
-        ConfigError: The weights of the slots are no numbers.
+        ConfigError: The slot weights are no numbers.
     """
-    named = {FIELDS.get(name, name): value for name, value in values.items()}
-    if "no_graphs" in named:
-        named["cuda_graphs"] = not named.pop("no_graphs")
+    names = {option_name(name).replace("-", "_"): name for name, *_ in declared_options()}
+    named = {names.get(name, name): value for name, value in values.items()}
+    for name in [name for name in named if name.removeprefix("no_") != name]:
+        named[name.removeprefix("no_")] = not named.pop(name)
     if "slot_weights" in named:
         named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
     return named

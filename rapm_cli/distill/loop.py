@@ -195,7 +195,7 @@ class Training:
         self.follow(line)
 
     def _save_where_due(self) -> None:
-        is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
+        is_regular = self.done % self.settings.checkpoint_every == 0 and not self.health.skips  # one to go back to
         if signals.take_save_wish() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
         number = self.trainer.world.request_stop(signals.number())  # whichever process was sent it

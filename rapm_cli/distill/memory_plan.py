@@ -51,8 +51,9 @@ def plan_for(
         peaks[plan.name] = predicted_peak(architecture, settings, plan, processes)
         return peaks[plan.name]
 
-    # With --checkpointing all activations are recomputed, whatever the plan says.
-    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not settings.training.checkpointing]
+    # With --gradient-checkpointing all activations are recomputed, whatever the plan says.
+    is_full = settings.training.gradient_checkpointing
+    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not is_full]
     free = _free_bytes(device, backbone)
     plan = choose_plan(plans, peak_of, free)
     reporter.say(
@@ -86,15 +87,15 @@ def adopt(plan: Plan | None, backbone: Backbone) -> None:
 
 def install_oom_fallback(plan: Plan | None, trainer: Trainer, reporter: Reporter) -> None:
     """Let a trainer that runs out of memory go on with the next lower plan."""
-    # With --checkpointing all is recomputed already, and a plan that recomputes less would not help.
-    now = PLANS["12"] if plan and trainer.config.checkpointing and not plan.is_quantised else plan
+    # With --gradient-checkpointing all is recomputed already, and a plan that recomputes less would not help.
+    now = PLANS["12"] if plan and trainer.config.gradient_checkpointing and not plan.is_quantised else plan
 
     def on_oom() -> bool:
         nonlocal now
         is_enough = trainer.backbone.disable_graphs()
         free_memory(trainer.backbone.device)
         if is_enough:
-            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
+            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-cuda-graphs")
             return True
         after = lower(now) if now else None
         if after is None:

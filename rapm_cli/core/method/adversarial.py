@@ -15,7 +15,7 @@ from rapm_cli.core.training.step_metrics import SlotLog
 
 # Settings that say whether there are judges, which, and how they learn.
 JUDGED = frozenset(
-    {"adversarial_weight", "discriminators", "discriminator", "discriminator_times", "discriminator_learning_rate"}
+    {"adversarial_weight", "discriminators", "discriminator", "discriminator_noise", "discriminator_learning_rate"}
 )
 
 
@@ -52,7 +52,7 @@ class Judges:
         low = max(course.edges[n], 0)
         high = {"edge": low + 1, "slot": course.edges[n + 1], "all": course.edges[-1]}
         t = course.integers(
-            low, high[course.config.discriminator_times], len(cond), "discriminator time", iteration, n
+            low, high[course.config.discriminator_noise], len(cond), "discriminator time", iteration, n
         ).repeat(count)
         noise = torch.cat(
             [course.noise(latent, "discriminator noise", iteration, n, kind) for kind, latent in latents.items()]

@@ -31,7 +31,7 @@ class LatentConsistency(Method):
 
     # Differs: the teacher's guidance is one number, the one that RAPM's teacher has, instead of a range.
     asks_teacher = True
-    options = frozenset({"lcm_times"})
+    options = frozenset({"lcm_timesteps"})
 
     @classmethod
     def sampler(cls, training: Mapping[str, Any]) -> Sampler:
@@ -42,7 +42,7 @@ class LatentConsistency(Method):
         """The student's clean latent from a noised picture, and from one teacher step on."""
         course, cond, clean = self.course, batch.cond, batch.z_teacher[:, 0]
         schedule = course.backbone.schedule
-        count = course.config.lcm_times
+        count = course.config.lcm_timesteps
         length = schedule.length // count
         place = course.integers(1, count + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1

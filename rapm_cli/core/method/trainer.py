@@ -119,7 +119,7 @@ class Trainer:
         self.on_oom: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         attach_lora(backbone, config.rank, config.alpha, config.seed, init=config.lora_init)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
         self.average = WeightAverage(self.lora, config.ema_decay) if config.ema_decay else None
@@ -134,7 +134,7 @@ class Trainer:
 
     def learning_rate(self, iteration: int) -> float:
         """The student's rate: a linear warm-up, then a cosine down to the final one."""
-        rate, last = self.config.learning_rate * self.rate_scale, self.config.final_rate
+        rate, last = self.config.learning_rate * self.rate_scale, self.config.min_lr_ratio
         if iteration < self.config.warmup:
             return rate * (iteration + 1) / self.config.warmup
         progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)

@@ -150,7 +150,7 @@ def test_short_memory_takes_the_recordings_first_and_then_the_plan(schedule, bat
     assert trainer.on_oom()
     assert trainer.backbone.recorder is None
     assert trainer.on_oom()
-    assert ["--no-graphs" in line for line in Ear.heard] == [True, False]
+    assert ["--no-cuda-graphs" in line for line in Ear.heard] == [True, False]
     assert "plan 16 GB" in Ear.heard[1]
 
 
