@@ -1,11 +1,11 @@
-"""The `distill` command: its options in panels, and one call of the workflow."""
+"""The `distill` command. The options of its settings are made from their declarations in `core.method.config`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rapm_cli.cli import options, show
+from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.method.config import RUN
@@ -16,42 +16,56 @@ from rapm_cli.runs import launcher
 def distill(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(help="With --resume: folder or name of a run; the newest unfinished one's.")
+        str | None,
+        typer.Argument(
+            autocompletion=completion.runs,
+            help="With --resume: folder or name of the run.",
+            show_default="newest unfinished run",
+        ),
     ] = None,
     base: options.Base = None,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
     samples: Annotated[
-        int, typer.Option(help="Prompts of the comparison at the end, at least 8; 0 for none.", rich_help_panel=RUN)
+        int, typer.Option(help="Prompts in the comparison at the end, at least 8; 0 skips it.", rich_help_panel=RUN)
     ] = 64,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder; one of its own by default.", rich_help_panel=RUN)
+        Path | None, typer.Option(help="Run folder.", show_default="a new one", rich_help_panel=RUN)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with RUN, with its own settings.", rich_help_panel=RUN)
+        bool, typer.Option("--resume", help="Resume RUN with its own settings.", rich_help_panel=RUN)
     ] = False,
     new: Annotated[
         bool,
         typer.Option(
-            "--new", help="Begin another run, even where an unfinished one has these settings.", rich_help_panel=RUN
+            "--new", help="Start a new run, even if an unfinished run has the same settings.", rich_help_panel=RUN
         ),
     ] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Iterations between checkpoints.", rich_help_panel=RUN)
     ] = None,
     report_to: Annotated[
-        str, typer.Option(help="Also draw curves in: tensorboard, wandb, trackio.", rich_help_panel=RUN)
+        str,
+        typer.Option(
+            autocompletion=completion.list_of(*completion.TRACKERS),
+            help="Also report to tensorboard, wandb or trackio; comma-separated.",
+            rich_help_panel=RUN,
+        ),
     ] = "",
     preview_every: Annotated[
-        int, typer.Option(help="Iterations between pictures of the student in training; 0: none.", rich_help_panel=RUN)
+        int, typer.Option(help="Iterations between sheets of sample images; 0 disables them.", rich_help_panel=RUN)
     ] = 0,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at damaged data instead of repeating work.", rich_help_panel=RUN)
+        bool, typer.Option("--strict", help="Stop at damaged data instead of computing it again.", rich_help_panel=RUN)
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits each time on a GPU; slower.", rich_help_panel=RUN)
+        bool,
+        typer.Option(
+            "--deterministic", help="Give the same bits each time on a GPU, at lower speed.", rich_help_panel=RUN
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take, and write nothing.", rich_help_panel=RUN)
+        bool,
+        typer.Option("--dry-run", help="Estimate time, memory and disk space, and write nothing.", rich_help_panel=RUN),
     ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -61,11 +75,11 @@ def distill(
     quiet: options.Quiet = False,
     **settings: Any,
 ) -> None:
-    """Distil a base model into a LoRA that draws in a few steps.
+    """Distil a base model into a LoRA that generates images in a few steps.
 
-    The same command again goes on with a run that was stopped.
+    Run the same command again to resume a run that was stopped.
 
-    Where no default is shown, each base has its own. Without --base it is sdxl.
+    An option without a default here has its own default for each base. The default base is sdxl.
     """
     is_follower = launcher.is_follower()
     out = Output(as_json=as_json, quiet=quiet or is_follower)
@@ -78,13 +92,13 @@ def distill(
 
     reporting = Reporting(options.parse_names(report_to), preview_every)
     if resume and (new or output):
-        raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
+        raise ConfigError("--resume does not go with --new or --output", "leave them out")
     if run and not resume:
-        raise ConfigError(f"there is an argument too many: {run}", f"to go on with that run give --resume {run}")
+        raise ConfigError(f"unexpected argument {run!r}", f"to resume that run, give --resume {run}")
     given = options.given(context)
     if dry_run:
         if resume:
-            raise ConfigError("--dry-run foresees a whole run", "leave out --resume")
+            raise ConfigError("--dry-run estimates a whole run", "leave out --resume")
         from rapm_cli.cli import speed
 
         if not is_follower:
@@ -106,7 +120,7 @@ def distill(
         if begun.is_complete:
             show.finished(out, begun)
             return
-        out.say(f"{'going on with' if begun.is_begun else 'run'} {begun.run.folder}")
+        out.say(f"{'resuming' if begun.is_begun else 'run'} {begun.run.folder}")
         done = run_distill(
             begun.run,
             begun.settings,

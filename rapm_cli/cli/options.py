@@ -1,15 +1,16 @@
-"""Options that several commands share, and the parsers of their values. Names stay plain strings here."""
+"""Options that several commands share, options made from the training settings, and parsers of option values."""
 
 import inspect
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
+from rapm_cli.cli import completion
 from rapm_cli.cli.config_file import read_config_file
 from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.common.errors import ConfigError
@@ -17,11 +18,11 @@ from rapm_cli.core.method.config import Option, option_name
 from rapm_cli.core.method.config import options as declared_options
 
 MAX_SEEDS = 100_000
-PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
+PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN, or - for standard input."
 
 
 def _go_offline(is_wanted: bool) -> bool:
-    """Forbid the network to huggingface_hub, which reads its environment when a workflow first imports it."""
+    """Set the variable that huggingface_hub reads when a command first imports it."""
     if is_wanted:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return is_wanted
@@ -32,34 +33,49 @@ Base = Annotated[
     typer.Option(
         "--base",
         envvar="RAPM_BASE",
-        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub.",
+        autocompletion=completion.words(*completion.BASES),
+        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME on the hub.",
     ),
 ]
 Lora = Annotated[
-    str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
+    str | None,
+    typer.Option(
+        "--lora", autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+    ),
 ]
-Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="RAPM_DEVICE",
+        autocompletion=completion.words(*completion.DEVICES),
+        help="auto, cpu, cuda, cuda:N or mps.",
+    ),
+]
+AnyPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 Precision = Annotated[
-    str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
+    AnyPrecision, typer.Option(envvar="RAPM_PRECISION", help="Floating-point format of the frozen weights.")
 ]
 Rng = Annotated[
-    str, typer.Option("--rng", help="Where noise is drawn: cpu, the same on every machine, or device, as diffusers.")
+    Literal["cpu", "device"],
+    typer.Option(
+        "--rng", help="Where to generate noise: cpu (the same on every machine), or device, as diffusers does."
+    ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")
+    bool, typer.Option("--offline", callback=_go_offline, help="Use no network, as HF_HUB_OFFLINE=1 does.")
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", envvar="RAPM_JSON", help="Print the result as JSON on standard output, and nothing else."),
+    typer.Option("--json", envvar="RAPM_JSON", help="Print only the result, as JSON on standard output."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no progress bars.")]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
         is_eager=True,
         callback=read_config_file,
-        help="TOML file of options; the environment and flags go before it.",
+        help="TOML file of options; flags and the environment override it.",
     ),
 ]
 
@@ -122,46 +138,52 @@ def as_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_seeds(text: str, count: int) -> list[int]:
-    """Seeds from "7" (then `count` of them, 7 and on) or "7..12".
+    """Return the seeds of "7..12", or `count` seeds from "7" on.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The text is neither a number nor a range, or has too many seeds.
     """
     match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18}))?", text.strip())
     if not match:
-        raise ConfigError(f"--seed {text!r} is no seed", "give a number such as 7, or a range such as 7..12")
+        raise ConfigError(f"--seed {text!r} is not a number", "give a number such as 7, or a range such as 7..12")
     first = int(match[1])
     last = int(match[2]) if match[2] else first + count - 1
     if match[2] and count != 1:
-        raise ConfigError("--seed with a range and --num-images are two ways to say one thing", "give one of them")
+        raise ConfigError("--seed has a range, so that --num-images does not apply", "give one of them")
     if not 0 <= last - first < MAX_SEEDS:
         raise ConfigError(f"--seed {text} is not a range of 1 to {MAX_SEEDS:,} seeds", "write it as LOW..HIGH")
     return list(range(first, last + 1))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
+    """Return the names in a comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
+    """Return the numbers in a comma-separated list.
 
     Raises:
-        ConfigError: One is no number.
+        ConfigError: One of them is no number.
     """
     try:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is no list of numbers", "write it as 1,1,0.5,0.5") from error
+        raise ConfigError(f"{option} {text!r} is not a list of numbers", "write it as 1,1,0.5,0.5") from error
 
 
 def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
-    """Prompts from the command line, a file, or standard input when it is not a terminal.
+    """Return prompts from the command line, a file, or standard input if it is not a terminal.
+
+    Args:
+        words: Prompts on the command line; "-" reads standard input.
+        file: Prompt file, as `--prompts` takes it.
+        out: Sees warnings about the file.
+        needed: Whether to read standard input if there is no prompt.
 
     Raises:
-        ConfigError: There are none, and somebody is there to give some.
-        InputError: One is refused.
+        ConfigError: There is no prompt, and standard input is a terminal.
+        InputError: A prompt is empty, too long, or has control characters.
     """
     from rapm_cli.runs.prompts import check_prompt, read_prompts
 
@@ -172,8 +194,6 @@ def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, nee
         given += read_prompts("-", out)
     elif not given and needed:
         if is_terminal():
-            raise ConfigError(
-                "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
-            )
+            raise ConfigError("there is no prompt", 'give a prompt: rapm generate "a red cube left of a blue sphere"')
         given = read_prompts("-", out)
     return list(dict.fromkeys(given))

@@ -69,7 +69,7 @@ def ask(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Request:
     prompts = _prompts(protocol, options, chosen, samples, reporter)
     alone = [name for name in options.metrics or () if options.beside == 0 and PICTURE_METRICS[name].wants_teacher]
     if alone:
-        raise ConfigError(f"--metrics {alone[0]} needs the teacher's pictures", "give --teacher-samples of at least 1")
+        raise ConfigError(f"--metrics {alone[0]} needs the teacher's pictures", "give --beside of at least 1")
     if len(prompts) != protocol.samples:
         protocol = _changed(protocol, f"{len(prompts):,} prompts", reporter)
     if protocol.captions_sha256 and reference and reference.statistics:
@@ -103,7 +103,7 @@ def ask_of_exam(chosen: ResolvedLora, options: Options, held_out: bool) -> Reque
     wanted = BESIDE if options.beside is None else options.beside
     count = wanted if options.samples is None else min(wanted, options.samples)
     if count < 1:
-        raise ConfigError(f"--teacher-samples {count} leaves nothing to show", "give at least 1")
+        raise ConfigError(f"--beside {count} leaves nothing to show", "give at least 1")
     assert chosen.base.set_exam is not None
     return Request(
         protocol=EXAM,
