@@ -25,7 +25,7 @@ MAX_GUIDANCE = 50
 MAX_ITERATIONS = 10**8 - 1
 MAX_TRAJECTORIES = 1_000_000  # in a run, and in a batch
 # Strict: text is no number, and True is no number either. Both names of a setting are read: ours and the stored one.
-CHECKED = ConfigDict(extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True)
+CHECKED = ConfigDict(extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True, defer_build=True)
 
 
 @plain_dataclass(frozen=True)
