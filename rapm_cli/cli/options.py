@@ -91,19 +91,25 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter:
-    """The option of a setting as Typer reads it. A switch that is on by default becomes `--no-NAME`."""
-    flag, words, default = option_name(name), field.description or "", field.default
+    """Return the option of a setting as Typer reads it. A switch that is on by default becomes `--no-NAME`."""
     kind: Any = field.annotation
+    parameter, words, default = parameter_name(name, field), field.description or "", field.default
     if kind is bool and default:
-        flag, words, default = f"no-{flag}", f"Do not {words[0].lower()}{words[1:]}", False
+        words, default = f"Do not {words[0].lower()}{words[1:]}", False
     if get_origin(kind) is tuple:
         kind, default = str, ""
     if option.is_bases:
         kind, default = kind | None, None
-    shown = typer.Option(f"--{flag}", help=words, rich_help_panel=option.panel)
+    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, rich_help_panel=option.panel)
     return inspect.Parameter(
-        flag.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
+        parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
     )
+
+
+def parameter_name(name: str, field: FieldInfo) -> str:
+    """Return the name of a setting's command-line parameter: a switch that is on by default gets `no_`."""
+    flag = option_name(name).replace("-", "_")
+    return f"no_{flag}" if field.annotation is bool and field.default else flag
 
 
 def given(context: typer.Context) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def as_settings(values: dict[str, Any]) -> dict[str, Any]:
     named = {names.get(name, name): value for name, value in values.items()}
     for name in [name for name in named if name.removeprefix("no_") != name]:
         named[name.removeprefix("no_")] = not named.pop(name)
-    if "slot_weights" in named:
+    if isinstance(named.get("slot_weights"), str):
         named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
     return named
 
