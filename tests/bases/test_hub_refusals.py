@@ -15,10 +15,10 @@ from tests.bases.hub_server import Seen
 @pytest.mark.parametrize(
     ("status", "says", "remedy"),
     [
-        (401, "does not give org/xl to everyone", "https://huggingface.co/org/xl, then run: hf auth login"),
-        (403, "does not give org/xl to everyone", "hf auth login"),
-        (404, "there is no model org/xl", "check its name"),
-        (503, "answers with status 503", "hf download org/xl"),
+        (401, "org/xl to everyone", "https://huggingface.co/org/xl, then run: hf auth login"),
+        (403, "org/xl to everyone", "hf auth login"),
+        (404, "no model org/xl", "check its name"),
+        (503, "status 503", "hf download org/xl"),
     ],
 )
 def test_what_the_hub_refuses_is_told_and_what_is_cached_is_used(hub, status, says, remedy):
@@ -32,7 +32,7 @@ def test_what_the_hub_refuses_is_told_and_what_is_cached_is_used(hub, status, sa
     seen = Seen()
     assert fetch(REPO, None, PIPELINE, seen) == made
     assert says in seen.said[0]
-    assert "as it is in the cache" in seen.said[0]
+    assert made.commit[:12] in seen.said[0]
 
 
 def test_a_revision_that_is_not_there(hub):
@@ -58,7 +58,7 @@ def test_another_page_in_the_hubs_place(hub, monkeypatch):
     monkeypatch.setattr(
         hub_server._Handler, "_info", lambda self, *_: self._send(200, {"Content-Type": "text/html"}, b"<html>login")
     )
-    with pytest.raises(WeightsError, match="what answers is not the hub"):
+    with pytest.raises(WeightsError, match="is not the hub"):
         fetch(REPO, None, PIPELINE, Seen())
 
 
