@@ -31,7 +31,7 @@ def read_png(path: Path) -> Png:
     regular_file(path, REMEDY)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
-            texts = {name: str(text) for name, text in image.info.items() if isinstance(text, str)}
+            texts = {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
             image.verify()
             return Png(image.width, image.height, texts)
     except Image.DecompressionBombError as error:
