@@ -1,4 +1,4 @@
-"""Tensors that other programs pickled; no code that a pickle names is run."""
+"""Read a state dict from a pickle of `torch.save`, without running code that the pickle names."""
 
 import warnings
 from pathlib import Path
@@ -12,14 +12,14 @@ SAFE_TORCH = (2, 10)
 
 
 def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
-    """The state dict that `torch.save` wrote.
+    """Read a state dict that `torch.save` wrote.
 
     Args:
-        source: The file.
-        remedy: What to do about one that is refused.
+        source: Pickle to read.
+        remedy: Remedy of the error for a refused file.
 
     Raises:
-        InputError: It holds more than dense tensors by name, is damaged, or torch is too old to be safe.
+        InputError: The file holds anything but dense tensors by name, is damaged, or torch is too old to be safe.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
         raise InputError(
@@ -27,7 +27,7 @@ def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
             "install torch 2.10 or newer",
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that torch itself would not write
+        with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it would not write itself
             state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{source} holds more than tensors, or is damaged", remedy) from error

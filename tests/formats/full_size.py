@@ -24,7 +24,7 @@ from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.console import Output
 from rapm_cli.core.network.student import TARGET_MODULES
 from rapm_cli.formats.lora import LoraFile, save_lora
-from rapm_cli.formats.stream import NAMES, Piece, write_pieces
+from rapm_cli.formats.safetensors_writer import DTYPE_NAMES, OutputTensor, stream_tensors
 
 META = torch.device("meta")
 CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 768}
@@ -63,12 +63,14 @@ def write_base(folder: Path) -> None:
 
 def write_part(path: Path, part: torch.nn.Module) -> None:
     """Small random weights of a part's shapes."""
-    pieces = {
-        name: Piece((), NAMES[value.dtype], tuple(value.shape), lambda shape=value.shape: 0.02 * torch.randn(shape))
+    outputs = {
+        name: OutputTensor(
+            (), DTYPE_NAMES[value.dtype], tuple(value.shape), lambda shape=value.shape: 0.02 * torch.randn(shape)
+        )
         for name, value in part.state_dict().items()
         if value.dtype.is_floating_point
     }
-    write_pieces(path, pieces, {"format": "pt"})
+    stream_tensors(path, outputs, {"format": "pt"})
 
 
 def write_lora(path: Path, rank: int) -> int:

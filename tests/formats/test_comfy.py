@@ -9,7 +9,7 @@ import torch
 
 from rapm_cli.bases.demo.base import STUDENT, WEIGHTS
 from rapm_cli.core.network.schedule import DDIM_SETTINGS
-from rapm_cli.formats.comfy import workflow
+from rapm_cli.formats.comfyui import workflow
 
 PROMPTS = (
     "a large red cube left of a small blue sphere at dawn",

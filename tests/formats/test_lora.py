@@ -15,7 +15,7 @@ from rapm_cli.core.storage.commit import verify
 from rapm_cli.export.export import export
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
-from rapm_cli.generate.generate import noise_for
+from rapm_cli.generate.generate import pipeline_noise
 from tests.conftest import authors_scheduler
 from tests.formats import lora_forms
 
@@ -59,7 +59,7 @@ def made(request, tmp_path_factory):
         parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
-    noise = noise_for([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
+    noise = pipeline_noise([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
     latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
 
@@ -153,7 +153,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", reporter=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
-    monkeypatch.setattr("rapm_cli.export.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
+    monkeypatch.setattr("rapm_cli.export.export.build_sidecars", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
     with pytest.raises(InputError, match="appeared meanwhile"):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]

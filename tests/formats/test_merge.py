@@ -8,8 +8,8 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.method.trajectories import initial_noise
+from rapm_cli.formats.fuse import MAX_ROUNDING_LOSS, fuse_lora
 from rapm_cli.formats.lora import apply_lora, load_lora
-from rapm_cli.formats.merged import MAX_LOST, merge_lora
 
 CPU, OUT, PATH = torch.device("cpu"), Output(quiet=True), BASES["demo"].student
 
@@ -25,7 +25,7 @@ def drawn(loaded):
 
 def test_merged_and_separate_updates_draw_the_same_latents():
     lora, merged, separate = load_lora(PATH), fresh(), fresh()
-    assert merge_lora(merged.backbone, lora, PATH)
+    assert fuse_lora(merged.backbone, lora, PATH)
     bare = drawn(separate)
     apply_lora(separate.backbone, lora, PATH)
     mine, theirs = drawn(merged), drawn(separate)
@@ -37,11 +37,11 @@ def test_an_update_that_rounding_would_lose_is_not_merged():
     lora, loaded = load_lora(PATH), fresh(torch.bfloat16)
     lora.state.update({name: value / 100 for name, value in lora.state.items()})
     before = {name: value.clone() for name, value in loaded.backbone.unet.state_dict().items()}
-    assert not merge_lora(loaded.backbone, lora, PATH)
+    assert not fuse_lora(loaded.backbone, lora, PATH)
     assert all(torch.equal(value, before[name]) for name, value in loaded.backbone.unet.state_dict().items())
-    assert 0 < MAX_LOST < 1
+    assert 0 < MAX_ROUNDING_LOSS < 1
 
 
 def test_a_lora_of_another_base_is_refused(backbone):
     with pytest.raises(InputError, match=r"does not fit this base \(the shape of down_blocks"):
-        merge_lora(backbone, load_lora(PATH), PATH)
+        fuse_lora(backbone, load_lora(PATH), PATH)

@@ -14,7 +14,7 @@ from PIL import Image
 from rapm_cli.bases.device import find_rng
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.generate import generate
-from rapm_cli.generate.generate import noise_for
+from rapm_cli.generate.generate import pipeline_noise
 from rapm_cli.runs.images import read_recipe, save_png
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_noise_is_what_a_pipeline_of_that_dtype_draws(dtype):
-    noise = noise_for([50, 7], (4, 16, 16), CPU, dtype)
+    noise = pipeline_noise([50, 7], (4, 16, 16), CPU, dtype)
     assert noise.dtype == torch.float32  # DDIM's arithmetic is
     for row, seed in zip(noise, (50, 7), strict=True):
         theirs = randn_tensor((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed), device=CPU, dtype=dtype)
@@ -53,7 +53,7 @@ def test_noise_is_drawn_on_the_cpu_or_where_rapm_computes():
 
 def test_noise_is_asked_for_in_the_dtype_and_on_the_device_of_the_command(rapm, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(generate, "noise_for", lambda *asking: asked.append(asking) or noise_for(*asking))
+    monkeypatch.setattr(generate, "pipeline_noise", lambda *asking: asked.append(asking) or pipeline_noise(*asking))
     argv = ["generate", "a red cube", "--base", "demo", "--seed", "7..8", "--output", str(tmp_path), "--quiet"]
     assert rapm(*argv, "--precision", "bf16", "--rng", "device", "--device", "cpu")[0] == 0
     assert asked == [([7, 8], (4, 16, 16), CPU, torch.bfloat16)]
