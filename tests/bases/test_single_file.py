@@ -231,7 +231,7 @@ def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
 
 
 def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, monkeypatch):
-    real = stream.write_pieces
+    real = stream.stream_tensors
 
     def spoiled(path, *more):
         digest = real(path, *more)
@@ -240,7 +240,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr("rapm_cli.export.plan.write_pieces", spoiled)
+    monkeypatch.setattr("rapm_cli.export.plan.stream_tensors", spoiled)
     lora = lora_of(originals["sdxl"])
     for single_file in (True, False):
         with pytest.raises(VerificationError, match="did not read back"):
