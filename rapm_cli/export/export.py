@@ -31,7 +31,7 @@ from rapm_cli.runs.retry import with_retries
 
 SAFETENSORS_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by the value of --dtype
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-NOTHING_LEFT, RETRY = "nothing of it is left", "free space, and run the same command again"
+NOTHING_LEFT, RETRY = "no part of the export was kept", "free space, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, dtype:
     if single_file and not fuse:
         raise ConfigError("--single-file goes with --fuse", "a LoRA is one file anyway")
     if fuse and formats:
-        raise ConfigError("--format is of a LoRA, and --fuse writes none", "leave one of the two out")
+        raise ConfigError("--format is for a LoRA, and --fuse writes a whole model", "leave one of the two out")
     if fuse and is_file and not single_file:
         raise ConfigError("--fuse writes a folder", f"give --single-file, or an --output that does not end in {SUFFIX}")
     for name in formats:
@@ -153,7 +153,7 @@ def _write_folder(
 
 def _check_absent(output: Path) -> None:
     if output.exists():
-        raise InputError(f"{output} has appeared meanwhile", "give --output another name")
+        raise InputError(f"{output} was made by another process during the export", "give --output another name")
 
 
 def check_push(repo: str, output: Path) -> None:

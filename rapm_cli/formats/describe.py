@@ -72,7 +72,7 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
     return {
         "file": str(path),
         "kind": "LoRA",
-        "form": form.title if form else f"not plain: {kind or 'keys that nobody knows'}",
+        "form": form.title if form else f"not plain: {kind or 'unknown keys'}",
         "bytes": header.file_bytes,
         "dtype": "/".join(sorted({one.dtype for name, one in header.tensors.items() if not name.endswith(".alpha")})),
         "rank": rank if len(ranks) == 1 else None,
@@ -196,7 +196,9 @@ def _base_family(layers: Mapping[str, LayerInfo]) -> str:
     """Return the model family that the LoRA fits, by the width of the text embedding that its layers read."""
     widths = {one.inputs for name, one in layers.items() if re.search(r"attn2[._](processor\.)?to_[kv]", name)}
     found = {FAMILIES.get(width, f"a base whose text is {width} wide") for width in widths}
-    return found.pop() if len(found) == 1 else "a UNet whose text it does not touch" if not found else "no one base"
+    if not found:
+        return "unknown: no layer that reads the text is changed"
+    return found.pop() if len(found) == 1 else "unknown: its layers read texts of several widths"
 
 
 def block_of(name: str) -> str:

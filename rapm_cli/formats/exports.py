@@ -49,13 +49,14 @@ def verify_lora(path: Path, lora: LoraFile, target: LoraTarget) -> list[Verdict]
     found, header = load_lora(path), read_header(path)
     if found.modules != lora.modules:
         odd = sorted(set(found.modules) ^ set(lora.modules))[0]
-        raise VerificationError(f"{path} does not change the same layers, first {odd}", "this is a bug of rapm")
+        raise VerificationError(f"{path} changes other layers than the LoRA, first {odd}", "this is a bug of rapm")
     limit = max(TOLERANCE[info.dtype] for info in header.tensors.values())
     for module in lora.modules:
         wanted, made = _layer_update(lora, module), _layer_update(found, module)
         if float((made - wanted).norm()) > max(limit * float(wanted.norm()), NEGLIGIBLE_NORM):
             raise VerificationError(
-                f"{path} changes {module} otherwise than the LoRA does", "give --dtype fp32, which rounds nothing"
+                f"{path} applies another update to {module} than the LoRA does",
+                "give --dtype fp32, which rounds nothing",
             )
     return verdicts(header.tensors, header.metadata, is_xl=target.is_xl)
 

@@ -116,7 +116,7 @@ def convert_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     try:
         recipe = parse_recipe(metadata)
     except ValueError as error:
-        raise lora_error(path, f"has a recipe that is none: {error}") from error
+        raise lora_error(path, f"has a malformed recipe: {error}") from error
     rank = max(update.rank for update in updates.values())
     return LoraFile(fold_scale(path, updates, metadata), rank, float(rank), recipe)
 

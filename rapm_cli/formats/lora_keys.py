@@ -89,11 +89,11 @@ def updates_by_layer(path: Path, state: Mapping[str, Tensor]) -> dict[str, Layer
 
 def _check_kind(path: Path, name: str, value: Tensor) -> None:
     if kind := next((kind for piece, kind in OTHER_KINDS.items() if piece in name), None):
-        raise lora_error(path, f"is no plain LoRA but {kind}, by its key {name!r}")
+        raise lora_error(path, f"is {kind}, not a plain LoRA: it has the key {name!r}")
     is_alpha = name.endswith(".alpha")
     is_fit = value.numel() == 1 if is_alpha else value.dtype.is_floating_point and value.dim() in (2, 4)
     if not is_fit or value.numel() == 0 or value.is_complex() or len(name) > MAX_KEY_LENGTH:
-        raise lora_error(path, f"has a {value.dtype} of shape {tuple(value.shape)} under {name[:MAX_KEY_LENGTH]!r}")
+        raise lora_error(path, f"has {name[:MAX_KEY_LENGTH]!r} with dtype {value.dtype} and shape {tuple(value.shape)}")
 
 
 def _without_text_encoders(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,15 +141,15 @@ def _split_key(path: Path, name: str) -> tuple[str, str]:
         return name.removesuffix(".alpha").removesuffix(".lora_A.weight"), "alpha"
     if match := PEFT_KEY.fullmatch(name):
         return match[1], match[2]
-    raise lora_error(path, f"has the key {name!r}, which is not one of a UNet's LoRA")
+    raise lora_error(path, f"has the key {name!r}, which no LoRA of a UNet has")
 
 
 def _layer_update(path: Path, module: str, parts: Mapping[str, Tensor]) -> LayerUpdate:
     if not parts.keys() >= {"A", "B"}:
-        raise lora_error(path, f"lacks half of {module}")
+        raise lora_error(path, f"lacks A or B of {module}")
     down, up = parts["A"], parts["B"]
     is_pair = down.dim() == up.dim() and down.shape[0] == up.shape[1] and set(up.shape[2:]) <= {1}
     if not is_pair:
         shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-        raise lora_error(path, f"has for {module} two halves that do not meet, of shapes {shapes}")
+        raise lora_error(path, f"has A and B of {module} in shapes that do not match: {shapes}")
     return LayerUpdate(down, up, float(parts["alpha"]) if "alpha" in parts else None)

@@ -42,18 +42,18 @@ def fold_scale(path: Path, updates: Mapping[str, LayerUpdate], metadata: Mapping
     has_alphas = any(update.alpha is not None for update in updates.values())
     settings = _peft_settings(path, metadata)
     if has_alphas and settings:
-        raise lora_error(path, "says its strength twice, with alphas and in its header")
+        raise lora_error(path, "gives its scale twice: in alpha tensors and in its header")
     rank = max(update.rank for update in updates.values())
     sizes = {module: update.down.numel() + update.up.numel() for module, update in updates.items()}
     padded = sum(size * rank // updates[module].rank for module, size in sizes.items())
     if padded > max(MAX_VALUES, MAX_PADDING_FACTOR * sum(sizes.values())):
-        raise lora_error(path, f"has a rank of {rank} and mostly far lower ones")
+        raise lora_error(path, f"has a layer of rank {rank}, and most layers have a far lower rank")
     scales = _scales_from_settings(path, settings, updates) if settings else _scales_from_alphas(updates)
     state = {}
     for module, update in updates.items():
         up = update.up.float() * scales[module]
         if not up.isfinite().all():
-            raise lora_error(path, f"has a strength of {scales[module]:g} for {module}")
+            raise lora_error(path, f"scales {module} by {scales[module]:g}, which makes it infinite")
         state[f"{module}.lora_A.weight"] = _padded(update.down.float(), 0, rank)
         state[f"{module}.lora_B.weight"] = _padded(up, 1, rank)
     return state
@@ -79,7 +79,7 @@ def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise lora_error(path, f"has a header whose {ADAPTER_KEY} cannot be read") from error
     if other := next((name for name, plain in PLAIN_SETTINGS.items() if settings.get(name) not in plain), None):
-        raise lora_error(path, f"is a LoRA with {other}, which rapm does not read")
+        raise lora_error(path, f"has the setting {other}, which rapm does not support")
     return settings if "r" in settings else {}
 
 
@@ -113,11 +113,11 @@ class _PatternLookup:
             named = {name: float(value) for name, value in (settings.get(patterns) or {}).items()}
             self._default = float(settings[default])
         except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise lora_error(path, f"does not say its {patterns} and {default} as peft does") from error
+            raise lora_error(path, f"has {patterns} or {default} in a form that is not peft's") from error
         if not all(map(math.isfinite, (self._default, *named.values()))):
             raise lora_error(path, f"has no finite {default}")
         if regular := next((name for name in named if not LITERAL_NAME.fullmatch(name)), None):
-            raise lora_error(path, f"has {regular[:100]!r} in its {patterns}, which rapm does not read")
+            raise lora_error(path, f"has {regular[:100]!r} in its {patterns}, and rapm reads plain names only")
         self._places = {name: (place, value) for place, (name, value) in enumerate(named.items())}
 
     def value_for(self, module: str) -> float:

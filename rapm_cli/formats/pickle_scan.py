@@ -43,11 +43,11 @@ def pickle_imports(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".pkl")]
             if not names or any(archive.getinfo(name).file_size > MAX_BYTES for name in names):
-                raise ValueError("it has no pickle of a fair size")
+                raise ValueError("it has no pickle of at most 256 MiB")
             for name in names:
                 found |= _imports(archive.read(name))
     except (*PARSE_ERRORS, OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError of a zip with a password
-        raise InputError(f"{path} is no whole pickle", REMEDY) from error
+        raise InputError(f"{path} is not a complete pickle", REMEDY) from error
     return sorted(found)
 
 

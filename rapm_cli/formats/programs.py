@@ -14,9 +14,9 @@ OTHER_KINDS = {  # parts of keys that a plain LoRA which diffusers loads does no
     ".bias": "one with biases", "lora_embedding_": "one with embeddings", "bundle_emb": "one with embeddings",
 }  # fmt: skip
 PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
-KOHYA_HINT = "rapm export --format kohya writes one that is"
-PREFIX_REASON = f"keys that begin with unet. are not read there; {KOHYA_HINT}"
-BARE_REASON = f"such keys are not read there; {KOHYA_HINT}"
+KOHYA_HINT = "rapm export --format kohya writes a file that loads there"
+PREFIX_REASON = f"keys that begin with unet. are not supported; {KOHYA_HINT}"
+BARE_REASON = f"peft keys without a prefix are not supported; {KOHYA_HINT}"
 ORIGINAL_BLOCK_KEY = re.compile(r"lora_unet_(input|middle|output)_block|lora_unet_(time_embed|label_emb|out)_\d")
 
 
@@ -41,12 +41,12 @@ KOHYA_BLOCKS = KeyFormat("kohya, by the blocks of diffusers", {})
 COMFY = KeyFormat(
     "ComfyUI's own keys",
     {
-        name: f"keys that begin with diffusion_model. are not read there; {KOHYA_HINT}"
+        name: f"keys that begin with diffusion_model. are not supported; {KOHYA_HINT}"
         for name in PROGRAMS
         if name != "ComfyUI"
     },
 )
-MIXED = KeyFormat("a mixture", dict.fromkeys(PROGRAMS[1:], f"some of its keys are not read there; {KOHYA_HINT}"))
+MIXED = KeyFormat("a mixture", dict.fromkeys(PROGRAMS[1:], f"some of its keys are not supported; {KOHYA_HINT}"))
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool
     """
     form = key_format(names)
     if form is None:
-        return [Verdict(program, "it holds no LoRA of a UNet") for program in PROGRAMS]
+        return [Verdict(program, "the file holds no LoRA of a UNet") for program in PROGRAMS]
     refusals = dict(form.refusals)
     if form is KOHYA_BLOCKS and is_xl:
-        refusals["sd-scripts"] = f"SDXL's layers have the original code's names there; {KOHYA_HINT}"
+        refusals["sd-scripts"] = f"keys with diffusers' names of SDXL's layers are not supported; {KOHYA_HINT}"
     if is_xl and "A1111" not in refusals and not metadata.get("ss_base_model_version", "sdxl_").startswith("sdxl_"):
-        refusals["A1111"] = "its header names another base, and A1111 hides it beside an SDXL"
+        refusals["A1111"] = "the header names another base, so A1111 hides the LoRA while an SDXL is loaded"
     if is_xl and "A1111" not in refusals and metadata and "ss_base_model_version" not in metadata:
-        refusals["A1111"] = f"its header names no base, and A1111 hides it beside an SDXL; {KOHYA_HINT}"
+        refusals["A1111"] = f"the header names no base, so A1111 hides the LoRA while an SDXL is loaded; {KOHYA_HINT}"
     return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
 
 

@@ -33,9 +33,9 @@ def parse_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         recipe: dict[str, Any] = json.loads(metadata.get(RECIPE_KEY, "{}"))
         if not _is_recipe(recipe):
-            raise ValueError("a part of the recipe has another type")
+            raise ValueError("a value of the recipe has the wrong type")
     except (TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("the recipe is no table") from error
+        raise ValueError("the recipe is not a JSON object") from error
     return recipe
 
 
@@ -47,7 +47,7 @@ def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str,
     """
     names = list(header.tensors)
     if not _has_rapm_keys(header):
-        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", _rewrite_command(path))
+        raise InputError(f"{path} holds no LoRA with the keys that rapm writes", _rewrite_command(path))
     try:
         adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])
@@ -56,12 +56,12 @@ def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str,
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         is_sound = False
     if not is_sound:
-        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", _rewrite_command(path))
+        raise InputError(f"{path} lacks rank and alpha in the form that rapm writes", _rewrite_command(path))
     if variant := next((name for name in UNSUPPORTED_SETTINGS if adapter.get(PREFIX + name)), None):
-        raise InputError(f"{path} is a LoRA with {variant}, which rapm does not read", "give a plain LoRA")
+        raise InputError(f"{path} has the setting {variant}, which rapm does not support", "give a plain LoRA")
     ups, downs = ({name.split(".lora_")[0] for name in names if f".lora_{half}." in name} for half in "BA")
     if ups != downs:
-        raise InputError(f"{path} lacks half of {min(ups ^ downs)}", "give a file that is whole")
+        raise InputError(f"{path} lacks A or B of {min(ups ^ downs)}", "copy or download it again")
     for name, tensor in header.tensors.items():
         inner = tensor.shape[1 if ".lora_B." in name else 0] if len(tensor.shape) >= 2 else 0
         if inner != rank:

@@ -23,7 +23,7 @@ def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
         raise InputError(
-            f"{source} is a pickle, and torch {torch.__version__} can be made to run code by one (CVE-2026-24747)",
+            f"{source} is a pickle, and a pickle can run code in torch {torch.__version__} (CVE-2026-24747)",
             "install torch 2.10 or newer",
         )
     try:
@@ -35,5 +35,5 @@ def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
         raise InputError(f"{source} is not a state dict", remedy)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise InputError(f"{source} has under {name!r} what is not a dense tensor", remedy)
+            raise InputError(f"{source} has {name!r}, which is not a dense tensor", remedy)
     return state

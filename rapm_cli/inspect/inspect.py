@@ -53,7 +53,7 @@ def inspect(name: str) -> dict[str, Any]:
         return _pickle(path)
     has_header = start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
     if not (path.suffix == SUFFIX or has_header or is_lookalike(start)):
-        raise InputError(f"{path} is nothing that rapm can show", "rapm inspect --help says what it shows")
+        raise InputError(f"{path} is not a kind of file that rapm shows", "rapm inspect --help says what it shows")
     return _safetensors(path)
 
 
@@ -86,17 +86,18 @@ def inspect_run(name: str) -> dict[str, Any] | None:
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
     damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
-    again, whole = run.resume_command, "its LoRA is whole; more --iterations would go on from the newest good one"
+    resume = f"resume from the newest good checkpoint: {run.resume_command}"
+    whole = "its LoRA is complete; with more --iterations the run resumes from the newest good checkpoint"
     good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "kind": "run",
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
-        "resume": "" if run.is_finished or run.has_diverged else again,
+        "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
         "commits": commits,
         "damaged": damaged,
-        "repair": whole if run.is_finished and not damage_of_lora else f"go on from the newest good one: {again}",
+        "repair": whole if run.is_finished and not damage_of_lora else resume,
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }
@@ -163,7 +164,7 @@ def _folder(path: Path) -> dict[str, Any]:
         return facts | {"kind": "trajectories", **store}
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{path} is no run, no model and no export", "see rapm inspect --help")
+        raise InputError(f"{path} is not a run, a model or an export", "see rapm inspect --help")
     return facts | {"kind": "files that lie together", "files": [_safetensors(file) for file in files]}
 
 
@@ -173,7 +174,7 @@ def _verified(path: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = verify(path, is_movable=True)
-        said = {"verified": f"{len(manifest.files)} files, each is what was written"}
+        said = {"verified": f"{len(manifest.files)} files, all equal to what rapm wrote"}
         return {"bytes": manifest.total_bytes, "damage": "", "said": said}
     except DamagedError as error:
         return {"damage": error.damage}

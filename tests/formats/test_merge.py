@@ -43,5 +43,5 @@ def test_an_update_that_rounding_would_lose_is_not_merged():
 
 
 def test_a_lora_of_another_base_is_refused(backbone):
-    with pytest.raises(InputError, match=r"does not fit this base \(the shape of down_blocks"):
+    with pytest.raises(InputError, match="down_blocks"):
         fuse_lora(backbone, load_lora(PATH), PATH)
