@@ -560,10 +560,10 @@ def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
     code, out, err = rapm("inspect", str(again.folder))
     assert code == 3
     assert "DAMAGED: log.jsonl has 1 bytes of" in out
-    assert f"{again.folder} is damaged: 00000004; its LoRA is whole" in err
+    assert f"{again.folder} is damaged: 00000004" in err
     (again.folder / "result.json").unlink()
     err = rapm("inspect", str(again.folder))[2]
-    assert f"00000004; go on from the newest good one: rapm distill --resume {again.folder.name}" in err
+    assert f"rapm distill --resume {again.folder.name}" in err
     facts = json.loads(rapm("inspect", str(again.folder), "--json")[1])
     assert [commit["verifies"] for commit in facts["commits"]] == [True, True, False]
     assert facts["iterations"] == 2
