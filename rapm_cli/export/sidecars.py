@@ -86,5 +86,5 @@ def _metrics(run: Run) -> tuple[list[list[str]], str]:
         scores = [row["metrics"][name] for name in names]
         cells = [f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]" for score in scores]
         lines.append([row["name"], str(row["evaluations"]), *cells])
-    said = f"{about['samples']} {about['part']}, seed {about['seed']}, 95 % intervals; {result['machine']}."
-    return lines, said
+    provenance = f"{about['samples']} {about['part']}, seed {about['seed']}, 95 % intervals; {result['machine']}."
+    return lines, provenance

@@ -59,13 +59,12 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
     Raises:
         InputError: The header of a LoRA that rapm wrote contradicts its tensors.
     """
-    if is_rapm_lora(header) or _says_peft(header):
+    if is_rapm_lora(header) or _has_peft_settings(header):
         parse_lora_header(path, header)
     layers, names = _layers(path, header), list(header.tensors)
     form = key_format(names)
     ranks, alphas = Counter(one.rank for one in layers.values()), Counter(one.alpha for one in layers.values())
     base = _base_family(layers)
-    said = _recipe(header.metadata)
     rank, alpha = next(iter(ranks), None), next(iter(alphas), None)
     is_one = len(ranks) == len(alphas) == 1
     kind = next((kind for piece, kind in OTHER_KINDS.items() if any(piece in name for name in names)), None)
@@ -85,7 +84,7 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
         "blocks": dict(sorted(Counter(map(block_of, layers)).items())),
         "fits": base,
         "programs": [asdict(one) for one in verdicts(names, header.metadata, is_xl=base == FAMILIES[2048])],
-        "recipe": said,
+        "recipe": _recipe(header.metadata),
         "said": _provenance(header.metadata),
     }
 
@@ -147,7 +146,7 @@ def _provenance(metadata: Mapping[str, str]) -> dict[str, str]:
     return {shown: metadata[name] for name, shown in PROVENANCE.items() if metadata.get(name)}
 
 
-def _says_peft(header: Header) -> bool:
+def _has_peft_settings(header: Header) -> bool:
     return ADAPTER_KEY in header.metadata and all(name.startswith(PREFIX) for name in header.tensors)
 
 
@@ -173,10 +172,10 @@ def _layers(path: Path, header: Header) -> dict[str, LayerInfo]:
 def _header_alpha(metadata: Mapping[str, str]) -> float | None:
     """Return alpha from peft's settings in the header; None without one, or where layers have alphas of their own."""
     try:
-        said = json.loads(metadata.get(ADAPTER_KEY, "{}"))
-        if said.get(f"{PREFIX}alpha_pattern", said.get("alpha_pattern")):
+        settings = json.loads(metadata.get(ADAPTER_KEY, "{}"))
+        if settings.get(f"{PREFIX}alpha_pattern", settings.get("alpha_pattern")):
             return None
-        alpha = said.get(f"{PREFIX}lora_alpha", said.get("lora_alpha"))
+        alpha = settings.get(f"{PREFIX}lora_alpha", settings.get("lora_alpha"))
         return None if alpha is None else float(alpha)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None

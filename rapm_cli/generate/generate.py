@@ -106,27 +106,16 @@ def generate(
     teacher_settings = chosen.teacher if compare else None
     if steps != chosen.steps:
         reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: images will be worse")
-    unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
     weights = chosen.base.locate(reporter)
-    for doubt in (chosen.doubt(weights), unknown):
-        if doubt:
-            reporter.warn(doubt)
+    unknown_words = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
+    for warning in filter(None, (chosen.doubt(weights), unknown_words)):
+        reporter.warn(warning)
     _make_folder(output)
     precision = find_precision(precision, device)
     reporter.say(f"loading {chosen.base.name}")
     loaded = _load_student(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, reporter)
-    recipe = {
-        "rapm": __version__,
-        "steps": steps,
-        "base": chosen.base.name,
-        "base_identity": weights.identity,
-        "lora_sha256": chosen.digest,
-        "precision": precision,
-        "rng": rng.type,
-        "sampler": chosen.recipe.get("sampler", {}),
-        "teacher": teacher_settings,
-    }
+    recipe = _recipe(chosen, weights, steps, precision, rng) | {"teacher": teacher_settings}
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
     with reporter.bar("images", len(jobs), "image", device) as bar, signals.patient("these images"):
@@ -148,6 +137,22 @@ def generate(
         path = _free_path(output, "grid")
         _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, reporter)
         reporter.say(f"{path}  all {len(images)} images")
+
+
+def _recipe(
+    chosen: ResolvedLora | MergedBase, weights: Weights, steps: int, precision: str, rng: torch.device
+) -> dict[str, Any]:
+    """Return the part of the recipe that all images share."""
+    return {
+        "rapm": __version__,
+        "steps": steps,
+        "base": chosen.base.name,
+        "base_identity": weights.identity,
+        "lora_sha256": chosen.digest,
+        "precision": precision,
+        "rng": rng.type,
+        "sampler": chosen.recipe.get("sampler", {}),
+    }
 
 
 def _load_student(

@@ -34,7 +34,7 @@ MODELS, OTHERS = "models", "other_models"
 TRAJECTORIES, FEATURES, SAMPLES, CONVERTED = "trajectories", "readings", "galleries", "converted"
 LEFTOVERS, REST = "leftovers", "rest"
 RUNS, STUDIES = "runs", "studies"
-PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test holds these against the families
+PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test compares these with the families
 _STORE, _SHARD, _SAMPLE_SET = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
 
 

@@ -174,8 +174,8 @@ def _verified(path: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = verify(path, is_movable=True)
-        said = {"verified": f"{len(manifest.files)} files, all equal to what rapm wrote"}
-        return {"bytes": manifest.total_bytes, "damage": "", "said": said}
+        verified = f"{len(manifest.files)} files, all equal to what rapm wrote"
+        return {"bytes": manifest.total_bytes, "damage": "", "said": {"verified": verified}}
     except DamagedError as error:
         return {"damage": error.damage}
 
