@@ -1,4 +1,4 @@
-"""Pickled LoRAs under every form of keys, against the update that they came from."""
+"""Pickled LoRAs under every form of keys keep the update that they were made from."""
 
 import pickle
 from dataclasses import replace
@@ -17,7 +17,7 @@ RANK, ALPHA = 8, 3.0
 
 @pytest.fixture(scope="module")
 def lora():
-    """On the layers of the one that ships, of random numbers."""
+    """A LoRA of random numbers on the layers of the one that ships."""
     shipped, generator = load_lora(WEIGHTS / "rapm-demo.safetensors"), torch.Generator().manual_seed(0)
     state = {}
     for name, value in shipped.state.items():
@@ -38,7 +38,7 @@ def as_diffusers(state):
 
 
 def as_kohya(state):
-    """Dots become underscores, as in PCM's converter."""
+    """Replace dots by underscores, as PCM's converter does."""
     made = {}
     for name, value in state.items():
         module, half = name.removesuffix(".weight").rsplit(".lora_", 1)
@@ -103,7 +103,7 @@ def nan(state):
         (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, " x"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, named):
+def test_files_that_are_not_plain_loras_are_refused(lora, tmp_path, monkeypatch, spoil, named):
     monkeypatch.chdir(tmp_path)
     torch.save(spoil(as_peft(lora.state)), tmp_path / "lora.pt")
     with pytest.raises(InputError) as caught:
@@ -122,7 +122,7 @@ def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
 
 
-def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(lora, tmp_path, monkeypatch):
+def test_a_torch_with_unsafe_pickles_is_refused_by_version(lora, tmp_path, monkeypatch):
     torch.save(as_kohya(lora.state), tmp_path / "lora.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(InputError, match=r"torch 2\.9\.1\+cpu .*CVE-2026-24747") as caught:

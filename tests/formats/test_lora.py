@@ -1,4 +1,4 @@
-"""Our LoRA and fused folders through plain diffusers, on the demo base in float32."""
+"""Our LoRAs and fused folders, loaded by plain diffusers, on the demo base in float32."""
 
 import json
 
@@ -25,7 +25,7 @@ RECIPE = {"base": "demo"}
 
 
 def pipeline(folder):
-    """The authors' README, with its forgotten import, on the demo base."""
+    """Return the pipeline of the authors' README, on the demo base."""
     pipe = StableDiffusionXLPipeline.from_pretrained(
         folder,
         scheduler=authors_scheduler(),
@@ -36,7 +36,7 @@ def pipeline(folder):
     return pipe
 
 
-def drawn_by_diffusers(pipe):
+def sample_with_diffusers(pipe):
     out = pipe(
         prompt=PROMPT,
         generator=torch.Generator().manual_seed(50),
@@ -49,7 +49,7 @@ def drawn_by_diffusers(pipe):
 
 @pytest.fixture(scope="module", params=[(2, 2.0), (3, 7.5)], ids=["alpha=rank", "alpha≠rank"])
 def made(request, tmp_path_factory):
-    """A LoRA with large random weights, its file, and the picture that we draw with it."""
+    """The file of a LoRA with large random weights, and the image that we sample with it."""
     rank, alpha = request.param
     loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     attach_lora(loaded.backbone, rank, alpha)
@@ -64,16 +64,16 @@ def made(request, tmp_path_factory):
     return path, loaded.decode(latent)
 
 
-def test_plain_diffusers_draws_our_picture_from_our_file(made):
+def test_diffusers_samples_our_image_from_our_file(made):
     path, ours = made
     pipe = pipeline(BASES["demo"].locate(OUT).folder)
-    without = drawn_by_diffusers(pipe)
+    without = sample_with_diffusers(pipe)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-    torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample_with_diffusers(pipe), ours, rtol=0, atol=1e-4)
     assert (without - ours).abs().max() > 0.1
 
 
-def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
+def test_diffusers_samples_our_image_from_every_format(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "out", reporter=OUT)
     lora = load_lora(path)
@@ -82,15 +82,15 @@ def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
     for file in (*(one.path for one in done.files), blocks):  # kohya's by the original code's blocks, and diffusers'
         pipe = pipeline(BASES["demo"].locate(OUT).folder)
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
-        torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sample_with_diffusers(pipe), ours, rtol=0, atol=1e-4)
 
 
-def test_a_fused_folder_draws_our_picture(made, tmp_path):
+def test_diffusers_samples_our_image_from_a_fused_folder(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", reporter=OUT)
     assert done.report is not None
     assert done.report.worst_lost < 1e-5
-    torch.testing.assert_close(drawn_by_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample_with_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
     index = json.loads((tmp_path / "fused" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
     assert (
@@ -99,16 +99,16 @@ def test_a_fused_folder_draws_our_picture(made, tmp_path):
     )
 
 
-def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
+def test_a_fused_folder_in_16_bits_stays_close_and_reports_the_rounding_loss(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
     assert done.report is not None
     assert 1e-5 < done.report.mean_lost <= done.report.worst_lost
-    fused = drawn_by_diffusers(pipeline(tmp_path / "fused"))
+    fused = sample_with_diffusers(pipeline(tmp_path / "fused"))
     assert (fused - ours).abs().mean() < 0.01
 
 
-def test_the_update_is_what_peft_adds(made):
+def test_our_update_equals_pefts(made):
     from peft.tuners.lora import LoraLayer
 
     path, _ = made
@@ -130,7 +130,7 @@ def test_a_file_comes_back_as_it_was_written(made):
     path, _ = made
     lora = load_lora(path)
     assert lora.recipe == RECIPE
-    assert path.stat().st_mode & 0o044  # others may read it: safetensors alone would not allow it
+    assert path.stat().st_mode & 0o044  # other users may read it; safetensors' own writer does not allow that
     again = path.with_name("again.safetensors")
     save_lora(again, lora)
     assert load_lora(again).state.keys() == lora.state.keys()
@@ -147,7 +147,7 @@ def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
 
 
-def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
+def test_a_fused_export_can_be_a_base_and_no_file_is_overwritten(made, tmp_path, monkeypatch):
     path, _ = made
     export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", reporter=OUT)
@@ -159,7 +159,7 @@ def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(m
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
 
 
-def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
+def test_an_export_waits_a_bounded_time_for_disk_space(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.runs.retry.WAITS", (0.0, 0.0))
     monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 0)
     with pytest.raises(DiskError, match=r"new\.safetensors"):

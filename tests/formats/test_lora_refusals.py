@@ -44,7 +44,7 @@ SETTINGS = {"r": 2, "lora_alpha": 2.0}
         ({"unet." + 300 * "x": torch.ones(2, 2)}, "'unet.xxx"),
     ],
 )  # fmt: skip
-def test_what_is_no_plain_lora_is_refused_by_name(more, named, tmp_path):
+def test_files_that_are_not_plain_loras_are_refused_by_name(more, named, tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file(HALVES | more, path)
     with pytest.raises(InputError) as caught:
