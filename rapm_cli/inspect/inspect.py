@@ -8,7 +8,7 @@ from typing import Any
 
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.common.errors import DamagedError, InputError
-from rapm_cli.core.storage.commit import MANIFEST, verify
+from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
 from rapm_cli.formats.header import is_lookalike, read_header
 from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
@@ -71,36 +71,38 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     run = find_run(name)
     if run is None or not run.is_begun:
         return None
-    commits = []
-    for commit, manifest, damage in run.survey():
-        facts: dict[str, Any] = {"name": commit, "verifies": not damage, "damage": damage}
-        if manifest:
-            about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}
-            files = {file: entry["bytes"] for file, entry in manifest.files.items()}
-            facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
-        commits.append(facts)
+    checkpoints = [_checkpoint(*found) for found in run.survey()]
     facts_of_lora, damage_of_lora = None, ""
     if run.has_lora:
         try:
             facts_of_lora = _safetensors(run.verified_lora())
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
-    damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
+    damaged = [facts["name"] for facts in checkpoints if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
     resume = f"resume from the newest good checkpoint: {run.resume_command}"
     whole = "its LoRA is complete; with more --iterations the run resumes from the newest good checkpoint"
-    good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
+    good = [int(facts["name"]) for facts in checkpoints if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "kind": "run",
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
         "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
-        "commits": commits,
+        "commits": checkpoints,
         "damaged": damaged,
         "repair": whole if run.is_finished and not damage_of_lora else resume,
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }
+
+
+def _checkpoint(name: str, manifest: Manifest | None, damage: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": name, "verifies": not damage, "damage": damage}
+    if manifest:
+        about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}
+        files = {file: entry["bytes"] for file, entry in manifest.files.items()}
+        facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
+    return facts
 
 
 def _first_bytes(path: Path) -> bytes:
