@@ -142,7 +142,7 @@ def _distill(
         training = Training(
             run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=reports.take
         )
-        run.reopen()
+        run.mark_unfinished()
         training.finish()
     lora = _settled(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
@@ -169,23 +169,23 @@ def _distill(
         "machine": made.machine,
         "comparison": to_record(part) if part else None,
     }
-    with_retries(lambda: run.finish(record), run.folder, 0, reporter, kept, remedy)
+    with_retries(lambda: run.write_result(record), run.folder, 0, reporter, kept, remedy)
     return made
 
 
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:
     """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
-    is_new, begin, size = not run.is_begun, Checkpoints(run, settings).begin, len(settings.to_bytes())
+    is_new, save, size = not run.is_begun, Checkpoints(run, settings).save_settings, len(settings.to_bytes())
     saved = "nothing was begun" if is_new else "all commits are kept"
     try:
-        with_retries(begin, run.commits, size, reporter, saved, "free space, and run the same command again")
+        with_retries(save, run.checkpoints_dir, size, reporter, saved, "free space, and run the same command again")
         reporter.say(f"loading {base.name}")
         loaded = loaded_base(base, settings, device, reporter)
         loaded.load()
         return loaded
     except RapmError:
         if is_new:
-            run.discard()
+            run.delete()
         raise
 
 

@@ -15,7 +15,7 @@ from rapm_cli.core.storage.files import make_folder, replace_file
 from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.evaluate.contact_sheet import fixed_scenes
 from rapm_cli.evaluate.models import EvalModel, Walk
-from rapm_cli.runs.checkpoints import name_of
+from rapm_cli.runs.checkpoints import checkpoint_name
 from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
@@ -62,7 +62,7 @@ class Previews:
         """The sheet after so many iterations, where one is due; it is in the run folder, too."""
         if self._every == 0 or done % self._every:
             return None
-        path = self._folder / f"{name_of(done)}.png"
+        path = self._folder / f"{checkpoint_name(done)}.png"
         try:
             sheet = self._sheet(done)
             make_folder(self._folder)

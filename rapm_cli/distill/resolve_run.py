@@ -16,7 +16,7 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.method.trainer import check_fit, check_heeded
 from rapm_cli.runs.checkpoints import read_settings
-from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished
+from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
 from rapm_cli.runs.settings import Settings
 
 
@@ -183,7 +183,7 @@ def resume(
         ConfigError: A setting is given that would make it another run.
         DamagedError: A commit of settings is damaged and `is_strict`.
     """
-    run = newest_unfinished() if name is None else find_run(name)
+    run = newest_unfinished_run() if name is None else find_run(name)
     if run is None or not run.is_begun:
         raise InputError(
             f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"

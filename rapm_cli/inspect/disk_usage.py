@@ -154,7 +154,7 @@ def needs_of_runs() -> list[Need]:
     for run in (*all_runs(), *all_runs(study_runs_dir())):
         is_at_work = bool(holder(run.folder))
         if run.is_begun and (is_at_work or not (run.is_finished or run.has_diverged)):
-            written = run.written_settings()
+            written = run.raw_settings()
             needs.append(Need(run, written.get("teacher"), written.get("base_identity"), is_at_work))
     return needs
 
@@ -206,7 +206,7 @@ def _together(kind: str, place: Path, paths: list[Path]) -> Entry:
 
 
 def _run(run: Run) -> Entry:
-    written = run.written_settings()
+    written = run.raw_settings()
     base = written.get("base_name") or (base_of(run.lora) if run.has_lora else None)
     training = written.get("training")
     state = "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished"

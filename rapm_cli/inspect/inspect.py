@@ -65,7 +65,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     if run is None or not run.is_begun:
         return None
     commits = []
-    for commit, manifest, damage in run.survey():
+    for commit, manifest, damage in run.verify_all():
         facts: dict[str, Any] = {"name": commit, "verifies": not damage, "damage": damage}
         if manifest:
             about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}

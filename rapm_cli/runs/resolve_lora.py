@@ -15,7 +15,7 @@ from rapm_cli.runs import authors_lora
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.fused_base import MergedBase, merged_base
 from rapm_cli.runs.images import read_recipe
-from rapm_cli.runs.run import Run, all_loras, find_lora, newest_run, unfinished_runs
+from rapm_cli.runs.run import Run, all_loras, find_lora, newest_run_with_lora, unfinished_runs
 
 TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
 
@@ -104,7 +104,7 @@ def resolve_model(base_name: str | None, lora_name: str | None, reporter: Report
 
 def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
     base_name = base.name if base else None
-    run = newest_run(base_name) if lora_name is None else None
+    run = newest_run_with_lora(base_name) if lora_name is None else None
     if lora_name is None and run is None:
         _tell_of_unfinished(base_name, reporter)
     if lora_name is not None:
@@ -135,7 +135,7 @@ def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> Res
 def _tell_of_unfinished(base_name: str | None, reporter: Reporter) -> None:
     """Name the run whose LoRA the user may have expected, because it is not finished."""
     for run in unfinished_runs():
-        if base_name in (None, run.written_settings().get("base_name")):
+        if base_name in (None, run.raw_settings().get("base_name")):
             reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
             return
 

@@ -48,11 +48,11 @@ def unfinished(run, *commits):
     for name in ("result.json", "lora.safetensors", "sheet.png"):
         (run.folder / name).unlink()
     for name in commits:
-        shutil.rmtree(run.commits / name)
+        shutil.rmtree(run.checkpoints_dir / name)
 
 
 def state_of(run):
-    newest = run.training_commits()[0]
+    newest = run.checkpoint_folders()[0]
     files = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != "MANIFEST.json"}
     return files | {name: (run.folder / name).read_bytes() for name in ("lora.safetensors", "metrics.jsonl")}
 
@@ -81,7 +81,7 @@ def test_a_signal_finishes_the_iteration_commits_and_says_how_to_go_on(rapm, aga
     assert "stopping after this iteration; once more leaves at once" in err
     command = f"rapm distill --resume {again.folder.name}"
     assert err.splitlines()[-1] == f"stopped: 1 of 4 iterations are saved; resume with: {command}"
-    assert again.training_commits()[0].name == "00000001"
+    assert again.checkpoint_folders()[0].name == "00000001"
     got, _, err = rapm(*command.split()[1:])
     assert got == 0
     assert "going on after iteration 1 of 4" in err
@@ -95,8 +95,8 @@ def test_a_second_signal_leaves_at_once_with_the_last_commit_intact(rapm, again,
         code, _, err = rapm("distill", "--resume")
     assert code == 130
     assert f"resume with: rapm distill --resume {again.folder.name}" in err.splitlines()[-1]
-    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
-    assert again.training_commits()[0].name == "00000002"
+    assert [verdict for *_, verdict in again.verify_all()] == [""] * len(list(again.verify_all()))
+    assert again.checkpoint_folders()[0].name == "00000002"
     assert not list(again.folder.rglob(".rapm-*"))
 
 
@@ -267,15 +267,15 @@ def test_more_samples_compare_again(rapm, again):
 
 def test_commits_of_other_settings_are_refused_and_not_moved(rapm, again):
     unfinished(again, "00000004")
-    for folder in again.training_commits():
+    for folder in again.checkpoint_folders():
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "MANIFEST.json"}
         shutil.rmtree(folder)
         commit(folder, files, fingerprint="another", about={"rapm": "9.9"})
-    before = sorted(again.commits.iterdir())
+    before = sorted(again.checkpoints_dir.iterdir())
     code, _, err = rapm("distill", "--resume")
     assert code == 3
-    assert "were made with other settings than it says, or by another rapm: 9.9; resume it with that version" in err
-    assert sorted(again.commits.iterdir()) == before
+    assert "9.9" in err and str(again.folder) in err and "--new" in err
+    assert sorted(again.checkpoints_dir.iterdir()) == before
 
 
 def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
@@ -313,7 +313,7 @@ def test_more_iterations_go_on_with_a_finished_run(rapm, again):
 def test_a_damaged_commit_is_named_and_the_one_before_used(rapm, again, name):
     wanted = state_of(again)
     unfinished(again)
-    path = again.commits / "00000004" / name
+    path = again.checkpoints_dir / "00000004" / name
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     code, _, err = rapm("distill", "--resume", "--strict")
     assert code == 3
@@ -339,7 +339,7 @@ def test_a_damaged_shard_is_made_again_alone_and_strict_stops(rapm, again, home)
 
 def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, again):
     unfinished(again, "00000004")
-    path = again.commits / "settings-001" / "settings.json"
+    path = again.checkpoints_dir / "settings-001" / "settings.json"
     path.write_bytes(path.read_bytes().replace(b"demo", b"dEmo"))
     code, _, err = rapm("distill", "--resume")
     assert code == 0
@@ -348,8 +348,8 @@ def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, a
 
 def test_a_run_without_any_good_commit_is_refused_with_what_is_wrong(rapm, again):
     unfinished(again, "00000002", "00000004")
-    shutil.rmtree(again.commits / "00000000", ignore_errors=True)
-    (again.commits / "settings-001" / "MANIFEST.json").unlink()
+    shutil.rmtree(again.checkpoints_dir / "00000000", ignore_errors=True)
+    (again.checkpoints_dir / "settings-001" / "MANIFEST.json").unlink()
     code, _, err = rapm("distill", "--resume")
     assert code == 3
     assert "MANIFEST.json is missing" in err
@@ -398,7 +398,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     from rapm_cli.runs.settings import Settings
 
     unfinished(again, "00000004")
-    path = again.commits / "settings-001" / "settings.json"
+    path = again.checkpoints_dir / "settings-001" / "settings.json"
     stored = Settings.from_bytes(path.read_bytes())
     here = describe_machine(torch.device("cpu"))
     assert (stored.device, stored.machine) == ("cpu", here)
@@ -408,7 +408,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     code, _, err = rapm("distill", "--resume", "--device", "cpu")
     assert code == 0
     assert f"the run was at work on a GPU, torch 3: on {here} it ends with other bits" in err
-    newest = Settings.from_bytes((again.settings_commits()[0] / path.name).read_bytes())
+    newest = Settings.from_bytes((again.settings_folders()[0] / path.name).read_bytes())
     assert (newest.device, newest.machine) == ("cpu", here)
 
 
@@ -423,7 +423,7 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
     assert err.splitlines()[-1].endswith("start again with a lower --learning-rate")
     assert "state        diverged, 2 iterations saved" in rapm("inspect", again.folder.name)[1]
     assert "no unfinished run" in rapm("distill", "--resume")[2]
-    assert again.training_commits()[0].name == "00000002"
+    assert again.checkpoint_folders()[0].name == "00000002"
     assert {path.name for path in (again.folder / "offending").iterdir()} == {"00000002", "00000003", "00000004"}
     lines = [json.loads(line) for line in again.log.read_text().splitlines()]
     assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [1, 2]
@@ -450,11 +450,11 @@ def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatc
     assert "the network is not finite at iteration 2" in err
     assert "the network was not finite: going back from iteration 3 to 2, with rates times 0.5" in err
     assert all(value.isfinite().all() for value in load_lora(again.lora).state.values())
-    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
+    assert [verdict for *_, verdict in again.verify_all()] == [""] * len(list(again.verify_all()))
 
 
 def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
-    path = again.commits / "00000004" / "student.safetensors"
+    path = again.checkpoints_dir / "00000004" / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     result = again.result()
     assert rapm("distill", "--resume", again.folder.name, "--iterations", "6", "--strict")[0] == 3
@@ -555,7 +555,7 @@ def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monk
 
 
 def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
-    path = again.commits / "00000004" / "log.jsonl"
+    path = again.checkpoints_dir / "00000004" / "log.jsonl"
     path.write_bytes(b"x")
     code, out, err = rapm("inspect", str(again.folder))
     assert code == 3
@@ -629,5 +629,5 @@ def test_a_terminal_that_goes_away_costs_nothing(home):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
     (run,) = (Run(folder) for folder in (home / "data" / "runs").iterdir())
-    assert int(run.training_commits()[0].name) >= 2
-    assert run.log.read_text().count("\n") == int(run.training_commits()[0].name)
+    assert int(run.checkpoint_folders()[0].name) >= 2
+    assert run.log.read_text().count("\n") == int(run.checkpoint_folders()[0].name)
