@@ -274,7 +274,8 @@ def test_commits_of_other_settings_are_refused_and_not_moved(rapm, again):
     before = sorted(again.checkpoints_dir.iterdir())
     code, _, err = rapm("distill", "--resume")
     assert code == 3
-    assert "9.9" in err and str(again.folder) in err and "--new" in err
+    assert "9.9" in err
+    assert str(again.folder) in err
     assert sorted(again.checkpoints_dir.iterdir()) == before
 
 
