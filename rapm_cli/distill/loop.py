@@ -157,7 +157,7 @@ class Training:
         clock = time.perf_counter()
         with (
             self.reporter.bar("training", self.total, "iteration", device, done=self.done) as bar,
-            signals.patient("this iteration"),
+            signals.deferred("this iteration"),
         ):
             while self.done < self.total:
                 for progress in self._iterations():
@@ -196,9 +196,9 @@ class Training:
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        if signals.take_save_wish() or is_regular or self.done == self.total:
+        if signals.take_save_request() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        number = self.trainer.world.request_stop(signals.number())  # whichever process was sent it
+        number = self.trainer.world.request_stop(signals.pending())  # whichever process was sent it
         if number is not None:
             self._save(is_regular=is_regular)
             self.trainer.world.broadcast_verdict(Verdict.STOP, number)

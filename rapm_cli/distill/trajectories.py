@@ -84,10 +84,10 @@ def _make_all(
         Stopped: A signal came to any of them; each has ended its batch.
     """
     words = f"these {len(missing[0])} trajectories" if missing else "these trajectories"
-    with signals.patient(words):
+    with signals.deferred(words):
         if missing:
             _make_mine(base, settings, store, missing, world, reporter)
-        number = world.barrier(signals.number)
+        number = world.barrier(signals.pending)
     if number is not None:
         raise Stopped(number, f"{store.kept()} of {store.count} trajectories are kept")
     return store.stored()
@@ -108,7 +108,7 @@ def _make_mine(
         for k, (rows, cond) in zip(range(0, len(missing), world.size), conds, strict=False):
             _make(base, settings, store, rows, cond, reporter)
             shown.advance(sum(map(len, missing[k : k + world.size])))
-            if world.request_stop(signals.number()) is not None:
+            if world.request_stop(signals.pending()) is not None:
                 break
 
 

@@ -85,7 +85,7 @@ def follow(world: World, device_name: str, reporter: Reporter) -> None:
         RapmError: This process cannot go on.
         torch.OutOfMemoryError: It has too little memory.
     """
-    with signals.drawn(), signals.patient("what the first process decides"):
+    with signals.shown_by_caller(), signals.deferred("what the first process decides"):
         _follow(world, device_name, reporter)
 
 
@@ -114,7 +114,7 @@ def _obey(trainer: Trainer, done: int) -> int:
 
     It is told first of a signal that this one was sent.
     """
-    trainer.world.request_stop(signals.number())
+    trainer.world.request_stop(signals.pending())
     verdict, value = trainer.world.broadcast_verdict()
     if verdict is Verdict.RESTORE:
         take_state(trainer)

@@ -129,7 +129,7 @@ def generate(
     }
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
-    with reporter.bar("pictures", len(jobs), "picture", device) as bar, signals.patient("these pictures"):
+    with reporter.bar("pictures", len(jobs), "picture", device) as bar, signals.deferred("these pictures"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)

@@ -198,7 +198,7 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     threading.Timer(0.1, other.end, (5, "the disk is full")).start()
 
     def toil():
-        with signals.heeding(), failure.ending_together(work, Output()), signals.patient("this"):
+        with signals.handled(), failure.ending_together(work, Output()), signals.deferred("this"):
             while True:
                 time.sleep(0.01)
 
@@ -243,7 +243,7 @@ def test_a_follower_says_nothing_before_it_is_led(rapm, monkeypatch):
     ("set_to", "line"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and the other processes cannot be reached; use torchrun"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two' is no number; start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two' is not a number; start with torchrun"),
     ],
 )
 def test_processes_that_were_not_started_together_are_refused_in_a_line(rapm, monkeypatch, set_to, line):
