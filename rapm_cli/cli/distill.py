@@ -167,7 +167,7 @@ def distill(
     from rapm_cli.distill import resolve_run, workers
     from rapm_cli.distill.callbacks import Reporting
     from rapm_cli.distill.distill import distill as run_distill
-    from rapm_cli.runs.fused_base import undistilled_base
+    from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
     reporting = Reporting(options.parse_names(report_to), preview_every)
@@ -182,7 +182,7 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.foresee(out, undistilled_base(base or "sdxl", out), given, prompts, device)
+            speed.foresee(out, unfused_base(base or "sdxl", out), given, prompts, device)
         return
     with workers.joined(device, out) as world:
         if not world.is_first:
@@ -193,7 +193,7 @@ def distill(
         if resume:
             begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
         else:
-            found = undistilled_base(base or "sdxl", out)
+            found = unfused_base(base or "sdxl", out)
             begun = resolve_run.begin(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )

@@ -23,7 +23,7 @@ from rapm_cli.core.storage.files import sweep
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.formats.merged import merge_lora
 from rapm_cli.runs import signals
-from rapm_cli.runs.fused_base import MergedBase
+from rapm_cli.runs.fused_base import FusedBase
 from rapm_cli.runs.images import grid, save_png, to_image
 from rapm_cli.runs.prompts import warn_of_unread
 from rapm_cli.runs.resolve_lora import ResolvedLora
@@ -72,7 +72,7 @@ def noise_for(
 
 
 def generate(
-    chosen: ResolvedLora | MergedBase,
+    chosen: ResolvedLora | FusedBase,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -108,9 +108,9 @@ def generate(
         reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
     unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
     weights = chosen.base.locate(reporter)
-    for doubt in (chosen.doubt(weights), unknown):
-        if doubt:
-            reporter.warn(doubt)
+    for warning in (chosen.warning(weights), unknown):
+        if warning:
+            reporter.warn(warning)
     _make_folder(output)
     precision = find_precision(precision, device)
     reporter.say(f"loading {chosen.base.name}")
@@ -159,11 +159,11 @@ def generate(
 
 
 def _loaded(
-    chosen: ResolvedLora | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+    chosen: ResolvedLora | FusedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
 ) -> LoadedBase:
     """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
     loaded = LoadedBase(weights, device, dtype)
-    if isinstance(chosen, MergedBase):
+    if isinstance(chosen, FusedBase):
         return loaded
     if is_bare_too or not merge_lora(loaded.backbone, chosen.lora, chosen.lora_path):
         apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
