@@ -14,14 +14,7 @@ from rapm_cli.core.common.errors import DiskError, InputError
 from rapm_cli.core.storage.files import regular_file, replace_file
 
 RECIPE_KEY = "rapm"
-RECIPE = {
-    "prompt": str,
-    "seed": int,
-    "steps": int,
-    "base": str,
-    "precision": str,
-    "lora_sha256": str,
-}  # required keys and their types
+REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
 GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
 
 
@@ -76,7 +69,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = json.loads(text or "")
     except (TypeError, ValueError, RecursionError):
         recipe = None
-    if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in RECIPE.items()):
+    if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in REQUIRED.items()):
         raise InputError(f"{path} has no recipe of rapm", "give a PNG that rapm generate wrote")
     return recipe
 

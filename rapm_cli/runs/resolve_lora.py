@@ -174,9 +174,7 @@ def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
     run = Run(path.resolve().parent)
     if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
         return find_base(stored.source, reporter)
-    raise ConfigError(
-        f"{path} was distilled from {made_for}, which is not a base that rapm knows by name", "give --base"
-    )
+    raise ConfigError(f"{path} was distilled from {made_for}, a base that rapm does not know by name", "give --base")
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,15 @@ def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
     for base in ([], ["--base", "demo"]):
         code, out, err = rapm("generate", "--from", str(path), *base, "--output", str(tmp_path / "no"))
         assert (code, out) == (3, "")
-        assert "made with four-steps, which had its LoRA in it; give --base that model" in err
+        assert "made with four-steps" in err
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["generate", PROMPT, "--compare"], "--compare wants the teacher"),
-        (["eval", "--samples", "8"], "wants the two apart; give the base that it was merged into"),
-        (["export"], "wants the two apart; give the base that it was merged into"),
+        (["eval", "--samples", "8"], "give the base that it was merged into"),
+        (["export"], "give the base that it was merged into"),
         (["distill", "--dry-run"], "has a LoRA in its weights; give the base that it was merged into"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_recipe_that_is_none_is_refused(rapm, merged, tmp_path):
     code, _, err = rapm("generate", PROMPT, "--base", str(merged), "--output", str(tmp_path))
     (merged / "rapm_recipe.json").write_bytes(said)
     assert code == 3
-    assert str(path) in err
+    assert str(merged) in err
 
 
 def test_a_checkpoint_says_it_too(rapm, tmp_path):
