@@ -165,12 +165,12 @@ def distill(
     out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
     from rapm_cli.distill import resolve_run, workers
-    from rapm_cli.distill.callbacks import Reporting
+    from rapm_cli.distill.callbacks import CallbackOptions
     from rapm_cli.distill.distill import distill as run_distill
     from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
-    reporting = Reporting(options.parse_names(report_to), preview_every)
+    callback_options = CallbackOptions(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
     if run and not resume:
@@ -191,10 +191,10 @@ def distill(
         wanted = None if prompts is None else read_prompts(prompts, out)
         place = workers.device_of(device)
         if resume:
-            begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
+            begun = resolve_run.resume_run(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
         else:
             found = unfused_base(base or "sdxl", out)
-            begun = resolve_run.begin(
+            begun = resolve_run.begin_run(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )
         if begun.is_complete:
@@ -209,6 +209,6 @@ def distill(
             is_strict=strict,
             reporter=out,
             world=world,
-            reporting=reporting,
+            callback_options=callback_options,
         )
     show.distilled(out, begun, done)

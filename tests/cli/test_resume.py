@@ -152,7 +152,7 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     assert rapm("distill", "--resume")[0] == 0
 
 
-@pytest.mark.parametrize("place", ["resolve_run.settings_for", "distill.loaded_base", "distill.collect"])
+@pytest.mark.parametrize("place", ["resolve_run.settings_for", "distill.loaded_base", "distill.collect_trajectories"])
 def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, place):
     unfinished(again, "00000004")
     monkeypatch.setattr(f"rapm_cli.distill.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
@@ -344,7 +344,7 @@ def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, a
     path.write_bytes(path.read_bytes().replace(b"demo", b"dEmo"))
     code, _, err = rapm("distill", "--resume")
     assert code == 0
-    assert "using another commit's settings" in err
+    assert str(path.parent) in err
 
 
 def test_a_run_without_any_good_commit_is_refused_with_what_is_wrong(rapm, again):
@@ -408,7 +408,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     commit(path.parent, {path.name: changed.to_bytes()}, fingerprint=stored.fingerprint)
     code, _, err = rapm("distill", "--resume", "--device", "cpu")
     assert code == 0
-    assert f"the run was at work on a GPU, torch 3: on {here} it ends with other bits" in err
+    assert f"a GPU, torch 3: on {here}" in err
     newest = Settings.from_bytes((again.settings_folders()[0] / path.name).read_bytes())
     assert (newest.device, newest.machine) == ("cpu", here)
 
