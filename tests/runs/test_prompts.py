@@ -92,57 +92,56 @@ def test_standard_input_is_text(pipe, data, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data", "values"),
     [
-        ("x.txt", b"a cat\n\xff", "x.txt line 2 is not UTF-8 (byte 6)"),
-        ("x.txt", "\n \n", "x.txt holds no prompt"),
-        ("x.txt", "a\n\nb\x00c", "x.txt line 3 has a control character"),
-        ("x.jsonl", '"a"\n{"prompt": }', "x.jsonl line 2 is not JSON: Expecting value at column 12"),
-        ("x.jsonl", '"a"\n\n{"a": 1}', "x.jsonl line 3 has no key prompt, caption or text"),
-        ("x.jsonl", '"a"\n7', "x.jsonl line 2 has a prompt that is not a string"),
-        ("x.jsonl", '{"caption": null}', "x.jsonl line 1 has no caption"),
-        ("x.jsonl", '"\\ud800"', "x.jsonl line 1 has a control character or is not UTF-8"),
-        ("x.jsonl", "[" * 100_000, "x.jsonl line 1 is not JSON"),
-        ("x.jsonl", "9" * 5000, "x.jsonl line 1 is not JSON"),
-        ("x.txt", '{"prompt": "a"}\nb', "x.txt is read as text, and line 1 is JSON"),
-        ("x.csv", "", "x.csv holds no prompt"),
-        ("x.csv", "prompt\n", "x.csv holds no prompt"),
-        ("x.csv", "a,b\n1,2\n", "x.csv has no column prompt, caption or text among 'a', 'b'"),
-        ("x.csv", "prompt,prompt\n1,2\n", "x.csv has 2 columns 'prompt' among"),
-        ("x.csv", "a cat\na dog\n", "x.csv begins with 'a cat', which is not the name of a column"),
-        ("x.csv", "id;prompt\n1;a cat\n", "x.csv begins with 'id;prompt', which is not the name of a column"),
-        ("x.csv", 'prompt,n\n"a\nb",1\na cat, on a mat,2\n', "x.csv line 4 has 3 cells, the header 2"),
-        ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3 is not a row of a table"),
-        ("x.csv", 'prompt\n"a', "x.csv line 2 is not a row of a table"),
-        ("x.csv", "prompt\n" + "a" * 2001, "x.csv line 2 has 2,001 characters"),
-        ("x.csv", "Prompt\tCategory\na cat\tAnimals\n", "x.csv begins with 'Prompt\\tCategory'"),
-        ("x.json", "{", "x.json is not JSON"),
-        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "x.json is not JSON: Extra data at line 2"),
-        ("x.json", '{"prompt": "a cat"}', "x.json is neither COCO captions nor a list of prompts"),
-        ("x.json", '{"a":\n 1,}', "x.json is not JSON: Illegal trailing comma"),
-        ("x.json", '{"images": []}', "x.json is neither COCO captions nor a list of prompts"),
-        ("x.json", "3", "x.json is neither COCO captions nor a list of prompts"),
-        ("x.json", '["a", 3]', "x.json entry 2 has a prompt that is not a string"),
-        ("x.json", '{"annotations": []}', "x.json holds no prompt"),
-        ("x.json", '{"annotations": [3]}', "x.json annotation 1 has no whole numbers image_id and id"),
-        ("x.json", '{"annotations": [{"image_id": true, "id": 1}]}', "x.json annotation 1 has no whole numbers"),
-        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "bbox": []}]}', "x.json annotation 1 has no caption"),
-        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "caption": "a\\u0007"}]}', "annotation 1 has a control"),
-        ("x.pkl", b"\x80\x04\x95\x00", "x.pkl line 1 is not UTF-8"),
+        ("x.txt", b"a cat\n\xff", "x.txt line 2 :: byte 6"),
+        ("x.txt", "\n \n", "x.txt"),
+        ("x.txt", "a\n\nb\x00c", "x.txt line 3"),
+        ("x.jsonl", '"a"\n{"prompt": }', "x.jsonl line 2 :: column 12"),
+        ("x.jsonl", '"a"\n\n{"a": 1}', "x.jsonl line 3 :: prompt, caption or text"),
+        ("x.jsonl", '"a"\n7', "x.jsonl line 2"),
+        ("x.jsonl", '{"caption": null}', "x.jsonl line 1 :: caption"),
+        ("x.jsonl", '"\\ud800"', "x.jsonl line 1"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl line 1"),
+        ("x.jsonl", "9" * 5000, "x.jsonl line 1"),
+        ("x.txt", '{"prompt": "a"}\nb', "x.txt :: line 1"),
+        ("x.csv", "", "x.csv"),
+        ("x.csv", "prompt\n", "x.csv"),
+        ("x.csv", "a,b\n1,2\n", "x.csv :: 'a', 'b'"),
+        ("x.csv", "prompt,prompt\n1,2\n", "x.csv :: 2 columns 'prompt'"),
+        ("x.csv", "a cat\na dog\n", "x.csv :: 'a cat'"),
+        ("x.csv", "id;prompt\n1;a cat\n", "x.csv :: 'id;prompt'"),
+        ("x.csv", 'prompt,n\n"a\nb",1\na cat, on a mat,2\n', "x.csv line 4 :: 3 cells"),
+        ("x.csv", 'prompt\na\n"b" c\n', "x.csv line 3"),
+        ("x.csv", 'prompt\n"a', "x.csv line 2"),
+        ("x.csv", "prompt\n" + "a" * 2001, "x.csv line 2 :: 2,001"),
+        ("x.csv", "Prompt\tCategory\na cat\tAnimals\n", "x.csv :: 'Prompt\\tCategory'"),
+        ("x.json", "{", "x.json"),
+        ("x.json", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n', "x.json :: line 2 column 1"),
+        ("x.json", '{"prompt": "a cat"}', "x.json"),
+        ("x.json", '{"a":\n 1,}', "x.json :: line 2"),
+        ("x.json", '{"images": []}', "x.json"),
+        ("x.json", "3", "x.json"),
+        ("x.json", '["a", 3]', "x.json entry 2"),
+        ("x.json", '{"annotations": []}', "x.json"),
+        ("x.json", '{"annotations": [3]}', "x.json annotation 1 :: image_id"),
+        ("x.json", '{"annotations": [{"image_id": true, "id": 1}]}', "x.json annotation 1 :: image_id"),
+        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "bbox": []}]}', "x.json annotation 1 :: caption"),
+        ("x.json", '{"annotations": [{"image_id": 1, "id": 1, "caption": "a\\u0007"}]}', "x.json annotation 1"),
+        ("x.pkl", b"\x80\x04\x95\x00", "x.pkl line 1"),
     ],
 )
-def test_a_refusal_names_the_file_and_the_line(read, name, data, says):
-    if "Illegal trailing comma" in says:
-        says = "x.json is not JSON: "  # whose words are another Python's
+def test_a_refusal_names_the_file_and_the_line(read, name, data, values):
     with pytest.raises(InputError) as raised:
         read(name, data)
-    assert says in raised.value.message
+    for value in values.split(" :: "):
+        assert value in raised.value.message
     assert raised.value.remedy
     assert "\n" not in raised.value.message
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(read):
-    with pytest.raises(InputError, match=r"no column 'c' among 'a', 'b'"):
+    with pytest.raises(InputError, match=r"'c'.*'a', 'b'"):
         read("x.csv", "a,b\n1,2\n", ":c")
 
 
