@@ -129,9 +129,9 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
     kept = []
     with monkeypatch.context() as patch:
         signal_at(patch, 0, signal.SIGUSR1)
-        real = loop.Checkpoints.write
+        real = loop.Checkpoints.save
         patch.setattr(
-            loop.Checkpoints, "write", lambda self, made, parent: (kept.append(made), real(self, made, parent))
+            loop.Checkpoints, "save", lambda self, made, parent: (kept.append(made), real(self, made, parent))
         )
         assert rapm(*DISTILL)[0] == 0
     assert [(made.iterations, made.is_regular) for made in kept] == [(0, True), (1, False), (2, True), (4, True)]
