@@ -33,7 +33,7 @@ def test_the_table_of_exit_codes_is_whole():
         return own + [code for child in kind.__subclasses__() for code in codes(child)]
 
     text = (ROOT / "rapm_cli/runs/README.md").read_text()
-    table = re.split(r"^#+ .*[Ee]xit codes.*$", text, flags=re.M)[1].split("\n#")[0]
+    table = re.split(r"^(?:#|\*\*).*exit codes.*$", text, flags=re.M | re.I)[1].split("\n#")[0]
     told = {int(code) for line in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for code in line.split(",")}
     assert told == {0, 129, 130, 143, *codes(RapmError)}
 
