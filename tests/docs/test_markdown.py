@@ -101,7 +101,7 @@ def flags(parameters: list[Any]) -> set[str]:
 def complaints(words: list[str], *, is_whole: bool) -> list[str]:
     """What is wrong with a command, by the options that the program has."""
     if not words or words[0].startswith("-"):
-        return [word for word in words[:1] if word not in flags(tree().params)]
+        return [word for word in words if word not in flags(tree().params)]  # none of them takes a value
     if words[0] not in tree().commands:
         return [f"no command {words[0]}"]
     command = tree().commands[words[0]]
