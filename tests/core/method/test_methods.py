@@ -70,7 +70,8 @@ def test_a_method_trains_every_weight_that_it_has_and_leaves_the_base(name, trai
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.backbone.unet.named_parameters() if n in frozen)
 
 
-@every_method
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rapm", "dmd2"])  # the others keep no state but the student's
 def test_a_method_that_is_stopped_and_gone_on_with_ends_with_the_same_bits(name, trainer_of, trajectories):
     whole, first, second = (trainer_of(name) for _ in range(3))
     list(train(whole, trajectories))
@@ -107,17 +108,19 @@ def test_a_real_picture_that_is_not_finite_spares_the_student_of_dmd2(trainer_of
         assert torch.equal(after[key], value) != is_trained, key
 
 
-@every_method
-def test_a_method_is_rehearsed_without_data(name, make_cond):
+@pytest.mark.slow
+def test_a_rehearsal_counts_the_weights_that_a_method_trains(make_cond, trainer_of):
+    """DMD2 has all that a method can have: a second LoRA, discriminators and a student that waits for its turn."""
     from rapm_cli.core.method.memory_estimate import META, rehearse_training
     from rapm_cli.core.network.schedule import NoiseSchedule
 
     with META:
         backbone = Backbone(tiny_unet(), NoiseSchedule.scaled_linear())
     cond = make_cond(1).map(lambda part: part.to(META))
-    made = rehearse_training(backbone, config_of(name), cond, (4, 8, 8), 4, GUIDANCE)
-    assert made.peak_bytes > sum(p.nbytes for p in backbone.unet.parameters())
-    assert made.flops > 0
+    made = rehearse_training(backbone, config_of("dmd2"), cond, (4, 8, 8), 4, GUIDANCE)
+    assert made.trained == sum(learner.weights.flat.numel() for learner in trainer_of("dmd2").learners.values())
+    master, moments = 4 * made.trained, 2 * 4 * made.trained
+    assert made.peak_bytes > sum(p.nbytes for p in tiny_unet().parameters()) + master + moments
 
 
 # Of a picture and slot: (whole, half) passes. KD has one update of four steps. DMD2's are a matter of chance.
