@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
-from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.core.method.config import TeacherConfig
+from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate import models
 from rapm_cli.evaluate.features import gather, reference_statistics
 from rapm_cli.evaluate.models import BASE, STUDENT, TEACHER, EvalModel, teacher_and_base
@@ -226,19 +226,28 @@ def sample_all(
     Several processes share the work; arguments and errors are those of `evaluate`.
     """
     _require_one_teacher(students)
-    first, precision = students[0], find_precision(precision, device)
-    if "teacher" not in first.lora.recipe:
-        reporter.warn(
-            f"{first.lora_path} does not say which teacher it was distilled from: compared with {first.base.name}'s "
-            "usual one"
-        )
-    config = TeacherConfig(base=first.base.name, precision=precision, **first.teacher)
+    first = students[0]
+    config = replace(_teacher_config(first, request, reporter), precision=find_precision(precision, device))
     splits: list[list[SampleSet]] = [[] for _ in request.plans]
     for chosen in students:
         reporter.say(f"loading {chosen.base.name}")
         made = _sampled(chosen, request, config, device, reporter, is_first=chosen is first)
         splits = [[*sets, *more] for sets, more in zip(splits, made, strict=True)]
     return splits
+
+
+def _teacher_config(chosen: ResolvedLora, request: Request, reporter: Reporter) -> TeacherConfig:
+    """Return the settings of a LoRA's teacher; those that suit the base if its file does not say them."""
+    base, recorded = chosen.base, chosen.lora.recipe.get("teacher")
+    unknown = f"{chosen.lora_path} does not say which teacher it was distilled from"
+    if recorded is None:
+        reporter.warn(f"{unknown}: compared with {base.name}'s usual one")
+    elif request.plans[0].labels:
+        try:
+            from_json(TeacherConfig, recorded)
+        except InputError as error:
+            raise InputError(unknown, "give a file that rapm distill or export wrote") from error
+    return TeacherConfig(base=base.name, **chosen.teacher)
 
 
 def _sampled(
