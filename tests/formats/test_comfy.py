@@ -62,6 +62,7 @@ def drawn_by_comfyui(pipe, prompt, noise, settings):
     return (127.5 * (pipe.vae.decode(x.float() / pipe.vae.config.scaling_factor).sample + 1)).clamp(0, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_comfyui_draws_the_students_picture(pipe, prompt):
     """It ends without the last noise, where training ends at timestep 0, which is nearly all of the difference."""

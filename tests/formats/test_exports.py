@@ -50,6 +50,7 @@ def drawn(pipe):
     return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, generator=generator, output_type="pt").images
 
 
+@pytest.mark.slow
 def test_plain_diffusers_draws_the_same_from_every_form(made, tmp_path):
     _, folder, lora = made
     done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
@@ -65,6 +66,7 @@ def test_plain_diffusers_draws_the_same_from_every_form(made, tmp_path):
     assert (drawn(pipeline(folder)) - pictures[0]).abs().max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_files_say_what_they_are(made, tmp_path):
     family, folder, lora = made
     done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
@@ -92,6 +94,7 @@ def test_the_files_say_what_they_are(made, tmp_path):
         assert all(value[0] in nodes for value in node["inputs"].values() if isinstance(value, list))
 
 
+@pytest.mark.slow
 def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
     """They name a LoRA's layer by the model's own, with underscores for its dots; for SD 1.5 diffusers' names too."""
     family, folder, lora = made
@@ -117,6 +120,7 @@ def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
         assert state[f"{name}.alpha"] == RANK
 
 
+@pytest.mark.slow
 def test_names_are_those_of_kohyas_trainer(made, tmp_path):
     family, folder, lora = made
     export(lora, find_base(str(folder), OUT), tmp_path / "kohya.safetensors", reporter=OUT, formats=["kohya"])
@@ -125,6 +129,7 @@ def test_names_are_those_of_kohyas_trainer(made, tmp_path):
     assert {name for name in load_file(tmp_path / "kohya.safetensors") if not name.endswith(".alpha")} == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["out", "one.safetensors"])
 def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_path, monkeypatch, where):
     _, folder, lora = made
@@ -139,6 +144,7 @@ def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
 
+@pytest.mark.slow
 def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
     lora = write_lora(originals["sdxl"], tmp_path / "mine.safetensors", 3e-6)
     base = find_base(str(originals["sdxl"]), OUT)
@@ -152,7 +158,7 @@ def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
 def test_a_lora_of_another_base_and_contradictions_are_refused(originals, tmp_path):  # noqa: F811
     lora, base = write_lora(originals["sdxl"], tmp_path / "mine.safetensors"), find_base(str(originals["sd15"]), OUT)
     for form in EXPORTS.names():
-        with pytest.raises(InputError, match=naming(lora)):
+        with pytest.raises(InputError, match="down_blocks"):
             export(lora, base, tmp_path / "out", reporter=OUT, formats=[form])
     for options, named in (({"formats": ["kohja"]}, "'kohja'"), ({"formats": ["kohya"], "fuse": True}, "--format")):
         with pytest.raises(ConfigError, match=naming(named)):

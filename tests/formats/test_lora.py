@@ -65,6 +65,7 @@ def made(request, tmp_path_factory):
     return path, loaded.decode(latent)
 
 
+@pytest.mark.slow
 def test_plain_diffusers_draws_our_picture_from_our_file(made):
     path, ours = made
     pipe = pipeline(BASES["demo"].locate(OUT).folder)
@@ -74,6 +75,7 @@ def test_plain_diffusers_draws_our_picture_from_our_file(made):
     assert (without - ours).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "out", reporter=OUT)
@@ -86,6 +88,7 @@ def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
         torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fused_folder_draws_our_picture(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", reporter=OUT)
@@ -100,6 +103,7 @@ def test_a_fused_folder_draws_our_picture(made, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
@@ -109,6 +113,7 @@ def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made,
     assert (fused - ours).abs().mean() < 0.01
 
 
+@pytest.mark.slow
 def test_the_update_is_what_peft_adds(made):
     from peft.tuners.lora import LoraLayer
 
@@ -148,6 +153,7 @@ def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
 
 
+@pytest.mark.slow
 def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
     path, _ = made
     export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)

@@ -123,7 +123,12 @@ PASSED_OVER = [peft_with_adapter, peft_without_prefix, peft_wrapped, diffusers_m
 
 @pytest.mark.parametrize("has_alpha", [False, True], ids=["no alpha", "alpha"])
 @pytest.mark.parametrize(
-    ("name", "form"), [*((name, form) for name in NETWORKS for form in FORMS), ("sdxl", kohya_sgm)]
+    ("name", "form"),
+    [
+        *(("sd15", form) for form in (peft, kohya)),
+        *(pytest.param("sd15", form, marks=pytest.mark.slow) for form in (diffusers_new, diffusers_old)),
+        *(pytest.param("sdxl", form, marks=pytest.mark.slow) for form in (*FORMS, kohya_sgm)),
+    ],
 )
 def test_every_form_is_read_as_diffusers_reads_it(name, form, has_alpha, tmp_path):
     update, is_kohya = make_update(name), form in (kohya, kohya_sgm)
@@ -141,6 +146,7 @@ def plain(request, tmp_path_factory):
     return request.param, theirs(request.param, write(path, update, peft, header=settings_of(update)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", PASSED_OVER)
 def test_forms_that_diffusers_passes_over_are_read_as_the_plain_one(plain, form, tmp_path):
     name, expected = plain
@@ -149,6 +155,7 @@ def test_forms_that_diffusers_passes_over_are_read_as_the_plain_one(plain, form,
     assert_same(ours(name, path), expected)
 
 
+@pytest.mark.slow
 def test_settings_without_a_prefix_are_the_unets(tmp_path):
     update = make_update("sdxl")
     header = json.dumps(settings_of(update))
@@ -161,6 +168,7 @@ def rank_of(module):
     return 5 if "conv" in module else 2 if module.endswith(".to_k") else RANK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_patterns_of_ranks_and_alphas_and_rslora_are_peft_s(name, use_rslora, tmp_path):
@@ -179,6 +187,7 @@ def test_patterns_of_ranks_and_alphas_and_rslora_are_peft_s(name, use_rslora, tm
     assert_as_diffusers(name, path, update, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [peft, kohya, kohya_sgm])
 def test_other_ranks_in_some_layers_change_no_product(form, tmp_path):
     update = make_update("sdxl", rank_of)
@@ -196,12 +205,14 @@ def test_every_alpha_of_kohya_counts_for_its_own_layer(tmp_path):
     assert_update(ours("sdxl", path), update, lambda module: alphas[module] / rank_of(module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_for_attention_alone_leaves_other_layers_alone(name, tmp_path):
     update = make_update(name, ends=("to_q", "to_k", "to_v", "to_out.0"))
     assert_as_diffusers(name, write(tmp_path / "lora.safetensors", update, diffusers_old), update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits_are_folded_in_thirty_two(dtype, tmp_path):
     update = make_update("sdxl")
@@ -227,6 +238,7 @@ def of_every_kind_in_some_blocks():
     return update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [of_some_kinds, of_more_kinds_than_ours, of_every_kind_in_some_blocks])
 def test_what_was_read_and_written_again_is_the_same_to_diffusers(make, tmp_path):
     update = make()
@@ -237,6 +249,7 @@ def test_what_was_read_and_written_again_is_the_same_to_diffusers(make, tmp_path
     assert load_lora(again).digest() == load_lora(path).digest()
 
 
+@pytest.mark.slow
 def test_one_layer_under_two_names_counts_once_and_must_be_the_same(tmp_path):
     update = make_update("sdxl")
     both = load_file(write(tmp_path / "a.safetensors", update, kohya, alphas=ALPHA))

@@ -23,6 +23,7 @@ def drawn(loaded):
     return sample_student(loaded.backbone, noise, loaded.encode(["a red cube at dusk", "two blue cones"]), 4)[0]
 
 
+@pytest.mark.slow
 def test_merged_and_separate_updates_draw_the_same_latents():
     lora, merged, separate = load_lora(PATH), fresh(), fresh()
     assert merge_lora(merged.backbone, lora, PATH)
