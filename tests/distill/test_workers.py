@@ -177,15 +177,15 @@ def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_pa
 def test_the_first_word_on_the_jobs_counts_and_is_news_to_the_others():
     store = HashStore()
     boards = [JobStore(store, rank, 3) for rank in range(3)]
-    assert boards[0].ending() is None
+    assert boards[0].peer_exit() is None
     assert boards[0].request_stop() is None
-    boards[1].end(6, "out of memory")
-    boards[0].end(1, "another is gone")
-    assert boards[1].ending() is None
+    boards[1].report_exit(6, "out of memory")
+    boards[0].report_exit(1, "another is gone")
+    assert boards[1].peer_exit() is None
     assert [jobs.peer_exit().exit_code for jobs in boards[::2]] == [6] * 2
     assert all(names(jobs.peer_exit().message, "process 1", "out of memory") for jobs in boards[::2])
     assert [boards[2].request_stop(15), boards[1].request_stop(2), boards[0].request_stop()] == [15] * 3
-    boards[1].leave()
+    boards[1].detach()
     assert [boards[0].all_detached([1], 0), boards[0].all_detached([1, 2], 0)] == [True, False]
 
 
@@ -194,7 +194,7 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     monkeypatch.setattr(failure, "GRACE_SECONDS", 0.1)
     store = HashStore()
     work, other = JobStore(store, 0, 2), JobStore(store, 1, 2)
-    threading.Timer(0.1, other.end, (5, "the disk is full")).start()
+    threading.Timer(0.1, other.report_exit, (5, "the disk is full")).start()
 
     def toil():
         with signals.heeding(), failure.ending_together(work, Output()), signals.patient("this"):
@@ -208,7 +208,7 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
 
 def test_a_follower_that_has_nothing_to_do_asks_a_jobs_that_goes_for_nothing_more(monkeypatch):
     jobs, asked = JobStore(HashStore(), 1, 2), []
-    monkeypatch.setattr(jobs, "end", lambda *word: asked.append(word))
+    monkeypatch.setattr(jobs, "report_exit", lambda *word: asked.append(word))
     monkeypatch.setattr(jobs, "all_detached", lambda *world: asked.append(world))
     with pytest.raises(PeerEnded) as caught, failure.ending_together(jobs, Output()):
         raise PeerEnded("process 0 has ended: there is nothing to do", 0)
@@ -225,7 +225,7 @@ def test_a_process_that_cannot_be_interrupted_says_why_and_is_gone():
         failure.POLL_SECONDS, failure.INSIST_SECONDS = 0.01, 0.2
         store = HashStore()
         with failure.ending_together(JobStore(store, 0, 2), Output()):
-            JobStore(store, 1, 2).end(5, "the disk is full")
+            JobStore(store, 1, 2).report_exit(5, "the disk is full")
             ctypes.CDLL(None).sleep(60)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
