@@ -16,4 +16,5 @@ def names(text: str, *values: object) -> bool:
 def _whole(value: str) -> str:
     before = r"(?<!\w)(?<!\d\.)" if re.match(r"\w", value) else ""
     after = r"(?!\w|\.\d)" if re.search(r"\w$", value) else ""
+    after = r"(?:\.0)?" + after if re.fullmatch(r"-?\d+", value) else after  # 7 is named by 7.0 too
     return before + re.escape(value) + after

@@ -230,7 +230,7 @@ def test_an_export_may_be_moved_and_its_damage_is_still_named(rapm, shipped_lora
     made.rename(moved)
     code, out, _ = rapm("inspect", str(moved))
     assert code == 0
-    assert str(made) in out
+    assert str(moved) in out
     file = next(moved.glob("*-kohya.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -137,8 +137,8 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
         def backbone(self):
             return self
 
-        def forget(self):
-            self.calls.append("forget")
+        def reset_graphs(self):
+            self.calls.append("reset_graphs")
 
         def decode(self, z):
             self.calls.append("decode")
@@ -154,7 +154,7 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
     previews._teacher, previews._draw = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
     with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
         previews._sheet(1)
-    assert Loaded.calls == ["forget", *(["decode"] if error else ["decode"] * 4), "rest"]
+    assert Loaded.calls == ["reset_graphs", *(["decode"] if error else ["decode"] * 4), "rest"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_what_may_not_be_written_leaves_the_export_and_says_so(rapm, hub, tmp_pa
 
 
 def test_what_could_not_be_published_is_not_made(rapm, hub, tmp_path, monkeypatch):
-    cases = [(push(rapm, tmp_path / "x.safetensors"), 2, "x.safetensors")]
+    cases = [(push(rapm, tmp_path / "x.safetensors"), 2, ".safetensors")]
     argv = ("export", "--base", "demo", "--output", str(tmp_path / "out"), "--push-to-hub")
     cases.append((rapm(*argv, "a/b/c"), 2, "a/b/c"))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
