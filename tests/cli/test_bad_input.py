@@ -1,10 +1,9 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from rapm_cli.core.common.errors import RapmError, Stopped
+from rapm_cli.core.common.errors import Stopped
 from tests.messages import names
 
 DISTILL = ["distill", "--base", "demo"]
@@ -253,14 +252,3 @@ def test_what_helps_against_too_little_memory_is_an_option_of_the_command(rapm, 
     assert "--vram" in named or command != "distill"
     _, out, _ = rapm(command, "--help")
     assert all(name in out for name in named)
-
-
-def test_the_readme_tells_every_exit_code():
-    def codes(kind):
-        own = [kind.exit_code] if isinstance(kind.exit_code, int) else []
-        return own + [code for child in kind.__subclasses__() for code in codes(child)]
-
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    table = text.split("**Exit codes.**")[1].split("\n## ")[0]
-    told = {int(code) for line in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for code in line.split(",")}
-    assert told == {0, 129, 130, 143, *codes(RapmError)}

@@ -1,11 +1,5 @@
 """The noise of a seed, and pictures that are made again from it."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -19,7 +13,6 @@ from rapm_cli.runs.images import read_recipe, save_png
 from tests.messages import names, naming
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -29,19 +22,6 @@ def test_noise_is_what_a_pipeline_of_that_dtype_draws(dtype):
     for row, seed in zip(noise, (50, 7), strict=True):
         theirs = randn_tensor((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed), device=CPU, dtype=dtype)
         assert torch.equal(row, theirs[0].float())
-
-
-@pytest.mark.slow
-def test_the_readmes_python_is_silent_and_draws_the_same_picture(rapm, tmp_path):
-    code = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace('"rapm_cli/', f'"{ROOT}/rapm_cli/')
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout + done.stderr == ""
-    prompt = re.search(r'= "(a large .+?)"', code)[1]
-    lora = str(ROOT / "rapm_cli/bases/demo/weights/rapm-demo.safetensors")
-    out = rapm("generate", prompt, "--base", "demo", "--lora", lora, "--seed", "7", "--output", str(tmp_path))[1]
-    theirs, ours = (np.asarray(Image.open(path), dtype=int) for path in (tmp_path / "picture.png", out.split("  ")[0]))
-    assert np.abs(theirs - ours).max() <= 1
 
 
 def test_noise_is_drawn_on_the_cpu_or_where_rapm_computes():
