@@ -81,9 +81,9 @@ def _refuse_damaged(facts: dict[str, Any]) -> None:
 
 
 def _device(out: Output) -> None:
-    from rapm_cli.inspect.device import machine
+    from rapm_cli.inspect.device import device_facts
 
-    facts = machine()
+    facts = device_facts()
     for name, text in facts.items():
         out.fact(name, str(text))
     out.result(facts)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rapm_cli.distill.distill import Distilled
     from rapm_cli.distill.resolve_run import Start
     from rapm_cli.evaluate.demo_scores import Part
-    from rapm_cli.export.export import Exported
+    from rapm_cli.export.export import ExportResult
 
 
 def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
@@ -54,7 +54,7 @@ def run_folder(out: Output, begun: "Start") -> None:
     out.fact("next", f"rapm generate {shlex.quote(prompt)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
-def exported(out: Output, made: "Exported") -> None:
+def exported(out: Output, made: "ExportResult") -> None:
     """What an export wrote, which programs read it, and what rounding has cost."""
     from rapm_cli.inspect.inspect import size_in_words
 
@@ -83,12 +83,12 @@ def exported(out: Output, made: "Exported") -> None:
 
 def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collection[str] = ()) -> None:
     """Which programs read a LoRA, and why one would not; how to have it written, unless a file beside it is read."""
-    from rapm_cli.formats.programs import KOHYA
+    from rapm_cli.formats.programs import KOHYA_HINT
 
     out.fact("loads in", ", ".join(one["program"] for one in verdicts if not one["reason"]) or "nothing known")
     for reason in dict.fromkeys(one["reason"] for one in verdicts if one["reason"]):
         refusing = [one["program"] for one in verdicts if one["reason"] == reason]
-        words = reason.removesuffix(f"; {KOHYA}") if set(refusing) <= set(read_beside) else reason
+        words = reason.removesuffix(f"; {KOHYA_HINT}") if set(refusing) <= set(read_beside) else reason
         out.fact("not in", f"{', '.join(refusing)}: {words}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import file_sha256, regular_file
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.tensors import write_tensors
+from rapm_cli.formats.safetensors_writer import write_tensors
 from rapm_cli.metrics.frechet import Moments, frechet_distance
 
 KEY, FORMAT = "rapm_statistics", 1

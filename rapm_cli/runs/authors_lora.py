@@ -11,8 +11,8 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import DDIM
 from rapm_cli.core.storage.commit import committing, verify
 from rapm_cli.core.storage.files import file_sha256, sweep
-from rapm_cli.formats.forms import PLAIN
-from rapm_cli.formats.lora import plain_lora, save_lora
+from rapm_cli.formats.lora import convert_lora, save_lora
+from rapm_cli.formats.lora_keys import PLAIN_LORA_REMEDY
 from rapm_cli.formats.state_dict import read_pickled
 from rapm_cli.runs.lock import locked
 
@@ -67,4 +67,4 @@ def convert_pickle(source: Path, target: Path, recipe: dict[str, Any]) -> None:
     Raises:
         InputError: It is no plain state dict of finite tensors under a UNet's LoRA keys, or torch is too old.
     """
-    save_lora(target, replace(plain_lora(source, read_pickled(source, PLAIN), {}), recipe=recipe))
+    save_lora(target, replace(convert_lora(source, read_pickled(source, PLAIN_LORA_REMEDY), {}), recipe=recipe))

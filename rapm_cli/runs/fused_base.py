@@ -11,7 +11,7 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import RECIPE_FILE, RECIPE_KEY, recipe_of
+from rapm_cli.formats.recipe import RECIPE_FILE, RECIPE_KEY, parse_recipe
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def merged_base(base: Base) -> MergedBase | None:
     if base.source in BASES.names():
         return None
     try:
-        recipe = recipe_of({RECIPE_KEY: _text_of(Path(base.source))})
+        recipe = parse_recipe({RECIPE_KEY: _text_of(Path(base.source))})
     except ValueError as error:
         raise InputError(f"{base.source} has a recipe that is none: {error}", "export it again") from error
     return MergedBase(base, recipe) if "steps" in recipe.get("sampler", {}) else None

@@ -16,7 +16,7 @@ from rapm_cli.core.common.errors import UNHARMED, DamagedError, DiskError, Input
 from rapm_cli.core.storage.commit import Manifest, read_commit, read_manifest, verify
 from rapm_cli.core.storage.files import TEMPORARY, file_sha256, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import lora_facts
+from rapm_cli.formats.recipe import parse_lora_header
 from rapm_cli.runs.lock import HOLDER, LOCK
 
 LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png", "previews"
@@ -282,7 +282,7 @@ def base_of(lora: Path) -> str | None:
     """The base that a LoRA file says it was distilled from; None where it cannot be read or does not say."""
     try:
         header = read_header(lora)
-        base = lora_facts(lora, header)[2].get("base")
+        base = parse_lora_header(lora, header)[2].get("base")
     except InputError:
         return None
     return None if base is None else str(base)

@@ -19,7 +19,7 @@ from rapm_cli.core.network.lora_layers import STUDENT
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from rapm_cli.core.storage.commit import verify
 from rapm_cli.export.export import export
-from rapm_cli.formats import stream
+from rapm_cli.formats import safetensors_writer
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from tests.bases.conftest import CPU, load, pipeline
 from tests.bases.layouts import FOLDERS, one_file
@@ -230,7 +230,7 @@ def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
 
 
 def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, monkeypatch):
-    real = stream.write_pieces
+    real = safetensors_writer.stream_tensors
 
     def spoiled(path, *more):
         digest = real(path, *more)
@@ -239,7 +239,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr("rapm_cli.export.plan.write_pieces", spoiled)
+    monkeypatch.setattr("rapm_cli.export.plan.stream_tensors", spoiled)
     lora = lora_of(originals["sdxl"])
     for single_file in (True, False):
         with pytest.raises(VerificationError, match=naming("new")):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases.demo.base import WEIGHTS
-from rapm_cli.formats.describe import HALF
+from rapm_cli.formats.describe import FACTOR_KEY
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
 from tests.formats import lora_forms
@@ -219,7 +219,7 @@ def test_the_device_and_too_many_things(facts, rapm):
 
 def test_halves_are_told_apart():
     for name, half in (("a.lora_A.weight", "A"), ("a.lora.down.weight", "down"), ("a.lora_up.weight", "up")):
-        match = HALF.fullmatch(name)
+        match = FACTOR_KEY.fullmatch(name)
         assert match
         assert (match[1], match[2] or match[3]) == ("a", half)
 

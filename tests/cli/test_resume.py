@@ -14,7 +14,7 @@ import pytest
 from rapm_cli.core.storage.commit import commit
 from rapm_cli.distill import loop
 from rapm_cli.export import plan
-from rapm_cli.formats import tensors
+from rapm_cli.formats import safetensors_writer
 from rapm_cli.runs.run import Run
 from tests.messages import names
 
@@ -168,8 +168,8 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
 )
 def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
     lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
-    for module in (plan, tensors):
-        monkeypatch.setattr(module, "verify_pieces", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    for module in (plan, safetensors_writer):
+        monkeypatch.setattr(module, "verify_tensors", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     output, *more = argv
     code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))
     assert code == 143

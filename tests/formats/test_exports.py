@@ -1,4 +1,4 @@
-"""LoRAs in the forms of other programs: by diffusers' reader, and by the names that the others look for."""
+"""Exported LoRAs, read by diffusers, and under the names that other programs look for."""
 
 import hashlib
 import json
@@ -19,7 +19,6 @@ from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import PROGRAMS, verdicts
 from tests.bases.conftest import load, originals, pipeline  # noqa: F401  # a fixture
 from tests.formats import lora_forms
-from tests.messages import naming
 
 OUT = Output(quiet=True)
 PROMPT = "a red cube left of a blue sphere at dawn"
@@ -28,7 +27,7 @@ RANK, ALPHA = 3, 7.5
 
 
 def write_lora(folder, path, size=0.1):
-    """A LoRA at alpha ≠ rank on all of rapm's modules of a folder's UNet."""
+    """Write a LoRA with alpha ≠ rank on all modules that rapm trains in a folder's UNet."""
     loaded = load(folder)
     attach_lora(loaded.backbone, RANK, ALPHA)
     weights, generator = lora_weights(loaded.backbone), torch.Generator().manual_seed(1)
@@ -45,27 +44,27 @@ def made(request, originals, tmp_path):  # noqa: F811
     return request.param, folder, write_lora(folder, tmp_path / "mine.safetensors")
 
 
-def drawn(pipe):
+def sample(pipe):
     generator = torch.Generator().manual_seed(3)
     return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, generator=generator, output_type="pt").images
 
 
-def test_plain_diffusers_draws_the_same_from_every_form(made, tmp_path):
+def test_diffusers_samples_the_same_image_from_every_format(made, tmp_path):
     _, folder, lora = made
     done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
     files = [lora, *(file.path for file in done.files)]
     assert len(files) == 1 + len(EXPORTS.names())
-    pictures = []
+    images = []
     for path in files:
         pipe = pipeline(folder)
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
-        pictures.append(drawn(pipe))
-    for picture in pictures[1:]:
-        torch.testing.assert_close(picture, pictures[0], rtol=0, atol=1e-4)
-    assert (drawn(pipeline(folder)) - pictures[0]).abs().max() > 0.05
+        images.append(sample(pipe))
+    for image in images[1:]:
+        torch.testing.assert_close(image, images[0], rtol=0, atol=1e-4)
+    assert (sample(pipeline(folder)) - images[0]).abs().max() > 0.05
 
 
-def test_the_files_say_what_they_are(made, tmp_path):
+def test_headers_and_sidecars_describe_the_export(made, tmp_path):
     family, folder, lora = made
     done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
     assert sorted(path.name for path in done.path.iterdir()) == [
@@ -88,12 +87,12 @@ def test_the_files_say_what_they_are(made, tmp_path):
         next(node for node in nodes.values() if node["class_type"] == "LoraLoaderModelOnly")["inputs"]["lora_name"]
         == "out-kohya.safetensors"
     )
-    for node in nodes.values():  # no wire leads to nowhere
+    for node in nodes.values():  # every link leads to a node
         assert all(value[0] in nodes for value in node["inputs"].values() if isinstance(value, list))
 
 
 def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
-    """They name a LoRA's layer by the model's own, with underscores for its dots; for SD 1.5 diffusers' names too."""
+    """Both look layers up by the model's own names, with underscores for dots; for SD 1.5 also by diffusers' names."""
     family, folder, lora = made
     base = find_base(str(folder), OUT)
     export(lora, base, tmp_path / "kohya.safetensors", reporter=OUT, formats=["kohya"])
@@ -126,7 +125,7 @@ def test_names_are_those_of_kohyas_trainer(made, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["out", "one.safetensors"])
-def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_path, monkeypatch, where):
+def test_an_export_with_another_update_fails_and_leaves_no_file(made, tmp_path, monkeypatch, where):
     _, folder, lora = made
     real = exports.save_kohya
 
@@ -134,16 +133,16 @@ def test_an_export_that_would_do_something_else_is_refused_and_gone(made, tmp_pa
         real(path, LoraFile(lora.state, lora.rank, 0.99 * lora.alpha, lora.recipe), target, dtype)
 
     monkeypatch.setitem(EXPORTS._things, "kohya", weaker)
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError, match=r"_blocks?\."):
         export(lora, find_base(str(folder), OUT), tmp_path / where, reporter=OUT, formats=["kohya"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
 
-def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
+def test_an_update_that_16_bits_would_lose_is_refused(originals, tmp_path):  # noqa: F811
     lora = write_lora(originals["sdxl"], tmp_path / "mine.safetensors", 3e-6)
     base = find_base(str(originals["sdxl"]), OUT)
     for form in EXPORTS.names():
-        with pytest.raises(VerificationError) as refused:
+        with pytest.raises(VerificationError, match=r"_blocks?\.") as refused:
             export(lora, base, tmp_path / "half.safetensors", reporter=OUT, formats=[form], dtype="fp16")
         assert "--dtype fp32" in refused.value.remedy
         export(lora, base, tmp_path / f"{form}.safetensors", reporter=OUT, formats=[form], dtype="bf16")
@@ -152,13 +151,19 @@ def test_what_16_bits_cannot_hold_is_refused(originals, tmp_path):  # noqa: F811
 def test_a_lora_of_another_base_and_contradictions_are_refused(originals, tmp_path):  # noqa: F811
     lora, base = write_lora(originals["sdxl"], tmp_path / "mine.safetensors"), find_base(str(originals["sd15"]), OUT)
     for form in EXPORTS.names():
-        with pytest.raises(InputError, match=naming("down_blocks.2.attentions.0.transformer_blocks.1.attn1.to_k")):
+        with pytest.raises(InputError, match=r"_blocks?\."):
             export(lora, base, tmp_path / "out", reporter=OUT, formats=[form])
-    for options, named in (({"formats": ["kohja"]}, "'kohja'"), ({"formats": ["kohya"], "fuse": True}, "--format")):
-        with pytest.raises(ConfigError, match=naming(named)):
+    for options, named in (
+        ({"formats": ["kohja"]}, "kohja"),
+        ({"formats": ["kohya"], "fuse": True}, "--format"),
+    ):
+        with pytest.raises(ConfigError, match=named):
             export(lora, base, tmp_path / "out", reporter=OUT, **options)
-    for options in ({"formats": ["kohya", "diffusers"]}, {"fuse": True}):
-        with pytest.raises(ConfigError):
+    for options, named in (
+        ({"formats": ["kohya", "diffusers"]}, "format"),
+        ({"fuse": True}, "--fuse"),
+    ):
+        with pytest.raises(ConfigError, match=named):
             export(lora, base, tmp_path / "out.safetensors", reporter=OUT, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors"]
 
@@ -175,7 +180,7 @@ READ_BY = {
 
 
 @pytest.mark.parametrize("form", READ_BY)
-def test_who_reads_a_form_is_told_from_its_header(form, tmp_path):
+def test_the_programs_that_read_a_form_follow_from_its_keys(form, tmp_path):
     path = lora_forms.write(tmp_path / "lora.safetensors", lora_forms.make_update("sdxl"), form)
     with safe_open(path, "pt") as file:
         names = list(file.keys())
@@ -195,6 +200,6 @@ def test_a1111_hides_a_lora_whose_header_names_no_sdxl(tmp_path):
     assert reason({"ss_base_model_version": "sdxl_base_v1-0"}) == reason({}) == reason({"format": "pt"}, False) == ""
 
 
-def test_what_holds_no_lora_is_read_by_nobody(tmp_path):
+def test_no_program_reads_a_file_without_a_lora(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert all(one.reason for one in verdicts(["weight"], {}, is_xl=True))

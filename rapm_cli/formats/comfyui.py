@@ -1,26 +1,27 @@
-"""A ComfyUI workflow that draws with an exported file as its recipe says, in the form that its interface opens."""
+"""A ComfyUI workflow that samples an exported file by its recipe."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-SAMPLERS = {"DDIM": "ddim", "LCM": "lcm"}  # by diffusers' name
-SCHEDULER = "sgm_uniform"  # trailing times: of four, DDIM's last two differ by 1 of 1000, the
-# pictures by 1 of 255. LCM's own times lie up to 10 of 1000 higher, or 50 where it was trained at 10 times.
-NEGATIVE = ""  # at CFG 1 nobody looks at it
+SAMPLERS = {"DDIM": "ddim", "LCM": "lcm"}  # ComfyUI's name by diffusers' name
+# Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
+# LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
+SCHEDULER = "sgm_uniform"
+NEGATIVE = ""  # ComfyUI ignores the negative prompt at CFG 1
 
 
 def workflow(
     recipe: Mapping[str, Any], *, checkpoint: str, lora: str | None, side_px: int, prompt: str
 ) -> dict[str, Any]:
-    """The nodes of a workflow by number, each with its class and inputs.
+    """Return the nodes of a workflow by number, each with its class and inputs.
 
     Args:
-        recipe: How the student is sampled.
+        recipe: Settings of training and sampling.
         checkpoint: File below ComfyUI's `models/checkpoints`.
-        lora: File below its `models/loras`; None where it is in the checkpoint.
-        side_px: Width and height of the pictures.
-        prompt: To begin with.
+        lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint.
+        side_px: Width and height of the images, in pixels.
+        prompt: Prompt that the workflow starts with.
     """
     sampler = recipe.get("sampler", {})
     nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
@@ -47,5 +48,5 @@ def workflow(
 
 
 def workflow_bytes(*args: Any, **options: Any) -> bytes:
-    """The same as a file."""
+    """Return the workflow as the JSON file that ComfyUI opens; arguments as of `workflow`."""
     return (json.dumps(workflow(*args, **options), indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""What a pickle would import when it is opened, by its opcodes; nothing of it is run."""
+"""List the imports of a pickle from its opcodes, without opening it."""
 
 import io
 import pickletools
@@ -9,7 +9,7 @@ from pathlib import Path
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
-SAFE = {  # what state dicts need
+SAFE_IMPORTS = {  # a state dict needs no others
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
     "torch.FloatStorage", "torch.HalfStorage", "torch.BFloat16Storage", "torch.LongStorage", "torch.IntStorage",
     "torch.DoubleStorage", "torch.BoolStorage", "torch.ByteStorage",
@@ -18,19 +18,21 @@ SAFE = {  # what state dicts need
 MAX_BYTES = 2**28
 STRINGS = ("UNICODE", "STRING")
 REMEDY = "ask for a safetensors file"
-BROKEN = (ValueError, IndexError, EOFError, KeyError)  # what is raised of bytes that are no pickle
+PARSE_ERRORS = (ValueError, IndexError, EOFError, KeyError)  # pickletools raises these for other bytes
 
 
 def is_pickle(start: bytes) -> bool:
-    """True for the first bytes of a pickle, or of the zip that torch.save writes."""
+    """Return True for the first bytes of a pickle, or of the zip that torch.save writes."""
     return start.startswith(b"\x80") or start.startswith(b"PK\x03\x04")
 
 
-def imports_of(path: Path) -> list[str]:
-    """The names that it imports, such as `torch._utils._rebuild_tensor_v2`, sorted; `?` for what it hides.
+def pickle_imports(path: Path) -> list[str]:
+    """Return the names that a pickle imports, such as `torch._utils._rebuild_tensor_v2`, sorted.
+
+    A name that the opcodes do not show contains `?`.
 
     Raises:
-        InputError: It is no pickle, or is damaged.
+        InputError: The file is not a pickle, or is damaged.
     """
     regular_file(path, REMEDY)
     found: set[str] = set()
@@ -41,28 +43,28 @@ def imports_of(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".pkl")]
             if not names or any(archive.getinfo(name).file_size > MAX_BYTES for name in names):
-                raise ValueError("it has no pickle of a fair size")
+                raise ValueError("it has no pickle of at most 256 MiB")
             for name in names:
                 found |= _imports(archive.read(name))
-    except (*BROKEN, OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError of a zip with a password
-        raise InputError(f"{path} is no whole pickle", REMEDY) from error
+    except (*PARSE_ERRORS, OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError of a zip with a password
+        raise InputError(f"{path} is not a complete pickle", REMEDY) from error
     return sorted(found)
 
 
 def _imports(data: bytes) -> set[str]:
-    """Of all pickles in a row: torch's older form is several, and then the numbers."""
+    """Return the imports of all pickles in a row: torch's older format is several pickles, then the numbers."""
     file, found = io.BytesIO(data), set[str]()
-    with warnings.catch_warnings(action="ignore"):  # of escapes that are none, in bytes that are no pickle
-        found |= _of_one(file)
+    with warnings.catch_warnings(action="ignore"):  # bytes that are not a pickle can contain invalid escapes
+        found |= _imports_of_one(file)
         while file.tell() < len(data):
             try:
-                found |= _of_one(file)
-            except BROKEN:
-                break  # the numbers
+                found |= _imports_of_one(file)
+            except PARSE_ERRORS:
+                break  # the numbers begin here
     return found
 
 
-def _of_one(file: io.BytesIO) -> set[str]:
+def _imports_of_one(file: io.BytesIO) -> set[str]:
     found: set[str] = set()
     recent: list[str] = []
     memo: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""What ComfyUI's sampler and times, written down here as its source has them, make of a student."""
+"""ComfyUI's sampler and timesteps, reimplemented here from its source, sample a student's image."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 
 from rapm_cli.bases.demo.base import STUDENT, WEIGHTS
 from rapm_cli.core.network.schedule import DDIM_SETTINGS
-from rapm_cli.formats.comfy import workflow
+from rapm_cli.formats.comfyui import workflow
 
 PROMPTS = (
     "a large red cube left of a small blue sphere at dawn",
@@ -18,9 +18,9 @@ PROMPTS = (
 
 
 class DiscreteSampling:
-    """ComfyUI's `ModelSamplingDiscrete`, and the two schedulers' entries that a workflow of ours may name.
+    """ComfyUI's `ModelSamplingDiscrete`, with the scheduler that our workflow names.
 
-    Noise levels between two timesteps are interpolated in their logarithm; the network is told the nearest timestep.
+    Noise levels between two timesteps are interpolated in their logarithm; the network gets the nearest timestep.
     """
 
     def __init__(self, alphas_cumprod):
@@ -46,8 +46,8 @@ def pipe():
 
 
 @torch.no_grad()
-def drawn_by_comfyui(pipe, prompt, noise, settings):
-    """Its `ddim`, which is Euler's method on the noise levels, from full noise."""
+def sample_as_comfyui(pipe, prompt, noise, settings):
+    """ComfyUI's `ddim`, which is Euler's method on the noise levels, from full noise."""
     assert (settings["sampler_name"], settings["cfg"], settings["denoise"]) == ("ddim", 1.0, 1.0)
     sampling = DiscreteSampling(pipe.scheduler.alphas_cumprod)
     sigmas = sampling.sigmas(settings["scheduler"], settings["steps"])
@@ -63,17 +63,17 @@ def drawn_by_comfyui(pipe, prompt, noise, settings):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_comfyui_draws_the_students_picture(pipe, prompt):
-    """It ends without the last noise, where training ends at timestep 0, which is nearly all of the difference."""
+def test_comfyui_samples_the_students_image(pipe, prompt):
+    """ComfyUI ends at noise level 0, training ends at timestep 0: nearly all of the difference comes from that."""
     recipe = {"sampler": {"scheduler": "DDIM", "steps": 4}}
     settings = workflow(recipe, checkpoint="base", lora=STUDENT, side_px=64, prompt=prompt)["6"]["inputs"]
     noise = torch.randn(1, 4, *[pipe.unet.config.sample_size] * 2, generator=torch.Generator().manual_seed(7))
-    theirs = drawn_by_comfyui(pipe, prompt, noise, settings)
+    theirs = sample_as_comfyui(pipe, prompt, noise, settings)
     call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "latents": noise, "output_type": "pt"}
     ours = 255 * pipe(**call).images
-    settings_of_trailing = pipe.scheduler.config
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(settings_of_trailing, timestep_spacing="leading")
+    trailing_config = pipe.scheduler.config
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(trailing_config, timestep_spacing="leading")
     at_other_times = 255 * pipe(**call).images
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(settings_of_trailing)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(trailing_config)
     assert (theirs - ours).abs().mean() < 2
     assert (at_other_times - ours).abs().mean() > 1.5 * (theirs - ours).abs().mean()
