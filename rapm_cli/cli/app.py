@@ -17,7 +17,7 @@ from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
 from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
-from rapm_cli.runs.signals import heeding
+from rapm_cli.runs.signals import handled
 
 LESS_MEMORY = {  # what helps a command that has run out of it
     "distill": "use --vram 12 or 8, a smaller --batch-size, or --discriminator latent",
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        with heeding():
+        with handled():
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:

@@ -192,7 +192,7 @@ class Output:
                 progress.start()
             self._is_live = True
             try:
-                with signals.drawn():
+                with signals.shown_by_caller():
                     yield _LiveBar(progress, task)
             finally:
                 self._is_live = False
@@ -339,8 +339,8 @@ class _Live(Progress):
                 note = Text(f"  {task.fields['note']}", style="dim", no_wrap=True)
                 note.truncate(self.console.width - len("^C") - 1, overflow="ellipsis")  # or a terminal's echo breaks it
                 yield note
-        if signals.words():
-            yield Text(signals.words())
+        if signals.notice():
+            yield Text(signals.notice())
 
 
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:

@@ -165,12 +165,12 @@ def distill(
     out = Output(as_json=as_json, quiet=quiet or is_follower)
     out.say("starting")
     from rapm_cli.distill import resolve_run, workers
-    from rapm_cli.distill.callbacks import Reporting
+    from rapm_cli.distill.callbacks import CallbackOptions
     from rapm_cli.distill.distill import distill as run_distill
-    from rapm_cli.runs.fused_base import undistilled_base
+    from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
-    reporting = Reporting(options.parse_names(report_to), preview_every)
+    callback_options = CallbackOptions(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume goes on with a run where it is", "leave out --new and --output")
     if run and not resume:
@@ -182,7 +182,7 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.foresee(out, undistilled_base(base or "sdxl", out), given, prompts, device)
+            speed.foresee(out, unfused_base(base or "sdxl", out), given, prompts, device)
         return
     with workers.joined(device, out) as world:
         if not world.is_first:
@@ -191,10 +191,10 @@ def distill(
         wanted = None if prompts is None else read_prompts(prompts, out)
         place = workers.device_of(device)
         if resume:
-            begun = resolve_run.resume(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
+            begun = resolve_run.resume_run(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
         else:
-            found = undistilled_base(base or "sdxl", out)
-            begun = resolve_run.begin(
+            found = unfused_base(base or "sdxl", out)
+            begun = resolve_run.begin_run(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )
         if begun.is_complete:
@@ -209,6 +209,6 @@ def distill(
             is_strict=strict,
             reporter=out,
             world=world,
-            reporting=reporting,
+            callback_options=callback_options,
         )
     show.distilled(out, begun, done)

@@ -11,12 +11,12 @@ MOSTLY = 0.5  # of an update
 
 if TYPE_CHECKING:
     from rapm_cli.distill.distill import Distilled
-    from rapm_cli.distill.resolve_run import Start
+    from rapm_cli.distill.resolve_run import ResolvedRun
     from rapm_cli.evaluate.demo_scores import Part
     from rapm_cli.export.export import ExportResult
 
 
-def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
+def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
     """What a distillation has come to."""
     from rapm_cli.evaluate.demo_scores import to_record
 
@@ -38,14 +38,14 @@ def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
     )
 
 
-def finished(out: Output, begun: "Start") -> None:
+def finished(out: Output, begun: "ResolvedRun") -> None:
     """A run that was finished before."""
     out.say(f"this run is finished; --iterations above {begun.settings.training.iterations} goes on with it")
     run_folder(out, begun)
     out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
 
 
-def run_folder(out: Output, begun: "Start") -> None:
+def run_folder(out: Output, begun: "ResolvedRun") -> None:
     """Where a run is, and what to type next."""
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots
     out.fact("run", str(folder))

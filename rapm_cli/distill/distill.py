@@ -15,10 +15,10 @@ from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.core.training.distributed import ALONE, World
-from rapm_cli.distill.callbacks import NO_REPORTS, Reporting, Reports
+from rapm_cli.distill.callbacks import NO_CALLBACKS, CallbackOptions, Callbacks
 from rapm_cli.distill.loop import Training, loaded_base, offload_unused, trainer_of
 from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
-from rapm_cli.distill.trajectories import collect
+from rapm_cli.distill.trajectories import collect_trajectories
 from rapm_cli.evaluate.contact_sheet import draw_sheet
 from rapm_cli.evaluate.demo_exam import Examination
 from rapm_cli.evaluate.demo_scores import Part, to_record
@@ -62,7 +62,7 @@ def distill(
     is_strict: bool,
     reporter: Reporter,
     world: World = ALONE,
-    reporting: Reporting = NO_REPORTS,
+    callback_options: CallbackOptions = NO_CALLBACKS,
 ) -> Distilled:
     """Run a distillation, or go on with one, to its end.
 
@@ -74,7 +74,7 @@ def distill(
         is_strict: Stop at damaged data instead of using an older commit or making it again.
         reporter: Sees bars and talk.
         world: The processes that work on it, of which this is the first.
-        reporting: Who is told of the training while it lasts.
+        callback_options: Trackers and previews to update during training.
 
     Raises:
         LockedError: Another process holds the run.
@@ -86,7 +86,7 @@ def distill(
             if settings.deterministic:
                 be_deterministic()
             _tell_damage(run, reporter)
-            return _distill(run, settings, base, device, is_strict, world, reporting, reporter)
+            return _distill(run, settings, base, device, is_strict, world, callback_options, reporter)
     except DiskError as error:
         if run.is_begun:
             error.remedy = f"free space, and resume with: {run.resume_command}"
@@ -112,7 +112,7 @@ def _distill(
     device: torch.device,
     is_strict: bool,
     world: World,
-    reporting: Reporting,
+    callback_options: CallbackOptions,
     reporter: Reporter,
 ) -> Distilled:
     teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
@@ -120,7 +120,7 @@ def _distill(
     world.broadcast(settings.to_bytes())
     clock.lap("loading")
     warn_of_unread(loaded, list(settings.prompts), reporter)
-    trajectories = collect(
+    trajectories = collect_trajectories(
         loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, world=world, reporter=reporter
     )
     clock.lap("trajectories")
@@ -132,17 +132,17 @@ def _distill(
         for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
             exam.sit(contestant)
     clock.lap("teacher and base")
-    reports = Reports(reporting, run, settings, base, loaded, others[0], reporter)
+    callbacks = Callbacks(callback_options, run, settings, base, loaded, others[0], reporter)
     offload_unused(loaded, settings)
     plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
     adopt(plan, loaded.backbone)
     trainer = trainer_of(loaded, settings, world)
     install_oom_fallback(plan, trainer, reporter)
-    with closing(reports):
+    with closing(callbacks):
         training = Training(
-            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=reports.take
+            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=callbacks.on_iteration
         )
-        run.reopen()
+        run.mark_unfinished()
         training.finish()
     lora = _settled(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
@@ -169,23 +169,23 @@ def _distill(
         "machine": made.machine,
         "comparison": to_record(part) if part else None,
     }
-    with_retries(lambda: run.finish(record), run.folder, 0, reporter, kept, remedy)
+    with_retries(lambda: run.write_result(record), run.folder, 0, reporter, kept, remedy)
     return made
 
 
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:
     """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
-    is_new, begin, size = not run.is_begun, Checkpoints(run, settings).begin, len(settings.to_bytes())
+    is_new, save, size = not run.is_begun, Checkpoints(run, settings).save_settings, len(settings.to_bytes())
     saved = "nothing was begun" if is_new else "all commits are kept"
     try:
-        with_retries(begin, run.commits, size, reporter, saved, "free space, and run the same command again")
+        with_retries(save, run.checkpoints_dir, size, reporter, saved, "free space, and run the same command again")
         reporter.say(f"loading {base.name}")
         loaded = loaded_base(base, settings, device, reporter)
         loaded.load()
         return loaded
     except RapmError:
         if is_new:
-            run.discard()
+            run.delete()
         raise
 
 

@@ -34,7 +34,7 @@ from rapm_cli.core.training.distributed import Verdict, World
 from rapm_cli.core.training.recovery import NETWORK, Health
 from rapm_cli.core.training.step_metrics import SlotLosses
 from rapm_cli.runs import signals
-from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
+from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, checkpoint_name
 from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import OFFENDING, Run
 from rapm_cli.runs.settings import Settings
@@ -120,12 +120,12 @@ class Training:
         self.trajectories, self.is_strict, self.reporter = trajectories, is_strict, reporter
         self.follow = follow
         self.checkpoints = Checkpoints(run, settings)
-        self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
+        self.done, self.saved, self.health = 0, self.checkpoints.save_settings(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
         weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        more = max(1, MOST_COMMITS - len(run.training_commits()))
+        more = max(1, MOST_COMMITS - len(run.checkpoint_folders()))
         require_room(run.folder, STATE * weights * more, "keeping commits")
-        checkpoint, damage = self.checkpoints.newest()
+        checkpoint, damage = self.checkpoints.load_newest()
         self._tell(damage, checkpoint)
         self.checkpoints.set_aside(damage)
         self._log = bytearray()
@@ -157,7 +157,7 @@ class Training:
         clock = time.perf_counter()
         with (
             self.reporter.bar("training", self.total, "iteration", device, done=self.done) as bar,
-            signals.patient("this iteration"),
+            signals.deferred("this iteration"),
         ):
             while self.done < self.total:
                 for progress in self._iterations():
@@ -196,9 +196,9 @@ class Training:
 
     def _save_where_due(self) -> None:
         is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        if signals.take_save_wish() or is_regular or self.done == self.total:
+        if signals.take_save_request() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        number = self.trainer.world.request_stop(signals.number())  # whichever process was sent it
+        number = self.trainer.world.request_stop(signals.pending())  # whichever process was sent it
         if number is not None:
             self._save(is_regular=is_regular)
             self.trainer.world.broadcast_verdict(Verdict.STOP, number)
@@ -206,20 +206,20 @@ class Training:
             raise Stopped(number, saved, f"resume with: {self.run.resume_command}")
 
     def _save(self, *, is_regular: bool) -> None:
-        if self.saved == name_of(self.done):
+        if self.saved == checkpoint_name(self.done):
             return
         clock = time.perf_counter()
         state, log = self.trainer.state(), bytes(self._log)
         checkpoint = Checkpoint(self.done, state, self.health, log, self.seconds, is_regular)
         with_retries(
-            lambda: self.checkpoints.write(checkpoint, self.saved),
-            self.run.commits / name_of(self.done),
+            lambda: self.checkpoints.save(checkpoint, self.saved),
+            self.run.checkpoints_dir / checkpoint_name(self.done),
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.reporter,
             f"the last commit is {self.saved}",
             f"free space, and resume with: {self.run.resume_command}",
         )
-        self.saved = name_of(self.done)
+        self.saved = checkpoint_name(self.done)
         self.saving_seconds += time.perf_counter() - clock
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -227,10 +227,10 @@ class Training:
             self.trainer.load_state(checkpoint.parts)
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"commit {name_of(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
+                f"commit {checkpoint_name(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
                 "resume it with the version of rapm and its libraries that made it",
             ) from error
-        self.done, self.saved = checkpoint.iterations, name_of(checkpoint.iterations)
+        self.done, self.saved = checkpoint.iterations, checkpoint_name(checkpoint.iterations)
         self._log, self.health = bytearray(checkpoint.log), checkpoint.health
         self.seconds = max(self.seconds, checkpoint.seconds)
         self.trainer.rate_scale = self.health.rate_scale
@@ -249,12 +249,12 @@ class Training:
                 f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
                 f"start again with a lower --learning-rate{', or --precision bf16 or fp32' if is_half else ''}",
             )
-        checkpoint, damage = self.checkpoints.to_go_back_to(at_most=failed - health.skips)
+        checkpoint, damage = self.checkpoints.load_regular(at_most=failed - health.skips)
         self._tell(damage, checkpoint)
         if checkpoint is None:
             raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
         self.checkpoints.set_aside(damage)
-        self.checkpoints.drop_after(checkpoint.iterations)
+        self.checkpoints.remove_after(checkpoint.iterations)
         self._restore(checkpoint)
         self._log, self.health = log, health.returned()
         self.trainer.rate_scale = self.health.rate_scale
@@ -273,7 +273,7 @@ class Training:
         for error in damage[:-1]:
             self.reporter.warn(error.message)
         if damage:
-            use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
+            use = f"using {checkpoint_name(found.iterations)} instead" if found else "beginning training again"
             repeated = int(damage[0].place.name) - (found.iterations if found else 0)
             self.reporter.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
 
@@ -293,7 +293,7 @@ class Training:
 
         fate = "" if progress.skipped == NETWORK else ": update skipped"
         self.reporter.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
-        target = self.run.folder / OFFENDING / name_of(progress.iteration)
+        target = self.run.folder / OFFENDING / checkpoint_name(progress.iteration)
         if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
             return
         tensors = self.trajectories[torch.tensor(progress.trajectories)].tensors()

@@ -25,7 +25,7 @@ from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill.failure import ending_together
 from rapm_cli.distill.loop import loaded_base, offload_unused, trainer_of
 from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
-from rapm_cli.distill.trajectories import help_collect
+from rapm_cli.distill.trajectories import collect_share
 from rapm_cli.runs import signals
 from rapm_cli.runs.launcher import world_size
 from rapm_cli.runs.settings import Settings
@@ -85,7 +85,7 @@ def follow(world: World, device_name: str, reporter: Reporter) -> None:
         RapmError: This process cannot go on.
         torch.OutOfMemoryError: It has too little memory.
     """
-    with signals.drawn(), signals.patient("what the first process decides"):
+    with signals.shown_by_caller(), signals.deferred("what the first process decides"):
         _follow(world, device_name, reporter)
 
 
@@ -95,7 +95,7 @@ def _follow(world: World, device_name: str, reporter: Reporter) -> None:
         be_deterministic()
     base = find_base(settings.source, reporter)
     loaded = loaded_base(base, settings, device, reporter)
-    trajectories = help_collect(world, loaded, settings, base.defaults.rollout_batch, reporter)
+    trajectories = collect_share(world, loaded, settings, base.defaults.rollout_batch, reporter)
     offload_unused(loaded, settings)
     plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
     adopt(plan, loaded.backbone)
@@ -114,7 +114,7 @@ def _obey(trainer: Trainer, done: int) -> int:
 
     It is told first of a signal that this one was sent.
     """
-    trainer.world.request_stop(signals.number())
+    trainer.world.request_stop(signals.pending())
     verdict, value = trainer.world.broadcast_verdict()
     if verdict is Verdict.RESTORE:
         take_state(trainer)

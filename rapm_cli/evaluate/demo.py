@@ -58,8 +58,8 @@ def evaluate_lora(
     weights = base.locate(reporter)
     reporter.say(f"loading {base.name}")
     loaded, identity = LoadedBase(weights, device, DTYPES[precision]), weights.identity
-    if doubt := chosen.doubt(weights):
-        reporter.warn(doubt)
+    if warning := chosen.warning(weights):
+        reporter.warn(warning)
     exams = [Examination(base, loaded, samples, seed, held_out, metrics, reporter) for held_out in parts]
     for exam in exams:  # before the LoRA is attached, so that the times are the bare network's
         for contestant in teacher_and_base(loaded, teacher, identity):

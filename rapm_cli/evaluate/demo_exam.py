@@ -106,7 +106,7 @@ class Examination:
         left = sorted(exams.keys() - chunks.keys())
         random.Random(os.getpid()).shuffle(left)
         bar = self.reporter.bar(contestant.title, self.samples, "picture", self.loaded.device, done=done)
-        with bar as shown, signals.patient(f"these {CHUNK} pictures"):
+        with bar as shown, signals.deferred(f"these {CHUNK} pictures"):
             for start in left:
                 if chunk := self._recall(places[start]):  # by now
                     chunks[start] = chunk

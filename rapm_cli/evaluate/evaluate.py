@@ -265,8 +265,8 @@ def _drawn(
     """A student's gallery, after those of teacher and base where it is the first; the base is gone at the end."""
     weights, short = chosen.base.locate(reporter), request.short_plan
     loaded, walked = LoadedBase(weights, device, DTYPES[config.precision]), len(short.prompts)
-    if doubt := chosen.doubt(weights):
-        reporter.warn(doubt)
+    if warning := chosen.warning(weights):
+        reporter.warn(warning)
     if is_first:
         warn_of_unread(loaded, list(request.prompts), reporter)
     others = teacher_and_base(loaded, config, weights.identity) if walked and is_first else []

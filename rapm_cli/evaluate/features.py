@@ -36,7 +36,7 @@ def look(gallery: Gallery, extractor: Extractor, reporter: Reporter) -> Iterator
     done = sum(len(shelf) for shelf, place in places.items() if place.exists())
     name = extractor.identity.partition(" ")[0].rpartition("/")[2]
     bar = reporter.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
-    with bar if done < count else nullcontext(NO_BAR) as shown, signals.patient("this batch"):
+    with bar if done < count else nullcontext(NO_BAR) as shown, signals.deferred("this batch"):
         for shelf, place in places.items():
             features = _recall(place)
             if features is None:

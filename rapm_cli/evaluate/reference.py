@@ -111,7 +111,7 @@ def _looked(
     readers = [partial(_prepared, path, preparation) for path in reference.paths]
     running, kept = RunningMoments(extractor.width), []
     bar = reporter.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)
-    with bar as shown, signals.patient("these pictures"):
+    with bar as shown, signals.deferred("these pictures"):
         for features in extractor.features(readers):
             running.add(features)
             kept += [features] if keep else []

@@ -169,7 +169,7 @@ class Gallery:
         numbers, others = {chunk: k for k, chunk in enumerate(self.plan.chunks)}, random.Random(os.getpid())
         left = deque(sorted(missing, key=lambda c: (numbers[c] % share[1] != share[0], others.random())))
         bar = reporter.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
-        with bar as shown, signals.patient(f"these {len(missing[0])} pictures"):
+        with bar as shown, signals.deferred(f"these {len(missing[0])} pictures"):
             taken = 0  # in a row, by other processes
             while left:
                 chunk = left.popleft()

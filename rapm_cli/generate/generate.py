@@ -23,7 +23,7 @@ from rapm_cli.core.storage.files import sweep
 from rapm_cli.formats.fuse import fuse_lora
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.runs import signals
-from rapm_cli.runs.fused_base import MergedBase
+from rapm_cli.runs.fused_base import FusedBase
 from rapm_cli.runs.images import grid, save_png, to_image
 from rapm_cli.runs.prompts import warn_of_unread
 from rapm_cli.runs.resolve_lora import ResolvedLora
@@ -72,7 +72,7 @@ def pipeline_noise(
 
 
 def generate(
-    chosen: ResolvedLora | MergedBase,
+    chosen: ResolvedLora | FusedBase,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -108,7 +108,7 @@ def generate(
         reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: images will be worse")
     weights = chosen.base.locate(reporter)
     unknown_words = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
-    for warning in filter(None, (chosen.doubt(weights), unknown_words)):
+    for warning in filter(None, (chosen.warning(weights), unknown_words)):
         reporter.warn(warning)
     _make_folder(output)
     precision = find_precision(precision, device)
@@ -118,7 +118,7 @@ def generate(
     recipe = _recipe(chosen, weights, steps, precision, rng) | {"teacher": teacher_settings}
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
-    with reporter.bar("images", len(jobs), "image", device) as bar, signals.patient("these images"):
+    with reporter.bar("images", len(jobs), "image", device) as bar, signals.deferred("these images"):
         done, size = 0, batch_size or chosen.base.defaults.picture_batch
         for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = pipeline_noise([seed for _, seed in batch], loaded.latent_shape, rng, DTYPES[precision]).to(device)
@@ -140,7 +140,7 @@ def generate(
 
 
 def _recipe(
-    chosen: ResolvedLora | MergedBase, weights: Weights, steps: int, precision: str, rng: torch.device
+    chosen: ResolvedLora | FusedBase, weights: Weights, steps: int, precision: str, rng: torch.device
 ) -> dict[str, Any]:
     """Return the part of the recipe that all images share."""
     return {
@@ -156,11 +156,11 @@ def _recipe(
 
 
 def _load_student(
-    chosen: ResolvedLora | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+    chosen: ResolvedLora | FusedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
 ) -> LoadedBase:
     """Load the base with its LoRA: fused, unless the bare network is needed too or rounding would lose the update."""
     loaded = LoadedBase(weights, device, dtype)
-    if isinstance(chosen, MergedBase):
+    if isinstance(chosen, FusedBase):
         return loaded
     if is_bare_too or not fuse_lora(loaded.backbone, chosen.lora, chosen.lora_path):
         apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)

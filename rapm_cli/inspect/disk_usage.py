@@ -156,7 +156,7 @@ def trajectory_needs() -> list[TrajectoryNeed]:
     for run in (*all_runs(), *all_runs(study_runs_dir())):
         is_running = bool(holder(run.folder))
         if run.is_begun and (is_running or not (run.is_finished or run.has_diverged)):
-            settings = run.written_settings()
+            settings = run.raw_settings()
             needs.append(TrajectoryNeed(run, settings.get("teacher"), settings.get("base_identity"), is_running))
     return needs
 
@@ -209,7 +209,7 @@ def _entry_of(kind: str, place: Path, paths: list[Path]) -> Entry:
 
 
 def _run(run: Run) -> Entry:
-    written = run.written_settings()
+    written = run.raw_settings()
     base = written.get("base_name") or (base_of(run.lora) if run.has_lora else None)
     training = written.get("training")
     state = "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished"

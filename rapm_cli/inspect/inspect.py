@@ -71,7 +71,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     run = find_run(name)
     if run is None or not run.is_begun:
         return None
-    checkpoints = [_checkpoint(*found) for found in run.survey()]
+    checkpoints = [_checkpoint(*found) for found in run.verify_all()]
     facts_of_lora, damage_of_lora = None, ""
     if run.has_lora:
         try:

@@ -98,7 +98,7 @@ def _diverged(reason: str) -> str:
 
 def _thin(run: Run) -> None:
     """Remove the commits that no resume reads any more; the last one makes a damaged LoRA again."""
-    for folder in run.training_commits()[1:]:
+    for folder in run.checkpoint_folders()[1:]:
         remove_commit(folder)
 
 

@@ -54,7 +54,7 @@ def unfinished(run):
     """The same run, killed before it was finished."""
     for name in ("result.json", "lora.safetensors"):
         (run.folder / name).unlink()
-    shutil.rmtree(run.commits / "00000004")
+    shutil.rmtree(run.checkpoints_dir / "00000004")
     return run
 
 

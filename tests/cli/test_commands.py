@@ -254,15 +254,15 @@ def test_a_compared_picture_is_made_again_with_its_teacher(rapm, short_run, tmp_
 
 
 def test_a_run_in_a_folder_of_the_users_is_among_the_runs(home, tmp_path, short_run):
-    from rapm_cli.runs.run import new_run, newest_run
+    from rapm_cli.runs.run import new_run, newest_run_with_lora
 
     run = new_run("demo", tmp_path / "mine")
-    assert newest_run() is None
+    assert newest_run_with_lora() is None
     run.lora.write_bytes((short_run / "lora.safetensors").read_bytes())
-    found = newest_run("demo")
+    found = newest_run_with_lora("demo")
     assert found is not None
     assert found.folder == (tmp_path / "mine").resolve()
-    assert newest_run("sdxl") is None
+    assert newest_run_with_lora("sdxl") is None
 
 
 def test_a_lora_of_other_weights_is_used_with_a_warning(rapm, short_run, tmp_path):

@@ -86,8 +86,8 @@ def test_the_longest_bars_fit_into_the_line(monkeypatch, title, total, unit, let
 
 def test_a_first_signal_is_told_below_a_live_bar_and_not_across_it(monkeypatch, capfd):
     written = on_a_terminal(monkeypatch)
-    with signals.heeding():
-        with Output().bar("training", 2, "iteration", CPU) as bar, signals.patient("this iteration"):
+    with signals.handled():
+        with Output().bar("training", 2, "iteration", CPU) as bar, signals.deferred("this iteration"):
             os.kill(os.getpid(), signal.SIGINT)
             bar._progress.refresh()
             assert "this iteration" in written.getvalue()

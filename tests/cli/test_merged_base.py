@@ -12,7 +12,7 @@ from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.app import main
 from rapm_cli.core.method.samplers import DDIM
 from rapm_cli.formats.header import read_header
-from rapm_cli.runs.fused_base import merged_base
+from rapm_cli.runs.fused_base import fused_base
 from rapm_cli.runs.images import read_recipe
 from tests.messages import names
 
@@ -82,11 +82,11 @@ def test_a_recipe_that_is_none_is_refused(rapm, merged, tmp_path):
 def test_a_checkpoint_says_it_too(rapm, tmp_path):
     path = tmp_path / "four-steps.safetensors"
     assert rapm("export", "--base", "demo", "--fuse", "--single-file", "--output", str(path))[0] == 0
-    made = merged_base(dataclasses.replace(BASES["demo"], name="four-steps", source=str(path)))
+    made = fused_base(dataclasses.replace(BASES["demo"], name="four-steps", source=str(path)))
     assert (made.steps, made.sampler) == (4, DDIM)
-    assert merged_base(dataclasses.replace(BASES["demo"], source=str(path))).steps == 4  # whatever its name
-    assert merged_base(BASES["demo"]) is None
-    assert merged_base(dataclasses.replace(BASES["demo"], name="plain", source=str(WEIGHTS / "base"))) is None
+    assert fused_base(dataclasses.replace(BASES["demo"], source=str(path))).steps == 4  # whatever its name
+    assert fused_base(BASES["demo"]) is None
+    assert fused_base(dataclasses.replace(BASES["demo"], name="plain", source=str(WEIGHTS / "base"))) is None
 
 
 def test_an_export_is_taken_for_its_lora_and_its_header_has_its_name(rapm, tmp_path):

@@ -49,11 +49,11 @@ def unfinished(run, *commits):
     for name in ("result.json", "lora.safetensors", "sheet.png"):
         (run.folder / name).unlink()
     for name in commits:
-        shutil.rmtree(run.commits / name)
+        shutil.rmtree(run.checkpoints_dir / name)
 
 
 def state_of(run):
-    newest = run.training_commits()[0]
+    newest = run.checkpoint_folders()[0]
     files = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != "MANIFEST.json"}
     return files | {name: (run.folder / name).read_bytes() for name in ("lora.safetensors", "metrics.jsonl")}
 
@@ -130,9 +130,9 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
     kept = []
     with monkeypatch.context() as patch:
         signal_at(patch, 0, signal.SIGUSR1)
-        real = loop.Checkpoints.write
+        real = loop.Checkpoints.save
         patch.setattr(
-            loop.Checkpoints, "write", lambda self, made, parent: (kept.append(made), real(self, made, parent))
+            loop.Checkpoints, "save", lambda self, made, parent: (kept.append(made), real(self, made, parent))
         )
         assert rapm(*DISTILL)[0] == 0
     assert [(made.iterations, made.is_regular) for made in kept] == [(0, True), (1, False), (2, True), (4, True)]
@@ -153,7 +153,7 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     assert rapm("distill", "--resume")[0] == 0
 
 
-@pytest.mark.parametrize("place", ["resolve_run.settings_for", "distill.loaded_base", "distill.collect"])
+@pytest.mark.parametrize("place", ["resolve_run.settings_for", "distill.loaded_base", "distill.collect_trajectories"])
 def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, place):
     unfinished(again, "00000004")
     monkeypatch.setattr(f"rapm_cli.distill.{place}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
@@ -266,11 +266,11 @@ def test_more_samples_compare_again(rapm, again):
 
 def test_commits_of_other_settings_are_refused_and_not_moved(rapm, again):
     unfinished(again, "00000004")
-    for folder in again.training_commits():
+    for folder in again.checkpoint_folders():
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "MANIFEST.json"}
         shutil.rmtree(folder)
         commit(folder, files, fingerprint="another", about={"rapm": "9.9"})
-    before = sorted(again.commits.iterdir())
+    before = sorted(again.checkpoints_dir.iterdir())
     code, _, err = rapm("distill", "--resume")
     assert code == 3
     assert names(err, "rapm", "9.9")
@@ -312,7 +312,7 @@ def test_more_iterations_go_on_with_a_finished_run(rapm, again):
 def test_a_damaged_commit_is_named_and_the_one_before_used(rapm, again, name):
     wanted = state_of(again)
     unfinished(again)
-    path = again.commits / "00000004" / name
+    path = again.checkpoints_dir / "00000004" / name
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     code, _, err = rapm("distill", "--resume", "--strict")
     assert code == 3
@@ -338,7 +338,7 @@ def test_a_damaged_shard_is_made_again_alone_and_strict_stops(rapm, again, home)
 
 def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, again):
     unfinished(again, "00000004")
-    path = again.commits / "settings-001" / "settings.json"
+    path = again.checkpoints_dir / "settings-001" / "settings.json"
     path.write_bytes(path.read_bytes().replace(b"demo", b"dEmo"))
     code, _, err = rapm("distill", "--resume")
     assert code == 0
@@ -347,8 +347,8 @@ def test_settings_are_read_from_another_commit_when_their_own_is_damaged(rapm, a
 
 def test_a_run_without_any_good_commit_is_refused_with_what_is_wrong(rapm, again):
     unfinished(again, "00000002", "00000004")
-    shutil.rmtree(again.commits / "00000000", ignore_errors=True)
-    (again.commits / "settings-001" / "MANIFEST.json").unlink()
+    shutil.rmtree(again.checkpoints_dir / "00000000", ignore_errors=True)
+    (again.checkpoints_dir / "settings-001" / "MANIFEST.json").unlink()
     code, _, err = rapm("distill", "--resume")
     assert code == 3
     assert names(err, "MANIFEST.json")
@@ -397,7 +397,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     from rapm_cli.runs.settings import Settings
 
     unfinished(again, "00000004")
-    path = again.commits / "settings-001" / "settings.json"
+    path = again.checkpoints_dir / "settings-001" / "settings.json"
     stored = Settings.from_bytes(path.read_bytes())
     here = describe_machine(torch.device("cpu"))
     assert (stored.device, stored.machine) == ("cpu", here)
@@ -447,11 +447,11 @@ def test_a_network_that_is_not_finite_is_never_committed(rapm, again, monkeypatc
     assert code == 0, err
     assert names(err, "network", 3, 2, 0.5)
     assert all(value.isfinite().all() for value in load_lora(again.lora).state.values())
-    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
+    assert [verdict for *_, verdict in again.verify_all()] == [""] * len(list(again.verify_all()))
 
 
 def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
-    path = again.commits / "00000004" / "student.safetensors"
+    path = again.checkpoints_dir / "00000004" / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     result = again.result()
     assert rapm("distill", "--resume", again.folder.name, "--iterations", "6", "--strict")[0] == 3
@@ -552,7 +552,7 @@ def test_one_bad_trajectory_is_skipped_and_the_rest_is_trained(rapm, again, monk
 
 
 def test_inspect_shows_a_runs_commits_and_whether_they_verify(rapm, again):
-    path = again.commits / "00000004" / "log.jsonl"
+    path = again.checkpoints_dir / "00000004" / "log.jsonl"
     path.write_bytes(b"x")
     code, out, err = rapm("inspect", str(again.folder))
     assert code == 3
@@ -626,5 +626,5 @@ def test_a_terminal_that_goes_away_costs_nothing(home):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
     (run,) = (Run(folder) for folder in (home / "data" / "runs").iterdir())
-    assert int(run.training_commits()[0].name) >= 2
-    assert run.log.read_text().count("\n") == int(run.training_commits()[0].name)
+    assert int(run.checkpoint_folders()[0].name) >= 2
+    assert run.log.read_text().count("\n") == int(run.checkpoint_folders()[0].name)

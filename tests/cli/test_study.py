@@ -173,7 +173,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypat
     assert code == 0
     assert untimed(json.loads(out)) == untimed(whole[1])  # with the sha256 of every LoRA
     for run in (home / "data" / "studies" / "runs").iterdir():
-        assert [commit.name for commit in Run(run).training_commits()] == ["00000002"]
+        assert [commit.name for commit in Run(run).checkpoint_folders()] == ["00000002"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.bases.places import runs_dir
-from rapm_cli.runs.run import newest_run
+from rapm_cli.runs.run import newest_run_with_lora
 from tests.bases.hub_server import running
 from tests.messages import names
 
@@ -66,7 +66,7 @@ def test_a_stopped_download_goes_on_and_a_second_run_asks_for_nothing(hub, begin
     assert came + hub.sent == sum(map(len, needed.values()))  # each byte once
     asked = {request.partition(hub.commit(REPO) + "/")[2] for request in hub.requests}
     assert asked <= {"", *needed}
-    assert newest_run(REPO).folder.parent == runs_dir()  # by the base's name, slash and all
+    assert newest_run_with_lora(REPO).folder.parent == runs_dir()  # by the base's name, slash and all
     hub.forget()
 
     again = begin("--new", "--offline")

@@ -66,7 +66,7 @@ def judge(title: str, code: int, home: Path, log: Path, wanted: dict[str, str]) 
     for commit in commits:
         verify(commit)
     runs = [Run(path) for path in home.glob("data/runs/*")]
-    last = next((folder.name for run in runs for folder in run.training_commits()), "none")
+    last = next((folder.name for run in runs for folder in run.checkpoint_folders()), "none")
     litter = len(list(home.rglob(".rapm-*")))
     if code:
         assert processes.run(ARGV, home, log) == 0, log.read_text()

@@ -21,7 +21,7 @@ from rapm_cli.core.method.trainer import SlotLosses, Trainer, train
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.resolve_run import settings_for
-from rapm_cli.distill.trajectories import collect
+from rapm_cli.distill.trajectories import collect_trajectories
 from rapm_cli.runs.run import new_run
 from rapm_cli.runs.settings import Settings
 
@@ -37,7 +37,7 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
     """
     out, base = Output(quiet=True), BASES["demo"]
     loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
-    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
+    trajectories = collect_trajectories(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
     trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=10, delta=1)
     in_steps = _timed_steps(trainer)
     begun, saving = time.perf_counter(), 0.0
