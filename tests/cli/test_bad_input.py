@@ -174,11 +174,6 @@ def test_headers_that_cannot_be_true_are_refused(rapm, tmp_path, shipped_lora):
     assert (code, "unet.mid_block.resnets.0.conv1" in err) == (3, True), err
 
 
-def test_names_in_the_environment_that_are_no_options_do_nothing(rapm, monkeypatch, shipped_lora):
-    monkeypatch.setenv("RAPM_VERSION", "0.1.0")
-    assert rapm("inspect", str(shipped_lora))[0] == 0
-
-
 def test_a_config_file_with_an_unknown_key_is_refused_with_the_nearest(rapm, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("learning_rat = 1e-3\n")

@@ -108,6 +108,14 @@ def test_options_come_from_file_then_environment_then_flag(settings_of, tmp_path
     assert training.slot_weights == (1, 1, 0.5, 0.5)
 
 
+def test_names_in_the_environment_that_are_no_options_change_no_setting(settings_of, monkeypatch):
+    plain = settings_of("--base", "demo", "--quiet")
+    for name in ("RAPM_VERSION", "RAPM_RANK", "RAPM_DISTIL_RANK", "RAPM_GENERATE_SEED"):
+        monkeypatch.setenv(name, "7")
+    changed = settings_of("--base", "demo", "--quiet")
+    assert (changed["teacher"], changed["training"]) == (plain["teacher"], plain["training"])
+
+
 def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of, monkeypatch):
     weights = Weights(Path("nowhere"), "none")  # sdxl's are not fetched here
     monkeypatch.setitem(BASES._things, "sdxl", replace(BASES["sdxl"], locate=lambda reporter: weights))

@@ -87,7 +87,7 @@ def test_coco30k_gives_the_fid_and_clip_score_of_its_own_pictures(world, assess)
     assert record["protocol"] == "coco30k, but another CLIP, but 12 prompts"  # whose figures are not coco30k's
     assert (record["samples"], record["beside_teacher"]) == (COUNT, 4)
     assert "inception" in record["extractors"]["inception"]
-    assert record["reference"]["inception"]["made"].startswith("12 pictures")
+    assert record["reference"]["inception"]["made"].startswith("12 ")
     assert list(student["metrics"])[:2] == ["kid", "fid"]  # of few pictures
     assert teacher["metrics"] == {}
     assert set(base["metrics"]) == {"fidelity", "latents", "position"}

@@ -58,8 +58,7 @@ def test_a_line_goes_where_its_values_are():
     ticks = {float(t.text): float(t.get("y")) - 4 for t in svg.findall("text") if t.get("text-anchor") == "end"}
     slope, offset = np.polyfit(list(ticks), list(ticks.values()), 1)
     np.testing.assert_allclose(ys, slope * np.array(values) + offset, atol=0.11)
-    assert min(ticks) == 0
-    assert max(ticks) >= 4
+    assert sorted(ticks) == [0, 1, 2, 3, 4]
     far = ElementTree.fromstring(line_chart([Line("a", [2.0, 2.1])], [0, 1], "x", has_zero=False))
     assert min(float(t.text) for t in far.findall("text") if t.get("text-anchor") == "end") >= 1.9
 

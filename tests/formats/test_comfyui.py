@@ -62,6 +62,7 @@ def sample_as_comfyui(pipe, prompt, noise, settings):
     return (127.5 * (pipe.vae.decode(x.float() / pipe.vae.config.scaling_factor).sample + 1)).clamp(0, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_comfyui_samples_the_students_image(pipe, prompt):
     """ComfyUI ends at noise level 0, training ends at timestep 0: nearly all of the difference comes from that."""

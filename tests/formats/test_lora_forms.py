@@ -129,7 +129,12 @@ SKIPPED_BY_DIFFUSERS = [
 
 @pytest.mark.parametrize("has_alpha", [False, True], ids=["no alpha", "alpha"])
 @pytest.mark.parametrize(
-    ("name", "form"), [*((name, form) for name in NETWORKS for form in FORMS), ("sdxl", kohya_sgm)]
+    ("name", "form"),
+    [
+        *(("sd15", form) for form in (peft, kohya)),
+        *(pytest.param("sd15", form, marks=pytest.mark.slow) for form in (diffusers_new, diffusers_old)),
+        *(pytest.param("sdxl", form, marks=pytest.mark.slow) for form in (*FORMS, kohya_sgm)),
+    ],
 )
 def test_every_form_is_read_as_diffusers_reads_it(name, form, has_alpha, tmp_path):
     update, is_kohya = make_update(name), form in (kohya, kohya_sgm)
@@ -167,6 +172,7 @@ def rank_of(module):
     return 5 if "conv" in module else 2 if module.endswith(".to_k") else RANK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rank_and_alpha_patterns_and_rslora_follow_peft(name, use_rslora, tmp_path):
@@ -185,6 +191,7 @@ def test_rank_and_alpha_patterns_and_rslora_follow_peft(name, use_rslora, tmp_pa
     assert_as_diffusers(name, path, update, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [peft, kohya, kohya_sgm])
 def test_mixed_ranks_change_no_update(form, tmp_path):
     update = make_update("sdxl", rank_of)
@@ -202,12 +209,14 @@ def test_each_alpha_of_kohya_scales_its_own_layer(tmp_path):
     assert_update(ours("sdxl", path), update, lambda module: alphas[module] / rank_of(module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_for_attention_alone_leaves_other_layers_alone(name, tmp_path):
     update = make_update(name, ends=("to_q", "to_k", "to_v", "to_out.0"))
     assert_as_diffusers(name, write(tmp_path / "lora.safetensors", update, diffusers_old), update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_scale_of_16_bit_weights_is_folded_in_32_bits(dtype, tmp_path):
     update = make_update("sdxl")
@@ -233,6 +242,7 @@ def of_every_kind_in_some_blocks():
     return update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [of_some_kinds, of_more_kinds_than_ours, of_every_kind_in_some_blocks])
 def test_diffusers_reads_the_same_update_after_a_rewrite(make, tmp_path):
     update = make()

@@ -205,6 +205,7 @@ def test_kid_is_the_mean_of_its_subsets_and_known_from_its_seed():
     assert float(drawn[0].mean()) == pytest.approx(kernel_distance(a, b), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_kernel_distance_holds_the_true_one_nineteen_times_in_twenty():
     generator = torch.Generator().manual_seed(0)
 

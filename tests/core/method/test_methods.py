@@ -58,6 +58,7 @@ def everything(trainer):
     return {f"{part}/{name}": value for part, named in trainer.state().items() for name, value in named.items()}
 
 
+@pytest.mark.slow
 @every_method
 def test_a_method_trains_every_weight_that_it_has_and_leaves_the_base(name, trainer_of, trajectories):
     trainer = trainer_of(name, iterations=3)
@@ -70,9 +71,10 @@ def test_a_method_trains_every_weight_that_it_has_and_leaves_the_base(name, trai
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.backbone.unet.named_parameters() if n in frozen)
 
 
-@every_method
-def test_a_method_that_is_stopped_and_gone_on_with_ends_with_the_same_bits(name, trainer_of, trajectories):
-    whole, first, second = (trainer_of(name) for _ in range(3))
+@pytest.mark.slow
+def test_dmd2_that_is_stopped_and_resumed_ends_with_the_same_bits(trainer_of, trajectories):
+    """No method keeps more: a second LoRA, discriminators and whose turn it is. RAPM's own fact is in test_trainer."""
+    whole, first, second = (trainer_of("dmd2") for _ in range(3))
     list(train(whole, trajectories))
     for progress in train(first, trajectories):
         if progress.iteration == 1:
@@ -84,6 +86,7 @@ def test_a_method_that_is_stopped_and_gone_on_with_ends_with_the_same_bits(name,
     assert all(torch.equal(value, expected[key]) for key, value in everything(second).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "dmd2"])
 def test_a_target_that_is_not_finite_makes_no_update_of_anything(name, trainer_of, trajectories):
     trainer = trainer_of(name)
@@ -95,6 +98,7 @@ def test_a_target_that_is_not_finite_makes_no_update_of_anything(name, trainer_o
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.slow
 def test_a_real_picture_that_is_not_finite_spares_the_student_of_dmd2(trainer_of, trajectories):
     trainer = trainer_of("dmd2")
     before = everything(trainer)
@@ -107,23 +111,26 @@ def test_a_real_picture_that_is_not_finite_spares_the_student_of_dmd2(trainer_of
         assert torch.equal(after[key], value) != is_trained, key
 
 
-@every_method
-def test_a_method_is_rehearsed_without_data(name, make_cond):
+@pytest.mark.slow
+def test_a_rehearsal_counts_the_weights_that_a_method_trains(make_cond, trainer_of):
+    """DMD2 has all that a method can have: a second LoRA, discriminators and a student that waits for its turn."""
     from rapm_cli.core.method.memory_estimate import META, rehearse_training
     from rapm_cli.core.network.schedule import NoiseSchedule
 
     with META:
         backbone = Backbone(tiny_unet(), NoiseSchedule.scaled_linear())
     cond = make_cond(1).map(lambda part: part.to(META))
-    made = rehearse_training(backbone, config_of(name), cond, (4, 8, 8), 4, GUIDANCE)
-    assert made.peak_bytes > sum(p.nbytes for p in backbone.unet.parameters())
-    assert made.flops > 0
+    made = rehearse_training(backbone, config_of("dmd2"), cond, (4, 8, 8), 4, GUIDANCE)
+    assert made.trained == sum(learner.weights.flat.numel() for learner in trainer_of("dmd2").learners.values())
+    master, moments = 4 * made.trained, 2 * 4 * made.trained
+    assert made.peak_bytes > sum(p.nbytes for p in tiny_unet().parameters()) + master + moments
 
 
 # Of a picture and slot: (whole, half) passes. KD has one update of four steps. DMD2's are a matter of chance.
 COUNTS = {"rapm": (2, 3), "pcm": (4, 2), "lcm": (4, 0), "kd": (1, 0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_passes_of_an_iteration_are_counted(name, trainer_of, trajectories):
     progress = next(iter(train(trainer_of(name), trajectories)))
@@ -190,6 +197,7 @@ def test_a_peers_network_is_asked_at_the_times_of_its_pictures(trainer_of, traje
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_kd_regresses_the_students_whole_walk_to_the_teachers_end(trainer_of, trajectories):
     trainer = trainer_of("kd")
     list(train(trainer, trajectories))  # so that the student is not the teacher
@@ -201,6 +209,7 @@ def test_kd_regresses_the_students_whole_walk_to_the_teachers_end(trainer_of, tr
     assert trainer.student.weights.flat.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_matching_moves_a_picture_by_the_difference_of_the_scores(trainer_of, trajectories):
     method, cond = trainer_of("dmd2", learning_rate=0.05).method, trajectories.cond[0:2]
     for iteration in range(2):  # so that the fake score is not the teacher
@@ -222,12 +231,14 @@ def test_matching_moves_a_picture_by_the_difference_of_the_scores(trainer_of, tr
     assert (fake - real).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_matching_is_at_rest_where_the_fake_score_is_the_teacher(trainer_of, trajectories):
     method = trainer_of("dmd2", guidance_scale=1.0).method  # a fresh fake score is the unguided teacher
     loss = method._matching(trajectories.z_teacher[0:2, 0], trajectories.cond[0:2], 0, 0)
     assert float(loss) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_student_of_dmd2_takes_one_turn_in_so_many(trainer_of, trajectories):
     trainer = trainer_of("dmd2")
     batch, changed = trajectories[0:2], []
@@ -244,6 +255,7 @@ def test_the_student_of_dmd2_takes_one_turn_in_so_many(trainer_of, trajectories)
     assert changed == [(True, True), (False, True), (True, True), (False, True)]
 
 
+@pytest.mark.slow
 def test_a_second_lora_changes_no_other_role(trainer_of, trajectories):
     trainer = trainer_of("dmd2")
     list(train(trainer, trajectories))
@@ -278,6 +290,7 @@ def test_the_times_of_every_sampler_are_diffusers(num_slots):
         assert scheduler.timesteps.tolist() == sampler.times(num_slots, 1000)
 
 
+@pytest.mark.slow
 def test_sampling_with_new_noise_is_diffusers_lcm(trainer_of, trajectories, monkeypatch):
     from diffusers import LCMScheduler
 
@@ -309,6 +322,7 @@ def test_sampling_with_new_noise_is_diffusers_lcm(trainer_of, trajectories, monk
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_new_noise_is_a_function_of_the_first_alone(trainer_of, trajectories):
     backbone, z, cond = trainer_of("lcm").backbone, trajectories.z_teacher[:, 4], trajectories.cond
     together = sample_student(backbone, z, cond, 4, LCM)[0]

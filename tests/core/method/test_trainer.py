@@ -126,6 +126,7 @@ def test_the_frozen_network_never_changes(trainer_of, trajectories):
             torch.testing.assert_close(parameter, frozen[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
     short = dataclasses.replace(SMALL, iterations=2)
     torch.manual_seed(1)
@@ -163,6 +164,7 @@ def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories,
     assert after[0] < 0.9 * before[0]
 
 
+@pytest.mark.slow
 def test_weights_switch_slots_off(trainer_of, trajectories, monkeypatch):
     trainer, starts = trainer_of(slot_weights=(0.0, 0.0, 0.0, 1.0)), []
 
@@ -176,6 +178,7 @@ def test_weights_switch_slots_off(trainer_of, trajectories, monkeypatch):
     assert [torch.equal(starts[0], later) for later in starts[1:]] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of, trajectories, monkeypatch):
     trainer = trainer_of(relative_weight=0.0, discriminators="absolute")
     monkeypatch.setattr("rapm_cli.core.method.rapm.relative_target", lambda *args: pytest.fail("computed"))
@@ -184,6 +187,7 @@ def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of,
     assert set(report[0].discriminator) == {"absolute"}
 
 
+@pytest.mark.slow
 def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajectories, monkeypatch):
     starts = []
     real = student_step
@@ -211,6 +215,7 @@ def walk(monkeypatch):
     return starts, ends
 
 
+@pytest.mark.slow
 def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajectories, walk):
     starts, ends = walk
     batch, trainer = trajectories[0:2], trainer_of(start_from="mixed")
@@ -226,6 +231,7 @@ def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajecto
     assert 4 < sum(chosen) < 20  # of 24
 
 
+@pytest.mark.slow
 def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, walk):
     starts, ends = walk
     trainer_of().train_step(trajectories[0:2], 0)
@@ -270,6 +276,7 @@ def test_a_loss_that_is_infinite_makes_no_update_even_where_its_gradient_is_fini
     assert not any(value.any() for name, value in after.items() if name not in before)  # no optimizer has begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [float("inf"), float("nan")])
 def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, trajectories, late):
     trainer = trainer_of()
@@ -279,6 +286,7 @@ def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, traject
     assert all(value.isfinite().all() for value in flat(trainer.state()).values())
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_is_not_finite_is_not_updated_and_the_student_walks_on(
     trainer_of, trajectories, monkeypatch
 ):
@@ -298,6 +306,7 @@ def flat(parts):
     return {f"{part}/{name}": value.clone() for part, named in parts.items() for name, value in named.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"discriminators": "none"}, {"ema_decay": 0.9}])
 def test_a_trainer_goes_on_from_its_state_as_if_never_stopped(trajectories, schedule, changes):
     from rapm_cli.core.network.backbone import Backbone
@@ -394,6 +403,7 @@ def test_the_rate_falls_to_the_share_that_is_asked_for(trainer_of, final):
     assert trainer.learning_rate(100) == pytest.approx(0.5 * final)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectories):
     trainer = trainer_of(ema_decay=0.25, iterations=6)
     expected = trainer.lora.state()
@@ -406,6 +416,7 @@ def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectorie
     assert any(not torch.equal(last[name], expected[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_without_an_average_the_last_student_is_exported(trainer_of, trajectories):
     trainer = trainer_of()
     list(train(trainer, trajectories))
@@ -427,6 +438,7 @@ def test_the_lora_begins_as_it_is_told(trainer_of, init, deviation):
             assert not value.any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", ["edge", "slot", "all"])
 def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, trajectories, monkeypatch, times):
     seen = []

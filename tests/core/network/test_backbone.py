@@ -90,6 +90,7 @@ def gradients(backbone, make_cond, latents):
     return torch.autograd.grad(loss, lora_weights(backbone).parameters)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
     random_lora(backbone)
     plain = gradients(backbone, make_cond, latents)

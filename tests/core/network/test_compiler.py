@@ -32,6 +32,7 @@ def trajectories(backbone, make_cond, latents):
     return rollout(backbone, latents(2), make_cond(2), zeros, num_slots=2, fine_steps=3, delta=1, guidance_scale=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compiled", "checkpointing"), [(False, False), pytest.param(True, True, marks=has_compiler)])
 def test_a_hastened_network_trains_as_the_plain_one(schedule, trajectories, compiled, checkpointing):
     _, usual = trained(schedule, trajectories, compiled=False, channels_last=False)
@@ -47,6 +48,7 @@ def test_a_hastened_network_trains_as_the_plain_one(schedule, trajectories, comp
         assert mine.discriminator == pytest.approx(theirs.discriminator, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_where_torch_cannot_compile_one_line_says_so_before_any_work(schedule, monkeypatch, tmp_path):
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -1,5 +1,6 @@
 import weakref
 
+import pytest
 import torch
 from torch import nn
 
@@ -50,6 +51,7 @@ def test_no_layer_outlives_its_rounding(monkeypatch):
     assert counts == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     backbone = Backbone(tiny_unet(), schedule)
     linears = sum(type(module) is nn.Linear for module in backbone.unet.modules())

@@ -91,6 +91,7 @@ def test_headers_and_sidecars_describe_the_export(made, tmp_path):
         assert all(value[0] in nodes for value in node["inputs"].values() if isinstance(value, list))
 
 
+@pytest.mark.slow
 def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
     """Both look layers up by the model's own names, with underscores for dots; for SD 1.5 also by diffusers' names."""
     family, folder, lora = made
@@ -116,6 +117,7 @@ def test_comfyui_and_a1111_find_every_layer_in_their_own_model(made, tmp_path):
         assert state[f"{name}.alpha"] == RANK
 
 
+@pytest.mark.slow
 def test_names_are_those_of_kohyas_trainer(made, tmp_path):
     family, folder, lora = made
     export(lora, find_base(str(folder), OUT), tmp_path / "kohya.safetensors", reporter=OUT, formats=["kohya"])
@@ -124,6 +126,7 @@ def test_names_are_those_of_kohyas_trainer(made, tmp_path):
     assert {name for name in load_file(tmp_path / "kohya.safetensors") if not name.endswith(".alpha")} == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["out", "one.safetensors"])
 def test_an_export_with_another_update_fails_and_leaves_no_file(made, tmp_path, monkeypatch, where):
     _, folder, lora = made
