@@ -309,7 +309,7 @@ def _measure_sampling(
     theirs = timed(lambda: decoded(vae, pipeline(**texts, **common).images, scaling), device, **often)
 
     def sample() -> object:
-        return decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling)
+        return decoded(vae, sample_student(backbone.student, z, cond, num_slots)[0], scaling)
 
     merged = timed(sample, device, **often)
     attach_lora(backbone, rank=1, alpha=1.0)

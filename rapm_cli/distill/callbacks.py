@@ -38,7 +38,7 @@ NO_CALLBACKS = CallbackOptions()
 
 
 class Callbacks:
-    """Pass every iteration to trackers and previews; create it before a LoRA is attached, as `Previews`.
+    """Pass every iteration to trackers and previews.
 
     Args:
         options: Trackers, and how often a preview is made.

@@ -29,7 +29,7 @@ COLUMNS = 4  # prompts of a sheet
 class Previews:
     """Make a contact sheet at a fixed interval, without changing training.
 
-    The constructor samples the teacher's row, so it must be called before a LoRA is attached.
+    The teacher draws its row here, from the whole base: `prepare_trainer` may round the base afterwards.
 
     Args:
         every: Iterations from one sheet to the next.
@@ -81,8 +81,8 @@ class Previews:
         return None
 
     def _sheet(self, done: int) -> "Image":
-        backbone = self._loaded.backbone
-        student = self._sample(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
+        backbone, num_slots, sampler = self._loaded.backbone, self._num_slots, self._sampler
+        student = self._sample(lambda z, cond: sample_student(backbone.student, z, cond, num_slots, sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
         backbone.reset_graphs()  # frees the memory of training's CUDA graphs for the autoencoder

@@ -157,7 +157,7 @@ class Wandb:
 
     def close(self) -> None:
         """As a tracker does."""
-        self._run.finish()
+        self._run.write_result()
 
 
 def _has_wandb_key(settings: Any) -> bool:

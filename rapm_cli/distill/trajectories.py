@@ -193,7 +193,7 @@ def _rollout_in_memory(base: LoadedBase, config: TeacherConfig, cond: Conditioni
 def _rollout(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
     noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
     made = rollout(
-        base.backbone,
+        base.backbone.teacher,
         noise,
         cond.to(base.device),
         base.unconditional,

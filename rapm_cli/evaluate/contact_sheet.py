@@ -24,14 +24,20 @@ def fixed_scenes(
     return noise, loaded.encode(shown)
 
 
-def draw_sheet(contestants: list[EvalModel], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]) -> bytes:
-    """A contact sheet as PNG: one row for each contestant, the same prompts and noise in every row."""
+def sheet_rows(
+    contestants: list[EvalModel], base: Base, loaded: LoadedBase, seed: int, prompts: list[str]
+) -> dict[str, Tensor]:
+    """The rows of a contact sheet by title, one for each contestant, the same prompts and noise in every row."""
     scenes = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
     size = base.defaults.picture_batch
-    rows = {
+    return {
         f"{contestant.title}, {contestant.evaluations} evaluations": draw_row(contestant, loaded, scenes, size)
         for contestant in contestants
     }
+
+
+def draw_sheet(rows: dict[str, Tensor]) -> bytes:
+    """A contact sheet of such rows as PNG."""
     return png_bytes(contact_sheet(rows))
 
 

@@ -64,10 +64,10 @@ def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int
 
 def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, sampler: Sampler) -> EvalModel:
     """The network that nothing was distilled into, sampled with new noise after each step."""
-    recipe = sampler.recipe(steps)  # before a LoRA is attached, the student is the bare network
+    recipe = sampler.recipe(steps)
     made_by = f"{_made_by(base, identity, config)} bare {recipe}"
     return EvalModel(
-        "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler), made_by
+        "base", steps, steps, lambda z, cond: sample_student(base.backbone.teacher, z, cond, steps, sampler), made_by
     )
 
 
@@ -83,7 +83,7 @@ def _undistilled(
     """Its edges are so many of its steps apart."""
 
     def walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
-        return list(walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale))[::-apart]
+        return list(walk_teacher(base.backbone.teacher, z, times, cond, base.unconditional, guidance_scale))[::-apart]
 
     steps, made_by = len(times) - 1, _made_by(base, identity, config)
     evaluations = steps * (1 if guidance_scale == 1 else 2)
@@ -104,7 +104,7 @@ def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFi
         "student",
         steps,
         steps,
-        lambda z, cond: sample_student(base.backbone, z, cond, steps, lora.sampler),
+        lambda z, cond: sample_student(base.backbone.student, z, cond, steps, lora.sampler),
         f"{_made_by(base, identity, config)} student {steps} {lora.digest()}{renoised}",
     )
 

@@ -187,7 +187,7 @@ def _sample(
             teacher.
     """
     begun = time.perf_counter()
-    samples = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, sampler)[0])
+    samples = loaded.decode(sample_student(loaded.backbone.student, noise, cond, steps, sampler)[0])
     seconds = (time.perf_counter() - begun) / len(noise)
     images = [to_image(sample) for sample in samples]
     if teacher_settings is None:
@@ -203,7 +203,8 @@ def _sample_teacher(
     """Return the guided teacher's images, and the seconds for each."""
     times = fine_grid(settings["num_slots"], settings["fine_steps"], loaded.backbone.schedule.length)
     begun = time.perf_counter()
-    *_, clean = walk_teacher(loaded.backbone, noise, times, cond, loaded.unconditional, settings["guidance_scale"])
+    guidance_scale, teacher = settings["guidance_scale"], loaded.backbone.teacher
+    *_, clean = walk_teacher(teacher, noise, times, cond, loaded.unconditional, guidance_scale)
     return loaded.decode(clean), (time.perf_counter() - begun) / len(noise)
 
 

@@ -15,7 +15,6 @@ from rapm_cli.bases.base import Base
 from rapm_cli.bases.find import checkpoint_kind
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
-from rapm_cli.core.network.lora_layers import STUDENT
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from rapm_cli.core.storage.commit import verify
 from rapm_cli.export.export import export
@@ -143,9 +142,8 @@ def test_every_layout_merges_into_one_file(originals, copy_of, lora_of, tmp_path
     ours = LoadedBase(weights, CPU, torch.float32)
     apply_lora(ours.backbone, load_lora(lora), lora)
     cond = ours.encode([PROMPT])
-    with ours.backbone.role(STUDENT):
-        student = ours.backbone.predict_noise(z, 499, cond)
-    torch.testing.assert_close(there.backbone.predict_noise(z, 499, there.encode([PROMPT])), student, rtol=0, atol=1e-4)
+    student = ours.backbone.student(z, 499, cond)
+    torch.testing.assert_close(there.backbone.teacher(z, 499, there.encode([PROMPT])), student, rtol=0, atol=1e-4)
     torch.testing.assert_close(there.decode(z), ours.decode(z))
 
 

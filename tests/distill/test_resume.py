@@ -82,7 +82,7 @@ def test_a_signal_finishes_the_iteration_commits_and_says_how_to_go_on(rapm, aga
     assert names(err, "this iteration")
     command = f"rapm distill --resume {again.folder.name}"
     assert names(err.splitlines()[-1], "stopped:", 1, 4, command)
-    assert again.training_commits()[0].name == "00000001"
+    assert again.checkpoint_folders()[0].name == "00000001"
     got, _, err = rapm(*command.split()[1:])
     assert got == 0
     assert names(err, 1, 4)
@@ -96,8 +96,8 @@ def test_a_second_signal_leaves_at_once_with_the_last_commit_intact(rapm, again,
         code, _, err = rapm("distill", "--resume")
     assert code == 130
     assert names(err.splitlines()[-1], f"rapm distill --resume {again.folder.name}")
-    assert [verdict for *_, verdict in again.survey()] == [""] * len(list(again.survey()))
-    assert again.training_commits()[0].name == "00000002"
+    assert [verdict for *_, verdict in again.verify_all()] == [""] * len(list(again.verify_all()))
+    assert again.checkpoint_folders()[0].name == "00000002"
     assert not list(again.folder.rglob(".rapm-*"))
 
 
@@ -407,7 +407,7 @@ def test_a_run_goes_on_where_it_was_begun_and_says_where_its_bits_would_change(r
     code, _, err = rapm("distill", "--resume", "--device", "cpu")
     assert code == 0
     assert names(err, "a GPU, torch 3", here)
-    newest = Settings.from_bytes((again.settings_commits()[0] / path.name).read_bytes())
+    newest = Settings.from_bytes((again.settings_folders()[0] / path.name).read_bytes())
     assert (newest.device, newest.machine) == ("cpu", here)
 
 
@@ -421,7 +421,7 @@ def test_what_is_not_finite_is_skipped_then_gone_back_from_then_stopped(rapm, ag
     assert names(err.splitlines()[-1], "loss", 4, 2, "--learning-rate")
     assert names(rapm("inspect", again.folder.name)[1], "state", "diverged", 2)
     assert rapm("distill", "--resume")[0] == 3  # there is no unfinished one
-    assert again.training_commits()[0].name == "00000002"
+    assert again.checkpoint_folders()[0].name == "00000002"
     assert {path.name for path in (again.folder / "offending").iterdir()} == {"00000002", "00000003", "00000004"}
     lines = [json.loads(line) for line in again.log.read_text().splitlines()]
     assert [line["went_back"]["returns"] for line in lines if "went_back" in line] == [1, 2]

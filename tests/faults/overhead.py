@@ -17,8 +17,9 @@ from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.app import LIBRARY_SETTINGS
 from rapm_cli.cli.console import Output
-from rapm_cli.core.method.trainer import SlotLosses, Trainer, train
+from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.training.step_metrics import StepMetrics
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.resolve_run import settings_for
 from rapm_cli.distill.trajectories import collect_trajectories
@@ -56,7 +57,7 @@ def _timed_steps(trainer: Trainer) -> list[float]:
     seconds: list[float] = []
     step = trainer.train_step
 
-    def timed(batch: Trajectories, iteration: int) -> list[SlotLosses]:
+    def timed(batch: Trajectories, iteration: int) -> list[StepMetrics]:
         begun = time.perf_counter()
         try:
             return step(batch, iteration)

@@ -20,7 +20,7 @@ def fresh(dtype=torch.float32):
 
 def sample(loaded):
     noise = initial_noise(0, "merged", [0, 1], loaded.latent_shape)
-    return sample_student(loaded.backbone, noise, loaded.encode(["a red cube at dusk", "two blue cones"]), 4)[0]
+    return sample_student(loaded.backbone.student, noise, loaded.encode(["a red cube at dusk", "two blue cones"]), 4)[0]
 
 
 def test_fused_and_separate_updates_sample_the_same_latents():

@@ -60,7 +60,7 @@ def made(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
     noise = pipeline_noise([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
-    latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
+    latent = sample_student(loaded.backbone.student, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.network.backbone import Backbone, Conditioning
-from rapm_cli.core.network.lora_layers import STUDENT, TEACHER
 from rapm_cli.core.network.schedule import NoiseSchedule
 from rapm_cli.core.network.student import TARGET_MODULES
 from rapm_cli.formats.fuse import lora_update
@@ -65,8 +64,8 @@ def run_unet(name, unet, *, is_ours):
     """Return the network's output, and the LoRA's update of each layer."""
     backbone = Backbone(unet, NoiseSchedule.scaled_linear()) if not is_ours else unet
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    with backbone.role(STUDENT if is_ours else TEACHER):
-        out = backbone.predict_noise(z, 500, cond(name))
+    denoiser = backbone.student if is_ours else backbone.teacher
+    out = denoiser(z, 500, cond(name))
     deltas = {
         module: layer.get_delta_weight(layer.active_adapters[0]).float()
         for module, layer in backbone.unet.named_modules()

@@ -24,9 +24,9 @@ def test_a_forward_pass_of_sdxl_and_its_encoder_half_cost_what_is_known():
     z = torch.empty(1, *sdxl.latent_shape, device=META)
     whole, half = Meter(), Meter()
     with flash_attention(whole), whole:
-        backbone.predict_noise(z, 500, row)
+        backbone.teacher(z, 500, row)
     with flash_attention(half), half:
-        backbone.features(z, torch.zeros(1, device=META), row)
+        backbone.teacher.features(z, torch.zeros(1, device=META), row)
     assert whole.flops / 1e12 == pytest.approx(6.76, abs=0.01)
     assert half.flops / 1e12 == pytest.approx(2.93, abs=0.01)
 

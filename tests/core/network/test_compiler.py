@@ -29,7 +29,9 @@ def trained(schedule, batch, *, compiled, channels_last, checkpointing=False):
 @pytest.fixture
 def trajectories(backbone, make_cond, latents):
     zeros = make_cond(1).map(torch.zeros_like)
-    return rollout(backbone, latents(2), make_cond(2), zeros, num_slots=2, fine_steps=3, delta=1, guidance_scale=2.0)
+    return rollout(
+        backbone.teacher, latents(2), make_cond(2), zeros, num_slots=2, fine_steps=3, delta=1, guidance_scale=2.0
+    )
 
 
 @pytest.mark.slow
