@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rapm_cli.bases.base import BASES, Base, Defaults, Exam
+    from rapm_cli.bases.base import BASES, Base, Defaults, LabelledPrompts
     from rapm_cli.bases.find import find_base
     from rapm_cli.bases.loading import LoadedBase
     from rapm_cli.bases.weights import Weights
 
-__all__ = ["BASES", "Base", "Defaults", "Exam", "LoadedBase", "Weights", "find_base"]
+__all__ = ["BASES", "Base", "Defaults", "LabelledPrompts", "LoadedBase", "Weights", "find_base"]
 _HOMES = dict.fromkeys(__all__, "base") | {"LoadedBase": "loading", "Weights": "weights", "find_base": "find"}
 
 

@@ -31,20 +31,22 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Prompts whose right pictures are known.
+class LabelledPrompts:
+    """N prompts with labels: what their images must show.
 
     Args:
-        prompts: N of them.
-        asked: (N, A) bool, True where a prompt asks for that attribute.
-        reference: (N, D) float32 features of true pictures of these prompts.
-        read: (N, 3, H, W) pictures of these prompts to their (N, D) features and (N, A) bool, True where right.
+        prompts: N prompts.
+        labels: (N, A) int64 class of each attribute in a true image.
+        asked: (N, A) bool, True if a prompt asks for that attribute.
+        true_images: Range of prompt numbers to (B, 3, H, W) true images in [0, 1].
+        reader: Name of the extractor that reads the attributes from an image.
     """
 
     prompts: list[str]
+    labels: Tensor
     asked: Tensor
-    reference: Tensor
-    read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    true_images: Callable[[range], Tensor]
+    reader: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Base:
         architecture: Its shapes; fetches configurations at most.
         training_prompts: (count, seed) to prompts.
         student: The distilled LoRA that ships with it, if one does.
-        set_exam: (start, count, seed, held_out) to prompts with a known answer; None where there are none.
+        labelled_prompts: (count, seed, held_out) to prompts with labels; None if the base has none.
         warn: A prompt to a sentence about what the base cannot know of it, or an empty string.
     """
 
@@ -70,7 +72,7 @@ class Base:
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
-    set_exam: Callable[[int, int, int, bool], Exam] | None = None
+    labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
     warn: Callable[[str], str] = lambda prompt: ""
 
 

@@ -11,17 +11,13 @@ from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.runs import launcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
-    from rapm_cli.evaluate.evaluate import Assessment
-    from rapm_cli.evaluate.html import TableSection
+    from rapm_cli.evaluate.evaluate import EvalResult
     from rapm_cli.evaluate.request import Options
     from rapm_cli.runs.resolve_lora import ResolvedLora
 
 WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
-EXAM_SAMPLES = 640
 OF_DEMO = ("part",)
 OF_WORLD = (
     *("protocol", "reference", "save_reference", "prompts", "against"),
@@ -128,7 +124,7 @@ def evaluate(
     names = None if metrics is None else options.parse_names(metrics)
     asked = Options(
         protocol=protocol, prompts=prompts, reference=reference, metrics=names, samples=samples, seed=seed,
-        batch_size=batch_size, beside=beside, inception=inception, clip_model=clip_model,
+        batch_size=batch_size, teacher_samples=beside, inception=inception, clip_model=clip_model, split=part,
     )  # fmt: skip
     place = find_device(_device_of(device))
     if save_reference is not None:
@@ -140,13 +136,10 @@ def evaluate(
         ready_folder(output)
     chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
-    is_demo = chosen.base.set_exam is not None
-    _refuse(options.typed(context), OF_WORLD if is_demo else OF_DEMO, chosen.base.name)
-    if is_demo:
-        _examine(out, chosen, asked, part, output, place, precision)
-    else:
-        second = [resolve_lora(base or chosen.base.source, against, out)] if against else []
-        _assess(out, [chosen, *second], asked, output, place, precision)
+    has_labels = chosen.base.labelled_prompts is not None
+    _refuse(options.typed(context), OF_WORLD if has_labels else OF_DEMO, chosen.base.name)
+    second = [resolve_lora(base or chosen.base.source, against, out)] if against else []
+    _evaluate(out, [chosen, *second], asked, output, place, precision)
 
 
 def _device_of(name: str) -> str:
@@ -164,49 +157,7 @@ def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} says nothing for base {base}", "leave it out")
 
 
-def _examine(
-    out: Output,
-    chosen: "ResolvedLora",
-    asked: "Options",
-    part: str,
-    output: Path | None,
-    device: "torch.device",
-    precision: str,
-) -> None:
-    """On the demo world, where every prompt's right answer is known."""
-    from rapm_cli.evaluate.demo import PARTS, evaluate_lora
-    from rapm_cli.evaluate.demo_scores import closed_in_words, table, title, to_record
-    from rapm_cli.evaluate.evaluate import assess
-    from rapm_cli.evaluate.html import TableSection
-    from rapm_cli.evaluate.request import ask_of_exam
-    from rapm_cli.metrics.registry import METRICS
-
-    if part not in PARTS:
-        raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
-    parts = evaluate_lora(
-        chosen,
-        samples=EXAM_SAMPLES if asked.samples is None else asked.samples,
-        seed=asked.seed,
-        parts=PARTS[part],
-        metrics=list(METRICS.names() if asked.metrics is None else asked.metrics),
-        device=device,
-        precision=precision,
-        reporter=out,
-    )
-    if launcher.is_follower():  # it has drawn its share
-        return
-    for each in parts:
-        show.comparison(out, each)
-    made = assess(
-        [chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, reporter=out
-    )
-    tables = [TableSection(title(each).capitalize(), *table(each), note=closed_in_words(each)) for each in parts]
-    record = _reported(out, made, [chosen], output, device, tables) | {"parts": list(map(to_record, parts))}
-    show.assessment(out, record)
-    out.result({"lora": str(chosen.lora_path), **record})
-
-
-def _assess(
+def _evaluate(
     out: Output,
     students: "list[ResolvedLora]",
     asked: "Options",
@@ -214,45 +165,41 @@ def _assess(
     device: "torch.device",
     precision: str,
 ) -> None:
-    """On the visible world, against real pictures and the teacher."""
-    from rapm_cli.evaluate.evaluate import assess, draw_share
-    from rapm_cli.evaluate.request import ask
+    """Evaluate one student or two, show the result, and write its page."""
+    from rapm_cli.evaluate.evaluate import evaluate as run_evaluation
+    from rapm_cli.evaluate.evaluate import sample_all
+    from rapm_cli.evaluate.request import build_request
 
-    request = ask(students[0], asked, out)
-    if launcher.is_follower():
-        draw_share(students, request, device=device, precision=precision, reporter=out)
+    request = build_request(students[0], asked, out)
+    if launcher.is_follower():  # it samples its share
+        sample_all(students, request, device=device, precision=precision, reporter=out)
         return
-    made = assess(students, request, device=device, precision=precision, reporter=out)
+    made = run_evaluation(students, request, device=device, precision=precision, reporter=out)
     record = _reported(out, made, students, output, device)
-    show.assessment(out, record)
+    show.evaluation(out, record)
     out.result(record)
 
 
 def _reported(
-    out: Output,
-    made: "Assessment",
-    students: "list[ResolvedLora]",
-    output: Path | None,
-    device: "torch.device",
-    tables: "Sequence[TableSection]" = (),
+    out: Output, made: "EvalResult", students: "list[ResolvedLora]", output: Path | None, device: "torch.device"
 ) -> dict[str, Any]:
-    """The record of an evaluation, once its page is written."""
+    """Return the record of an evaluation, after its page is written."""
     from rapm_cli.bases.device import describe_machine
     from rapm_cli.bases.places import reports_dir
     from rapm_cli.evaluate.html import write_report
     from rapm_cli.evaluate.record import to_record
-    from rapm_cli.evaluate.report import assessment_report
+    from rapm_cli.evaluate.report import evaluation_report
 
     base, loras = students[0].base.name, [str(chosen.lora_path) for chosen in students]
     record = to_record(made, base=base, loras=loras, machine=describe_machine(device))
     name = "-".join([base, *(chosen.lora.digest()[:8] for chosen in students), made.fingerprint[:8]])
     path = (reports_dir() / name if output is None else output) / "report.html"
-    write_report(assessment_report(made, record, students, tables), path, out)
+    write_report(evaluation_report(made, record, students), path, out)
     return record | {"report": str(path)}
 
 
 def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:
-    from rapm_cli.evaluate.save_reference import save_reference
+    from rapm_cli.evaluate.features import save_reference
 
     made = save_reference(asked, path, device, out)
     out.data(f"{path}  {made.description}")

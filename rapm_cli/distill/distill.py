@@ -23,10 +23,10 @@ from rapm_cli.distill.callbacks import NO_CALLBACKS, CallbackOptions, Callbacks
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.prepare import loaded_base, prepare_trainer
 from rapm_cli.distill.trajectories import collect_trajectories
-from rapm_cli.evaluate.contact_sheet import draw_sheet, sheet_rows
-from rapm_cli.evaluate.demo_exam import Examination
-from rapm_cli.evaluate.demo_scores import Part, to_record
+from rapm_cli.evaluate.contact_sheet import make_sheet, sheet_rows
+from rapm_cli.evaluate.evaluate import Comparison, SplitResult
 from rapm_cli.evaluate.models import EvalModel, student, teacher_and_base
+from rapm_cli.evaluate.record import split_record
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.runs.checkpoints import Checkpoints
 from rapm_cli.runs.lock import locked
@@ -35,7 +35,7 @@ from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
-QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
+QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance needs ten times more images
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Distilled:
 
     Args:
         run: The run folder.
-        part: Comparison on held-out prompts; None if the base has no exam or no samples were asked for.
+        comparison: Comparison on held-out prompts; None without labelled prompts or samples.
         seconds: Seconds of each phase in this process, but of training in all processes that resumed it. "saving" is
             the part of the training that was spent on checkpoints.
         peak_mib: Peak memory in MiB.
@@ -52,7 +52,7 @@ class Distilled:
     """
 
     run: Run
-    part: Part | None
+    comparison: SplitResult | None
     seconds: dict[str, float]
     peak_mib: float
     machine: str
@@ -129,9 +129,9 @@ def _distill(
         loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, world=world, reporter=reporter
     )
     clock.lap("trajectories")
-    comparison = _Comparison(base, loaded, settings, reporter, is_strict=is_strict)
+    samples = _Sampled(base, loaded, settings, reporter, is_strict=is_strict)
     clock.lap("teacher and base")
-    callbacks = Callbacks(callback_options, run, settings, base, loaded, comparison.teacher, reporter)
+    callbacks = Callbacks(callback_options, run, settings, base, loaded, samples.teacher, reporter)
     trainer = prepare_trainer(base, loaded, settings, world, reporter)
     with closing(callbacks):
         training = Training(
@@ -144,10 +144,10 @@ def _distill(
     _keep(run, reporter, run.lora, size, lambda: save_lora(run.lora, lora))
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
-    part, sheet = comparison.finish(lora)
+    comparison, sheet = samples.finish(lora)
     _keep(run, reporter, run.sheet, len(sheet), lambda: replace_file(run.sheet, sheet))
     clock.lap("student")
-    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
+    made = Distilled(run, comparison, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
     record = _record(made, settings)
     _keep(run, reporter, run.folder, 0, lambda: run.write_result(record))
     return made
@@ -168,11 +168,11 @@ def _record(made: Distilled, settings: Settings) -> dict[str, object]:
         "seconds": made.seconds,
         "peak_mib": made.peak_mib,
         "machine": made.machine,
-        "comparison": to_record(made.part) if made.part else None,
+        "comparison": split_record(made.comparison) if made.comparison else None,
     }
 
 
-class _Comparison:
+class _Sampled:
     """Teacher, base and student on held-out prompts and on the contact sheet.
 
     The teacher and the base are evaluated when this is made. What a plan with an 8-bit base would change of them is
@@ -191,14 +191,10 @@ class _Comparison:
     ) -> None:
         self._base, self._loaded, self._settings, self._reporter = base, loaded, settings, reporter
         self._models = teacher_and_base(loaded, settings.teacher, settings.base_identity)
-        self._exam: Examination | None = None
-        if settings.samples and base.set_exam:
-            seed = settings.teacher.seed
-            self._exam = Examination(
-                base, loaded, settings.samples, seed, True, QUICK_METRICS, reporter, is_strict=is_strict
-            )
-            for model in self._models:
-                self._exam.sit(model)
+        self._comparison = Comparison(
+            base, loaded, settings.samples, settings.teacher.seed, QUICK_METRICS, reporter, is_strict=is_strict
+        )
+        self._comparison.add(self._models)
         self._rows = self._sheet_rows(self._models) if is_rounded(settings.training.vram) else {}
 
     @property
@@ -206,16 +202,15 @@ class _Comparison:
         """The guided teacher."""
         return self._models[0]
 
-    def finish(self, lora: LoraFile) -> tuple[Part | None, bytes]:
+    def finish(self, lora: LoraFile) -> tuple[SplitResult | None, bytes]:
         """Evaluate the student that the network carries; return the comparison, if any, and the sheet as PNG."""
         settings, loaded = self._settings, self._loaded
         identity = settings.base_identity + (" in 8 bits" if loaded.backbone.is_rounded else "")
-        pupil = student(loaded, settings.teacher, identity, lora)
-        if self._exam:
-            self._exam.sit(pupil)
-        self._reporter.say("drawing the contact sheet")
-        rows = (self._rows or self._sheet_rows(self._models)) | self._sheet_rows([pupil])
-        return self._exam.part() if self._exam else None, draw_sheet(rows)
+        trained = student(loaded, settings.teacher, identity, lora)
+        self._comparison.add([trained])
+        self._reporter.say("making the contact sheet")
+        rows = (self._rows or self._sheet_rows(self._models)) | self._sheet_rows([trained])
+        return self._comparison.result, make_sheet(rows)
 
     def _sheet_rows(self, models: list[EvalModel]) -> dict[str, Tensor]:
         settings = self._settings

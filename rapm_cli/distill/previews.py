@@ -14,7 +14,7 @@ from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.storage.files import make_folder, replace_file
 from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.evaluate.contact_sheet import fixed_scenes
-from rapm_cli.evaluate.models import EvalModel, Walk
+from rapm_cli.evaluate.models import EvalModel, SampleFunction
 from rapm_cli.runs.checkpoints import checkpoint_name
 from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.run import Run
@@ -56,7 +56,7 @@ class Previews:
         self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.prompts)
         self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
-        self._teacher = self._sample(teacher.walk)
+        self._teacher = self._sample(teacher.sample)
 
     def make_if_due(self, done: int) -> "Image | None":
         """Make a sheet, write it to the run folder and return it, or return None if none is due or it fails.
@@ -92,11 +92,11 @@ class Previews:
         finally:
             self._loaded.offload()  # else a large card keeps the autoencoder, which the memory plan does not count
 
-    def _sample(self, walk: Walk) -> Tensor:
+    def _sample(self, sample: SampleFunction) -> Tensor:
         """Return (B, C, h, w) latents on the CPU; sampled one by one, because training holds most of the memory."""
         device = self._loaded.device
         rows = (slice(k, k + 1) for k in range(len(self._noise)))
-        return torch.cat([walk(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
+        return torch.cat([sample(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])

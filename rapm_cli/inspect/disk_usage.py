@@ -26,7 +26,7 @@ from rapm_cli.bases.places import (
 from rapm_cli.core.common.errors import DamagedError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, read_manifest, verify
 from rapm_cli.core.storage.files import is_marked, leftovers
-from rapm_cli.runs.lock import HOLDER, LOCK, holder
+from rapm_cli.runs.lock import CLAIM, HOLDER, LOCK, holder
 from rapm_cli.runs.run import Run, all_runs, base_of
 
 # Kinds of entries. Their values are keys of `--json` and names of folders, which stay.
@@ -109,7 +109,8 @@ def measure() -> DiskUsage:
     samples = [path for path in _children(galleries_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
     places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
     known = {*stores, *features, *converted, *samples, *(place / name for place in places for name in (LOCK, HOLDER))}
-    foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
+    unknown = [path for place in places for path in _children(place) if path not in known and path.suffix != CLAIM]
+    foreign = [path for path in unknown if not is_marked(path)]
     foreign += [place for place in places if place.is_symlink()]
     needs = trajectory_needs()
     entries = [*models, *(_store(path, needs) for path in stores)]

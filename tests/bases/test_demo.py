@@ -201,7 +201,7 @@ def test_every_base_keeps_the_contract(name):
 @pytest.mark.slow
 def test_the_reader_reads_fresh_pictures():
     """The issue asks for 99.5 %, straight and after the round trip."""
-    from rapm_cli.bases.demo.exam import load_reader
+    from rapm_cli.bases.demo.reader import load_reader
     from rapm_cli.bases.demo.recipe.reader import score_reader
 
     vae = _vae()

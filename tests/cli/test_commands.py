@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rapm_cli.bases import BASES, LoadedBase, Weights
+from rapm_cli.bases import BASES, Weights
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import DamagedError, RapmError
-from rapm_cli.evaluate.demo_exam import Examination
-from tests.messages import names, naming
+from rapm_cli.evaluate.chunk_cache import ChunkCache
+from tests.messages import names
 
 SHORT = [
     "--trajectories",
@@ -376,14 +376,12 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    base = BASES["demo"]
-    loaded = LoadedBase(base.locate(Output(quiet=True)), torch.device("cpu"), torch.float32)
-    strict = Examination(base, loaded, 8, 0, True, ["attributes"], Output(quiet=True), is_strict=True)
-    with pytest.raises(DamagedError, match=naming("sha256")):
-        strict._recall(damaged.parent)
+    strict = ChunkCache(damaged.parent.parent, Output(quiet=True), is_strict=True)
+    with pytest.raises(DamagedError, match="its sha256 differs"):
+        strict.has(damaged.parent.name)
     code, out, err = rapm(*argv)
     assert code == 0
-    assert names(err, damaged.parent, "readings.safetensors", "sha256")
+    assert f"{damaged.parent} is damaged: readings.safetensors: its sha256 differs" in err
     scores = [[row["metrics"] for row in part["rows"]] for part in (first[0], json.loads(out)["parts"][0])]
     assert scores[0] == scores[1]
 

@@ -106,20 +106,18 @@ def test_values_are_those_of_the_registries():
     from rapm_cli.core.method.config import DISCRIMINATOR_SETS, START_FROM
     from rapm_cli.core.method.discriminators import DISCRIMINATORS
     from rapm_cli.distill.trackers import TRACKERS
-    from rapm_cli.evaluate.demo import PARTS
-    from rapm_cli.evaluate.protocols import PROTOCOLS
-    from rapm_cli.metrics.pictures import PICTURE_METRICS
-    from rapm_cli.metrics.registry import METRICS
+    from rapm_cli.evaluate.request import PROTOCOLS, SPLITS
+    from rapm_cli.metrics import METRICS
 
     assert set(VALUES["base"]) == set(BASES.names())
     assert set(VALUES["method"]) == set(METHODS.names())
     assert set(VALUES["discriminator"]) == set(DISCRIMINATORS.names())
     assert set(VALUES["discriminators"]) == set(DISCRIMINATOR_SETS)
     assert set(VALUES["start-from"]) == set(START_FROM)
-    assert set(VALUES["metrics"]) == {*METRICS.names(), *PICTURE_METRICS.names()}
+    assert set(VALUES["metrics"]) == set(METRICS.names())
     assert set(VALUES["protocol"]) == set(PROTOCOLS.names())
     assert set(VALUES["report-to"]) == set(TRACKERS.names())
-    assert set(VALUES["part"]) == set(PARTS)
+    assert set(VALUES["part"]) == set(SPLITS)
     assert set(VALUES["precision"]) == {"auto", *DTYPES}
     assert set(VALUES["vram"]) == {"auto", *PLANS}
     assert set(VALUES["dtype"]) == {"base", *DTYPES}

@@ -479,26 +479,27 @@ def test_a_run_that_cannot_be_looked_into_is_in_nobodys_way(rapm, again, monkeyp
     assert (code, names(err, again.folder)) == (0, True), err
 
 
-def test_a_stop_while_pictures_are_drawn_says_how_to_resume(rapm, again, monkeypatch):
-    from rapm_cli.evaluate import demo
+def test_a_stop_while_samples_are_made_says_how_to_resume(rapm, again, monkeypatch):
+    from rapm_cli.evaluate.chunk_cache import ChunkCache
 
-    real = demo.Examination._keep
-    monkeypatch.setattr(demo.Examination, "_keep", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGTERM)))
+    real = ChunkCache.keep
+    monkeypatch.setattr(ChunkCache, "keep", lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGTERM)))
     code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8")
     assert code == 143
     again_command = f"rapm distill --resume {again.folder.name}"
     assert names(err.splitlines()[-1], "stopped:", again_command)
 
 
-def test_readings_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
-    from rapm_cli.evaluate import demo
+def test_samples_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
+    from rapm_cli.evaluate.samples import SampleSet
 
     command = ("eval", "--base", "demo", "--samples", "8", "--part", "seen", "--metrics", "attributes")
     assert rapm(*command)[0] == 0
-    files = list((home / "cache" / "readings").glob("*/*"))
+    files = [*(home / "cache" / "readings").glob("*/*"), *(home / "cache" / "galleries").glob("*/*/*")]
     before = [path.stat().st_mtime_ns for path in files]
-    assert len(files) == 6  # readings and manifest of three
-    monkeypatch.setattr(demo.Examination, "_recall", lambda *a: None)
+    assert len([path for path in files if path.suffix == ".png"]) == 3 * 8
+    for name in ("_is_kept", "_is_intact"):
+        monkeypatch.setattr(SampleSet, name, lambda *a: False)
     assert rapm(*command)[0] == 0
     assert [path.stat().st_mtime_ns for path in files] == before
 

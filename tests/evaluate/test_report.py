@@ -77,18 +77,7 @@ def test_any_values_make_a_chart(values):
     assert svg.get("viewBox")
 
 
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "short"
-    options = ("--iterations", "3", "--trajectories", "4", "--fine-steps", "2", "--rank", "2", "--batch-size", "2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
-        argv = ["distill", "--base", "demo", *options, "--samples", "0", "--output", str(folder), "--quiet"]
-        assert main(argv) == 0
-    return folder
-
-
-class Seen(HTMLParser):
+class Page(HTMLParser):
     """Tags, what they refer to, and the text."""
 
     def __init__(self, page):
@@ -122,7 +111,7 @@ def report():
 
 def test_a_page_needs_nothing_else_and_says_what_prompts_say_as_text():
     page = report().html()
-    seen = Seen(page)
+    seen = Page(page)
     assert "script" not in seen.tags
     assert {link.partition(";")[0] for link in seen.links} == {"data:image/png"}
     assert "http" not in page.replace("http-equiv", "")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapm_cli.metrics.discrepancy import clip_discrepancy
+from rapm_cli.metrics.cmmd import clip_discrepancy
 from rapm_cli.metrics.neighbours import overlap
 from tests.metrics.peers import peer
 

@@ -61,7 +61,7 @@ TIMES = ("seconds_per_picture", "training_seconds", "work_seconds")
 
 @pytest.fixture(autouse=True)
 def _few_pictures_are_enough(monkeypatch):
-    for module, name in ((scores, "MIN_FRECHET"), (study, "TUNING_SAMPLES")):
+    for module, name in ((scores, "FEWEST_SAMPLES"), (study, "TUNING_SAMPLES")):
         monkeypatch.setattr(module, name, SAMPLES)
 
 
@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
     (home / "parts.toml").write_text(HEAD + ROWS)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("RAPM_HOME", str(home / "home"))
-        patch.setattr(scores, "MIN_FRECHET", SAMPLES)
+        patch.setattr(scores, "FEWEST_SAMPLES", SAMPLES)
         assert main(["eval", "--study", str(home / "parts.toml"), "--json"]) == 0
     return home / "home", json.loads(out.getvalue())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
-from rapm_cli.bases.demo.exam import set_exam
+from rapm_cli.bases.demo.labels import labelled_prompts
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
@@ -85,9 +85,7 @@ BASES.add("demo")(
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
-        set_exam=lambda start, count, seed, held_out: set_exam(
-            verified() / "reader.safetensors", start, count, seed, held_out
-        ),
+        labelled_prompts=labelled_prompts,
         warn=warn,
     )
 )
