@@ -25,7 +25,7 @@ class Defaults:
     learning_rate: float
     discriminator_learning_rate: float
     warmup: int
-    save_every: int  # iterations between commits
+    checkpoint_every: int  # iterations between commits
     rollout_batch: int  # prompts that the teacher draws at once
     picture_batch: int  # pictures sampled and decoded at once
 

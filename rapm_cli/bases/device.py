@@ -2,11 +2,13 @@
 
 import os
 import sys
+from typing import cast
 
 import psutil
 import torch
 
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.method.config import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = "--device auto, cpu, cuda, cuda:1 or mps"
@@ -55,14 +57,14 @@ def find_rng(name: str, device: torch.device) -> torch.device:
     return device
 
 
-def find_precision(name: str, device: torch.device) -> str:
+def find_precision(name: str, device: torch.device) -> Precision:
     """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
 
     Raises:
         ConfigError: There is none.
     """
     if name in DTYPES:
-        return name
+        return cast(Precision, name)
     if name != "auto":
         raise ConfigError(f"--precision {name} is unknown", f"give auto, {', '.join(DTYPES)}")
     if device.type == "cuda":

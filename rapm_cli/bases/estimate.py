@@ -20,7 +20,7 @@ def rehearse_plan(architecture: Architecture, teacher: TeacherConfig, config: Tr
         quantise(backbone.unet)
     if plan.recomputed:
         backbone.enable_checkpointing(plan.recomputed)
-    plain = dataclasses.replace(config, checkpointing=False)  # the plan says it
+    plain = dataclasses.replace(config, gradient_checkpointing=False)  # the plan says it
     row = architecture.conditioning(META, dtype)
     return rehearse_training(backbone, plain, row, architecture.latent_shape, teacher.num_slots, teacher.guidance_scale)
 

@@ -24,7 +24,7 @@ SDXL_DEFAULTS = Defaults(
     learning_rate=5e-5,
     discriminator_learning_rate=1e-5,
     warmup=100,
-    save_every=200,
+    checkpoint_every=200,
     rollout_batch=4,
     picture_batch=1,
 )

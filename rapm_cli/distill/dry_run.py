@@ -61,7 +61,7 @@ def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Repo
     """
     architecture = base.architecture(reporter)
     plan = plan_for(architecture, settings, device, 1, reporter)
-    plan = plan or PLANS["12" if settings.training.checkpointing else "24"]
+    plan = plan or PLANS["12" if settings.training.gradient_checkpointing else "24"]
     size = min(base.defaults.rollout_batch, settings.teacher.trajectories)
     reporter.say("counting what both phases compute")
     step, iteration = _count_costs(architecture, settings, size, plan)

@@ -149,7 +149,9 @@ class Training:
         self.follow(line)
 
     def _save_where_due(self) -> None:
-        is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # training may go back to it
+        is_regular = (
+            self.done % self.settings.checkpoint_every == 0 and not self.health.skips
+        )  # training may go back to it
         if signals.take_save_request() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
         number = self.trainer.world.request_stop(signals.pending())  # sent to any of the processes

@@ -51,8 +51,9 @@ def plan_for(
         peaks[plan.name] = predicted_peak(architecture, settings, plan, processes)
         return peaks[plan.name]
 
-    # With --checkpointing all activations are recomputed, whatever the plan says.
-    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not settings.training.checkpointing]
+    # With --gradient-checkpointing all activations are recomputed, whatever the plan says.
+    is_full = settings.training.gradient_checkpointing
+    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not is_full]
     free = _free_bytes(device, backbone)
     plan = choose_plan(plans, peak_of, free)
     reporter.say(
@@ -108,7 +109,7 @@ def oom_fallback(
         is_enough = backbone.disable_graphs()
         free_memory(backbone.device)
         if is_enough:
-            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
+            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-cuda-graphs")
             return True
         after = lower(now) if now else None
         if after is None:

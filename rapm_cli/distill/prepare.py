@@ -64,5 +64,5 @@ def prepare_trainer(base: Base, loaded: LoadedBase, settings: Settings, world: W
         guidance_scale=teacher.guidance_scale,
         uncond=uncond,
         world=world,
-        on_oom=oom_fallback(plan, backbone, reporter, recomputes_all=training.checkpointing),
+        on_oom=oom_fallback(plan, backbone, reporter, recomputes_all=training.gradient_checkpointing),
     )

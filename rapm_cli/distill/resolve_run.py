@@ -13,7 +13,7 @@ from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.trainer import check_fit, check_heeded
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
@@ -62,9 +62,8 @@ def settings_without_weights(
     """
     values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64, "deterministic": False}
     if stored:
-        values |= {**to_json(stored.teacher), **to_json(stored.training)}
-        values |= {name: getattr(stored, name) for name in ("samples", "save_every", "deterministic")}
-        values["slot_weights"] = stored.training.slot_weights
+        values |= {**dataclasses.asdict(stored.teacher), **dataclasses.asdict(stored.training)}
+        values |= {name: getattr(stored, name) for name in ("samples", "checkpoint_every", "deterministic")}
     values |= given
     if stored is None or "batch_size" in given:
         values["batch_size"] *= processes
@@ -91,7 +90,7 @@ def settings_without_weights(
         training=training,
         prompts=tuple(chosen),
         samples=values["samples"],
-        save_every=values["save_every"],
+        checkpoint_every=values["checkpoint_every"],
         device=device.type,
         machine=_machine(device, training, processes),
         deterministic=values["deterministic"],

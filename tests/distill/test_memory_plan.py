@@ -130,7 +130,7 @@ def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajecto
 
 
 def test_relief_never_recomputes_less(schedule):
-    config = TrainConfig(rank=2, iterations=2, batch_size=2, checkpointing=True)
+    config = TrainConfig(rank=2, iterations=2, batch_size=2, gradient_checkpointing=True)
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
     assert not oom_fallback(PLANS["24"], trainer.backbone, Ear(), recomputes_all=True)()
     assert all(getattr(module, "gradient_checkpointing", True) for module in trainer.backbone.unet.modules())

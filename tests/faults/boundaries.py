@@ -34,7 +34,7 @@ SETTINGS = Settings(
     training=TrainConfig(),
     prompts=("a red cube", "a blue cube"),
     samples=0,
-    save_every=1,
+    checkpoint_every=1,
 )
 
 

@@ -80,7 +80,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     """
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
-    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "save_every": 10}
+    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "checkpoint_every": 10}
     settings = settings_for(BASES["demo"], given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:
@@ -96,7 +96,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     rows.append(["median", "", "", "", "", "", f"{statistics.median(shares):.2%}", f"{statistics.median(ratios):+.2%}"])
-    title = f"{iterations} iterations of demo, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
+    title = f"{iterations} iterations of demo, a commit every {settings.checkpoint_every}; {describe_machine(DEVICE)}"
     columns = ["", "bare, s", "outside steps", "safe, s", "outside steps", "in commits", "share", "safe / bare"]
     Output().table(title, columns, rows)
     return statistics.median(shares)

@@ -77,7 +77,7 @@ BASES.add("demo")(
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
             warmup=3,
-            save_every=20,
+            checkpoint_every=20,
             rollout_batch=32,
             picture_batch=16,
         ),

@@ -16,7 +16,7 @@ from rapm_cli.core.training.step_metrics import DeviceMetrics
 
 # Settings of the discriminators, for methods that have them.
 ADVERSARIAL_OPTIONS = frozenset(
-    {"adversarial_weight", "discriminators", "discriminator", "discriminator_times", "discriminator_learning_rate"}
+    {"adversarial_weight", "discriminators", "discriminator", "discriminator_noise", "discriminator_learning_rate"}
 )
 BETAS, WEIGHT_DECAY = (0.0, 0.999), 1e-3  # of the discriminators' AdamW, as PCM's
 
@@ -66,7 +66,7 @@ class AdversarialLoss:
         low = max(context.edges[n], 0)
         high = {"edge": low + 1, "slot": context.edges[n + 1], "all": context.edges[-1]}
         t = context.integers(
-            low, high[context.config.discriminator_times], len(cond), "discriminator time", iteration, n
+            low, high[context.config.discriminator_noise], len(cond), "discriminator time", iteration, n
         ).repeat(count)
         noise = torch.cat(
             [context.noise(latent, "discriminator noise", iteration, n, name) for name, latent in latents.items()]

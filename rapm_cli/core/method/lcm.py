@@ -31,7 +31,7 @@ class LatentConsistency(Method):
 
     # Differs: the teacher's guidance is one number, the one that RAPM's teacher has, instead of a range.
     asks_teacher = True
-    options = frozenset({"lcm_times"})
+    options = frozenset({"lcm_timesteps"})
 
     @classmethod
     def sampler(cls, training: Mapping[str, Any]) -> Sampler:
@@ -41,7 +41,7 @@ class LatentConsistency(Method):
     def student_loss(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> SlotResult:
         """Compare two clean latents of the student: from a noised image, and from one teacher step later."""
         context, cond, clean = self.context, batch.cond, batch.z_teacher[:, 0]
-        count = context.config.lcm_times
+        count = context.config.lcm_timesteps
         length = context.schedule.length // count
         place = context.integers(1, count + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1

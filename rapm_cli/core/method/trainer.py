@@ -127,7 +127,7 @@ class Trainer:
         self.backbone, self.config, self.world, self._on_oom = backbone, config, world, on_oom
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         attach_lora(backbone, config.rank, config.alpha, config.seed, init=config.lora_init)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
         self.average = WeightAverage(self.lora, config.ema_decay) if config.ema_decay else None
@@ -142,7 +142,7 @@ class Trainer:
 
     def learning_rate(self, iteration: int) -> float:
         """Return the student's learning rate: a linear warm-up, then a cosine down to the final rate."""
-        rate, last = self.config.learning_rate * self.rate_scale, self.config.final_rate
+        rate, last = self.config.learning_rate * self.rate_scale, self.config.min_lr_ratio
         if iteration < self.config.warmup:
             return rate * (iteration + 1) / self.config.warmup
         progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)

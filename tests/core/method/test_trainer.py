@@ -153,7 +153,7 @@ def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
 @pytest.mark.slow
 def test_checkpointing_trains_the_same_student(trajectories, schedule):
     plain, _, _ = weights_after(SMALL, trajectories, schedule)
-    checkpointed, _, _ = weights_after(dataclasses.replace(SMALL, checkpointing=True), trajectories, schedule)
+    checkpointed, _, _ = weights_after(dataclasses.replace(SMALL, gradient_checkpointing=True), trajectories, schedule)
     for name in plain:
         torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-4, atol=1e-5)
 
@@ -408,7 +408,7 @@ def test_the_rate_warms_up_and_falls_to_a_tenth(trainer_of):
 
 @pytest.mark.parametrize("final", [0, 0.01, 1])
 def test_the_rate_falls_to_the_share_that_is_asked_for(trainer_of, final):
-    trainer = trainer_of(iterations=100, warmup=0, learning_rate=0.5, final_rate=final)
+    trainer = trainer_of(iterations=100, warmup=0, learning_rate=0.5, min_lr_ratio=final)
     assert trainer.learning_rate(0) == pytest.approx(0.5)
     assert trainer.learning_rate(50) == pytest.approx(0.5 * (1 + final) / 2)
     assert trainer.learning_rate(100) == pytest.approx(0.5 * final)
@@ -459,7 +459,7 @@ def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, traject
         return [z]
 
     kind = dataclasses.replace(DISCRIMINATORS["latent"], features=features)
-    trainer = trainer_of(discriminator_times=times)
+    trainer = trainer_of(discriminator_noise=times)
     adversarial = trainer.method.adversarial
     monkeypatch.setattr(adversarial, "kind", kind)
     edges = adversarial.context.edges

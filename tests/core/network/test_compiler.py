@@ -20,7 +20,7 @@ has_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C
 def trained(schedule, batch, *, compiled, channels_last, checkpointing=False):
     backbone = Backbone(tiny_unet(), schedule)
     backbone.configure_speedups(compiled=compiled, channels_last=channels_last, recorded=True)
-    config = TrainConfig(rank=2, iterations=2, learning_rate=1e-3, checkpointing=checkpointing)
+    config = TrainConfig(rank=2, iterations=2, learning_rate=1e-3, gradient_checkpointing=checkpointing)
     trainer = Trainer(backbone, config, num_slots=2, fine_steps=3, delta=1)
     losses = [slot for progress in train(trainer, batch) for slot in progress.slots]
     return trainer, losses

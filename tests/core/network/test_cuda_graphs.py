@@ -155,7 +155,7 @@ def test_short_memory_takes_the_recordings_first_and_then_the_plan(schedule, bat
     assert on_oom()
     assert trainer.backbone.recorder is None
     assert on_oom()
-    assert ["--no-graphs" in line for line in Ear.heard] == [True, False]
+    assert ["--no-cuda-graphs" in line for line in Ear.heard] == [True, False]
     assert names(Ear.heard[1], 16)
 
 
