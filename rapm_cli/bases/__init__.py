@@ -1,4 +1,4 @@
-"""Teachers: what is loaded, and how. Modules are imported when they are asked for: places of files need no torch."""
+"""Base models (the teachers) and how they are loaded. Modules are imported on demand: paths of files need no torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ _HOMES = dict.fromkeys(__all__, "base") | {"LoadedBase": "loading", "Weights": "
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, once every base with a name is registered."""
+    """Return a public name, after all bases with a name are registered."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module in ("demo.base", "published"):

@@ -1,4 +1,4 @@
-"""What a base model is to the rest of rapm, and the registry of those that have a name."""
+"""The interface of a base model, and the registry of bases with a name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rapm_cli.core.common.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Settings that suit a base; `rapm distill` starts from them."""
+    """Default settings of `rapm distill` for a base."""
 
     guidance_scale: float
     fine_steps: int
@@ -25,9 +25,9 @@ class Defaults:
     learning_rate: float
     discriminator_learning_rate: float
     warmup: int
-    checkpoint_every: int  # iterations between commits
-    rollout_batch: int  # prompts that the teacher draws at once
-    picture_batch: int  # pictures sampled and decoded at once
+    checkpoint_every: int  # iterations between checkpoints
+    rollout_batch: int  # prompts in one batch of the teacher
+    picture_batch: int  # images sampled and decoded in one batch
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Base:
     """A base model that can be loaded.
 
     Args:
-        name: Of a registered base, or of its folder; goes into every file that leaves the machine.
-        source: What `--base` takes to find it here again.
-        defaults: Settings that suit it.
-        locate: The base's files; fetches those that are missing, under the eyes of a reporter.
-        architecture: Its shapes; fetches configurations at most.
-        training_prompts: (count, seed) to prompts.
-        student: The distilled LoRA that ships with it, if one does.
-        labelled_prompts: (count, seed, held_out) to prompts with labels; None if the base has none.
-        warn: A prompt to a sentence about what the base cannot know of it, or an empty string.
+        name: Registered name, or name of the folder; written into every file that leaves the machine.
+        source: Value of `--base` that finds the base again on this machine.
+        defaults: Default settings of a distillation.
+        locate: Function that returns the files and downloads missing ones.
+        architecture: Function that returns the shapes; it downloads configurations at most.
+        training_prompts: Function (count, seed) -> prompts.
+        student: Distilled LoRA that ships with the base, or None.
+        labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
+        warn: Function from a prompt to a warning about words that the base does not know, or an empty string.
     """
 
     name: str

@@ -7,7 +7,7 @@ from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.distill.previews import Previews
-from rapm_cli.distill.trackers import Trackers, check_trackers, flatten, open_trackers
+from rapm_cli.distill.trackers import Trackers, check_trackers, flatten
 from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
@@ -75,7 +75,7 @@ class Callbacks:
         folder, iteration = self._run.folder, line["iteration"]
         if self._trackers is None:
             recipe = self._settings.recipe()
-            self._trackers = open_trackers(self._options.trackers, folder, folder.name, recipe, self._reporter)
+            self._trackers = Trackers(self._options.trackers, folder, folder.name, recipe, self._reporter)
         self._trackers.log(iteration, flatten(line))
         sheet = self._previews.make_if_due(iteration + 1) if self._previews else None
         if sheet:

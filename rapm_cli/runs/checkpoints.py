@@ -31,7 +31,7 @@ class Checkpoint:
         health: Skipped updates and returns so far.
         log: Lines of the log so far.
         seconds: Training time so far, over all processes that worked on the run.
-        is_regular: True if it was due by --checkpoint-every, so that training may go back to it; False if a signal caused it.
+        is_regular: True if --checkpoint-every caused it, so that training may go back to it; False for a signal.
     """
 
     iterations: int

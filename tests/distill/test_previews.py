@@ -23,22 +23,21 @@ DISTILL = ["distill", "--base", "demo", *TINY]
 
 
 class Recorder:
-    """A tracker that remembers."""
+    """A tracker that remembers, as accelerate's are."""
 
-    hint = "ask it"
     made = None
 
-    def __init__(self, subject):
-        self.subject, self.logged, self.shown, self.is_closed = subject, [], [], False
+    def __init__(self, folder, name, recipe):
+        self.folder, self.recipe, self.logged, self.shown, self.is_closed = folder, recipe, [], [], False
         Recorder.made = self
 
-    def log(self, iteration, values):
-        self.logged.append((iteration, values))
+    def log(self, values, step):
+        self.logged.append((step, values))
 
-    def show(self, iteration, picture):
-        self.shown.append((iteration, picture))
+    def log_images(self, values, step):
+        self.shown += [(step, pixels[0]) for pixels in values.values()]
 
-    def close(self):
+    def finish(self):
         self.is_closed = True
 
 
@@ -53,7 +52,7 @@ def install(monkeypatch):
     module = ModuleType("recorder")
     module.__spec__ = ModuleSpec("recorder", None, origin="a stand-in")
     monkeypatch.setitem(sys.modules, "recorder", module)
-    monkeypatch.setitem(TRACKERS._things, "recorder", Recorder)
+    monkeypatch.setitem(TRACKERS._things, "recorder", lambda *run: (Recorder(*run[:-1]), "ask it"))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +90,8 @@ def test_a_tracker_gets_every_iteration_as_the_log_has_it_and_the_previews(rapm,
     assert json.loads(out)["run"] == str(folder)
     made = Recorder.made
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert made.subject.folder == folder
-    assert "prompts" not in json.dumps(made.subject.settings)
+    assert made.folder == folder
+    assert "prompts" not in json.dumps(made.recipe)
     assert [iteration for iteration, _ in made.logged] == [0, 1]
     for line, (_, values) in zip(lines, made.logged, strict=True):
         assert values["slot3/absolute"] == line["slots"][0]["distance"]["absolute"]

@@ -73,7 +73,7 @@ PUBLISHED = {
         7_602_244,
         lambda: sum(p.numel() for width in (320, 640, 1280, 1280) for p in PointwiseHead(width).parameters()),
     ),
-    "pcm discriminator times": ("slot", lambda: TrainConfig(method="pcm").discriminator_times),
+    "pcm discriminator times": ("slot", lambda: TrainConfig(method="pcm").discriminator_noise),
     # DMD2, section 2
     "dmd2 student updates": (5, lambda: TrainConfig(method="dmd2").fake_updates),
     "dmd2 matching times": ((20, 980), lambda: times("dmd2", dmd2_constants())),
@@ -84,7 +84,7 @@ PUBLISHED = {
     "dmd2 softplus": ((1 + LOGITS.exp()).log().mean().item(), lambda: softplus_mean(LOGITS).item()),
     "dmd2 sampling times": ([999, 749, 499, 249], lambda: sampled_at("dmd2")),
     # LCM, section 3
-    "lcm timesteps": (50, lambda: TrainConfig(method="lcm").lcm_times),
+    "lcm timesteps": (50, lambda: TrainConfig(method="lcm").lcm_timesteps),
     "lcm sigma data squared": (0.25, lambda: lcm.SIGMA_DATA**2),
     "lcm time scale": (10.0, lambda: lcm.TIME_SCALE),
     "lcm sampling times": ([999, 759, 499, 259], lambda: sampled_at("lcm")),
