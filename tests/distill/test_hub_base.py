@@ -10,6 +10,7 @@ import pytest
 
 from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.bases.places import runs_dir
+from rapm_cli.runs.run import newest_run_with_lora
 from tests.bases.hub_server import running
 from tests.messages import names
 
