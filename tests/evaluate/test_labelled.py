@@ -39,9 +39,9 @@ def whole(short_run, tmp_path_factory):
         noise.update((purpose, k) for k in indices)
         return real_noise(seed, purpose, indices, shape)
 
-    def predict_noise(self, z, *arguments):
+    def predict_noise(self, role, z, *arguments):
         rows.append(len(z))
-        return real_predict(self, z, *arguments)
+        return real_predict(self, role, z, *arguments)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("whole")))
