@@ -51,7 +51,7 @@ class Settings(Checked):
     base_identity: str
     teacher: TeacherConfig
     training: TrainConfig
-    prompts: tuple[str, ...]
+    prompts: Annotated[tuple[str, ...], Field(strict=False)]  # a JSON list is no tuple to pydantic's strict mode
     samples: int
     checkpoint_every: Annotated[int, Field(alias="save_every", ge=1)]
     device: str = "cpu"

@@ -55,7 +55,7 @@ DISTILL = ["distill", "--base", "demo"]
         (["generate", "a red cube", "--seed", "1..3", "--num-images", "2"], "--seed --num-images"),
         (["generate", "a red cube", "--base", "demo", "--steps", "6"], "--steps"),
         (["generate", "a red cube", "--num-images", "0"], "--num-images"),
-        (["eval", "--base", "demo", "--part", "middle"], "held-out seen both"),
+        (["eval", "--base", "demo", "--split", "middle"], "held-out seen both"),
         (["eval", "--base", "demo", "--samples", "100000000000"], "--samples 100000000000"),
         (["eval", "--base", "demo", "--samples", "7"], "8"),
         (["eval", "--base", "demo", "--metrics", "fid"], "fd-demo"),

@@ -362,7 +362,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         str(short_run),
         "--samples",
         "8",
-        "--part",
+        "--split",
         "held-out",
         "--metrics",
         "attributes",

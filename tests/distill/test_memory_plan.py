@@ -154,7 +154,7 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, s
 
     monkeypatch.setattr(Trainer, "_run_slot", short_of_memory)
     folder = tmp_path / "run"
-    assert main([*SHORT, "--save-every", "1", "--vram", "12", "--output", str(folder)]) == 6
+    assert main([*SHORT, "--checkpoint-every", "1", "--vram", "12", "--output", str(folder)]) == 6
     err = capsys.readouterr().err
     assert "error: training is out of memory at iteration 1; 1 iterations are saved" in err
     assert f"rapm distill --resume {folder}" in err

@@ -17,7 +17,7 @@ from rapm_cli.distill.trackers import TRACKERS
 
 TINY = (
     *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
-    *("--discriminator", "latent", "--save-every", "2", "--iterations", "2"),
+    *("--discriminator", "latent", "--checkpoint-every", "2", "--iterations", "2"),
 )
 DISTILL = ["distill", "--base", "demo", *TINY]
 

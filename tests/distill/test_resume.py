@@ -20,7 +20,7 @@ from tests.messages import names
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
-    *("--discriminator", "latent", "--save-every", "2", "--iterations", "4"),
+    *("--discriminator", "latent", "--checkpoint-every", "2", "--iterations", "4"),
 )
 DISTILL = ["distill", "--base", "demo", *TINY]
 
@@ -302,7 +302,7 @@ def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
 
 
 def test_more_iterations_go_on_with_a_finished_run(rapm, again):
-    code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "5", "--save-every", "1")
+    code, _, err = rapm("distill", "--resume", again.folder.name, "--iterations", "5", "--checkpoint-every", "1")
     assert code == 0, err
     assert again.result()["iterations"] == 5
     assert [json.loads(line)["iteration"] for line in again.log.read_text().splitlines()] == [0, 1, 2, 3, 4]
@@ -493,7 +493,7 @@ def test_a_stop_while_samples_are_made_says_how_to_resume(rapm, again, monkeypat
 def test_samples_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
     from rapm_cli.evaluate.samples import SampleSet
 
-    command = ("eval", "--base", "demo", "--samples", "8", "--part", "seen", "--metrics", "attributes")
+    command = ("eval", "--base", "demo", "--samples", "8", "--split", "seen", "--metrics", "attributes")
     assert rapm(*command)[0] == 0
     files = [*(home / "cache" / "readings").glob("*/*"), *(home / "cache" / "galleries").glob("*/*/*")]
     before = [path.stat().st_mtime_ns for path in files]
@@ -507,7 +507,7 @@ def test_samples_that_another_process_kept_meanwhile_are_left_alone(rapm, home, 
 def test_after_the_interval_was_changed_training_goes_back_to_what_was_regular_then(rapm, again, monkeypatch):
     unfinished(again)
     monkeypatch.setattr("rapm_cli.core.method.rapm.pseudo_huber_mean", lambda a, b: (a - b).sum() * float("nan"))
-    code, _, err = rapm("distill", "--resume", "--iterations", "9", "--save-every", "100")
+    code, _, err = rapm("distill", "--resume", "--iterations", "9", "--checkpoint-every", "100")
     assert code == 7
     assert names(err, 7, 4, 0.5)
 
@@ -618,7 +618,7 @@ def test_a_terminal_that_goes_away_costs_nothing(home):
 
     pid, terminal = pty.fork()
     if pid == 0:
-        more = ["--iterations", "500", "--save-every", "400"]
+        more = ["--iterations", "500", "--checkpoint-every", "400"]
         os.execv(sys.executable, [sys.executable, "-m", "rapm_cli", *DISTILL, *more])
     said = b""
     while b" 2/500" not in said:

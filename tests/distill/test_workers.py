@@ -33,7 +33,7 @@ WORK = [
     "6",
     "--samples",
     "0",
-    "--save-every",
+    "--checkpoint-every",
     "2",
     "--fine-steps",
     "2",

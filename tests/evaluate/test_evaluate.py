@@ -27,7 +27,7 @@ from tests.evaluate.small_world import COUNT, command, write_world
 from tests.messages import names
 from tests.metrics.peers import peer
 
-COCO = ("--protocol", "coco30k", "--samples", COUNT, "--beside", 4, "--batch-size", 4)
+COCO = ("--protocol", "coco30k", "--samples", COUNT, "--teacher-samples", 4, "--batch-size", 4)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def torchmetrics_clip(world, drawn, pairs):
 
 
 def test_fidelity_is_the_distance_to_the_teachers_pictures_of_the_same_noise(evaluate):
-    record = evaluate("--samples", 8, "--beside", 4, "--batch-size", 4, "--metrics", "fidelity,latents,position")
+    record = evaluate("--samples", 8, "--teacher-samples", 4, "--batch-size", 4, "--metrics", "fidelity,latents,position")
     teacher, _, student = record["rows"]
     ours, theirs = pictures_of(student), pictures_of(teacher)
     off = [float(np.sqrt(((ours[k].astype(float) - theirs[k]) ** 2).mean())) for k in range(4)]
@@ -128,8 +128,8 @@ def test_fidelity_is_the_distance_to_the_teachers_pictures_of_the_same_noise(eva
 
 
 def test_two_students_are_compared_prompt_by_prompt(world, evaluate):
-    options = ("--samples", 8, "--beside", 8, "--batch-size", 4, "--metrics", "clip,latents")
-    record = evaluate(*options, "--against", world / "b.safetensors")
+    options = ("--samples", 8, "--teacher-samples", 8, "--batch-size", 4, "--metrics", "clip,latents")
+    record = evaluate(*options, "--compare-lora", world / "b.safetensors")
     first, second = record["rows"][-2:]
     for name in ("clip", "latents"):
         a, b = (np.array(row["metrics"][name]["by_prompt"]) for row in (first, second))
@@ -137,7 +137,7 @@ def test_two_students_are_compared_prompt_by_prompt(world, evaluate):
         assert found["mean"] == pytest.approx((a - b).mean(), abs=1e-4)
         assert (found["first"], found["second"]) == ((a > b).sum(), (a < b).sum())
         assert 0 < found["p_value"] <= 1
-    swapped = evaluate(*options, "--against", world / "a.safetensors", lora="b")
+    swapped = evaluate(*options, "--compare-lora", world / "a.safetensors", lora="b")
     assert swapped["differences"]["clip"]["mean"] == pytest.approx(-record["differences"]["clip"]["mean"], rel=1e-6)
     assert swapped["fingerprint"] == record["fingerprint"]  # of all but the contestants
 
@@ -146,7 +146,7 @@ def test_students_of_different_teachers_are_not_compared(world, evaluate, tmp_pa
     lora = load_lora(world / "b.safetensors")
     teacher = lora.recipe["teacher"] | {"guidance_scale": 4.0}
     save_lora(tmp_path / "other.safetensors", replace(lora, recipe=lora.recipe | {"teacher": teacher}))
-    code, err = evaluate("--samples", 4, "--metrics", "clip", "--against", tmp_path / "other.safetensors")
+    code, err = evaluate("--samples", 4, "--metrics", "clip", "--compare-lora", tmp_path / "other.safetensors")
     assert (code, "have different teachers" in err) == (2, True)
 
 
@@ -162,12 +162,12 @@ def test_a_second_student_has_the_memory_of_the_first(world, evaluate, monkeypat
         original(self, *args)
 
     monkeypatch.setattr(LoadedBase, "__init__", counted)
-    record = evaluate("--samples", 4, "--beside", 4, "--metrics", "fidelity", "--against", world / "b.safetensors")
+    record = evaluate("--samples", 4, "--teacher-samples", 4, "--metrics", "fidelity", "--compare-lora", world / "b.safetensors")
     assert len(record["rows"]) == 4
 
 
 def test_pictures_are_the_same_for_every_batch_size(evaluate):
-    options = ("--samples", 8, "--beside", 0, "--metrics", "clip")
+    options = ("--samples", 8, "--teacher-samples", 0, "--metrics", "clip")
     drawn = [pictures_of(evaluate(*options, "--batch-size", size)["rows"][0]) for size in (1, 3, 8)]
     for other in drawn[1:]:
         assert max(np.abs(other[k].astype(int) - drawn[0][k]).max() for k in range(8)) <= 1
@@ -175,7 +175,7 @@ def test_pictures_are_the_same_for_every_batch_size(evaluate):
 
 def test_processes_share_the_pictures_and_the_first_alone_answers(world, evaluate, home):
     """At once, started together and by themselves."""
-    options = ("--samples", 60, "--beside", 4, "--metrics", "clip,latents", "--batch-size", 2)
+    options = ("--samples", 60, "--teacher-samples", 4, "--metrics", "clip,latents", "--batch-size", 2)
     alone = evaluate(*options)
     drawn = pictures_of(alone["rows"][2])
     for number, started in enumerate(([("0", "2"), ("1", "2")], [("0", "1"), ("0", "1")])):
@@ -206,9 +206,9 @@ def test_a_batch_is_taken_by_one_process_at_a_time(tmp_path):
 
 def test_more_of_the_teacher_costs_only_the_batches_that_it_draws_too(evaluate):
     options = ("--samples", 12, "--batch-size", 4, "--metrics", "clip,latents")
-    first = evaluate(*options, "--beside", 4)
+    first = evaluate(*options, "--teacher-samples", 4)
     before = {path: path.stat().st_mtime_ns for path in Path(first["rows"][2]["folder"]).glob("0*/*.png")}
-    second = evaluate(*options, "--beside", 8)
+    second = evaluate(*options, "--teacher-samples", 8)
     after = {path: path.stat().st_mtime_ns for path in Path(second["rows"][2]["folder"]).glob("0*/*.png")}
     assert before.keys() == after.keys()
     assert {int(path.stem) for path in before if before[path] != after[path]} == {4, 5, 6, 7}  # now with positions
@@ -217,7 +217,7 @@ def test_more_of_the_teacher_costs_only_the_batches_that_it_draws_too(evaluate):
 
 
 def test_features_are_known_by_all_that_they_depend_on(world, evaluate, tmp_path):
-    options = ("--samples", 4, "--beside", 0, "--metrics", "clip")
+    options = ("--samples", 4, "--teacher-samples", 0, "--metrics", "clip")
     clip = Path(shutil.copytree(world / "clip", tmp_path / "clip"))
     first = evaluate(*options, "--clip-model", clip)
     settings = json.loads((clip / "preprocessor_config.json").read_text())
@@ -231,15 +231,15 @@ def test_features_are_known_by_all_that_they_depend_on(world, evaluate, tmp_path
 
 def test_pictures_that_are_not_finite_are_not_scored(evaluate, monkeypatch):
     monkeypatch.setattr(LoadedBase, "decode", lambda self, z: torch.full((len(z), 3, 8, 8), float("nan")))
-    code, err = evaluate("--samples", 4, "--beside", 0, "--metrics", "clip")
+    code, err = evaluate("--samples", 4, "--teacher-samples", 0, "--metrics", "clip")
     assert (code, "are finite" in err) == (3, True)
 
 
 def test_one_prompt_has_a_figure_and_no_interval(evaluate):
-    record = evaluate("--samples", 1, "--beside", 1, "--metrics", "clip,latents")
+    record = evaluate("--samples", 1, "--teacher-samples", 1, "--metrics", "clip,latents")
     for figure in record["rows"][2]["metrics"].values():
         assert {"low", "high"}.isdisjoint(figure)
-    assert set(evaluate("--samples", 1, "--beside", 1)["rows"][2]["metrics"]) == {
+    assert set(evaluate("--samples", 1, "--teacher-samples", 1)["rows"][2]["metrics"]) == {
         "clip",
         "fidelity",
         "latents",
@@ -248,7 +248,7 @@ def test_one_prompt_has_a_figure_and_no_interval(evaluate):
 
 
 def test_a_longer_evaluation_goes_on_with_a_shorter_ones_pictures(evaluate):
-    options = ("--beside", 0, "--metrics", "clip", "--batch-size", 4)
+    options = ("--teacher-samples", 0, "--metrics", "clip", "--batch-size", 4)
     short = evaluate(*options, "--samples", 8)["rows"][0]
     before = {path: path.stat().st_mtime_ns for path in Path(short["folder"]).glob("0*/*.png")}
     long = evaluate(*options, "--samples", 12)["rows"][0]
@@ -259,7 +259,7 @@ def test_a_longer_evaluation_goes_on_with_a_shorter_ones_pictures(evaluate):
 
 
 def test_a_damaged_picture_is_named_and_drawn_again(world, evaluate, rapm):
-    options = ("--samples", 4, "--beside", 0, "--metrics", "clip", "--batch-size", 2)
+    options = ("--samples", 4, "--teacher-samples", 0, "--metrics", "clip", "--batch-size", 2)
     row = evaluate(*options)["rows"][0]
     path = sorted(Path(row["folder"]).glob("0*/*.png"))[0]
     whole = path.read_bytes()
@@ -272,7 +272,7 @@ def test_a_damaged_picture_is_named_and_drawn_again(world, evaluate, rapm):
 
 def test_statistics_of_the_reference_give_the_same_figure_as_its_pictures(world, evaluate, tmp_path):
     reference = ("--reference", world / "coco" / "val2014")
-    options = ("--samples", 8, "--beside", 0, "--batch-size", 4)
+    options = ("--samples", 8, "--teacher-samples", 0, "--batch-size", 4)
     assert evaluate(*reference, "--save-reference", tmp_path / "s.safetensors")["source"].startswith("folder")
     whole = evaluate(*options, *reference, "--metrics", "fid,kid,precision,recall")["rows"][0]["metrics"]
     saved = evaluate(*options, "--reference", tmp_path / "s.safetensors", "--metrics", "fid,kid,precision,recall")
@@ -298,9 +298,9 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, eva
         (("--protocol", "dmd2-coco30k", "--prompts", captions, "--reference", world / "coco"), 3, "is not the list"),
         (("--reference", tmp_path / "absent"), 2, "no folder of images"),
         (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall of 4 images says nothing"),
-        (("--part", "seen"), 2, "says nothing for base small-sdxl"),
+        (("--split", "seen"), 2, "says nothing for base small-sdxl"),
         (("--samples", 0), 2, "--samples"),
-        (("--metrics", "fidelity", "--beside", 0), 2, "fidelity"),
+        (("--metrics", "fidelity", "--teacher-samples", 0), 2, "fidelity"),
         (("--samples", -2), 2, "--samples"),
         (("--prompts", captions, "--samples", 2), 2, captions.name),
         (("--metrics", "fid", "--reference", moments_only, "--inception", tmp_path / "absent.pth"), 4, "https"),
@@ -312,15 +312,15 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, eva
 
 def test_the_peers_statistics_are_taken_with_a_word_on_what_they_do_not_say(world, evaluate, tmp_path):
     np.savez(tmp_path / "peer.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    record = evaluate("--samples", 4, "--beside", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
+    record = evaluate("--samples", 4, "--teacher-samples", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
     assert "unknown network" in record["reference"]["inception"]["made"]
     np.savez(tmp_path / "peer.npz", mu=np.zeros(64), sigma=np.eye(64))
-    code, err = evaluate("--samples", 4, "--beside", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
+    code, err = evaluate("--samples", 4, "--teacher-samples", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
     assert (code, "were made differently" in err) == (3, True)
 
 
 def test_galleries_are_listed_and_pruned(evaluate, rapm):
-    options = ("--samples", 4, "--beside", 4, "--metrics", "clip")
+    options = ("--samples", 4, "--teacher-samples", 4, "--metrics", "clip")
     record = evaluate(*options)
     listed = json.loads(rapm("inspect", "cache", "--json")[1])["galleries"]
     assert {entry["path"] for entry in listed} == {row["folder"] for row in record["rows"]}

@@ -99,7 +99,7 @@ def test_the_same_again_samples_nothing_and_fewer_images_are_enough(rapm, whole,
     argv = ("eval", "--lora", str(short_run), "--samples", "8", "--json")
     again = json.loads(rapm(*argv)[1])
     assert again["parts"] == record["parts"]
-    none = json.loads(rapm(*argv, "--beside", "0", "--metrics", "attributes")[1])
+    none = json.loads(rapm(*argv, "--teacher-samples", "0", "--metrics", "attributes")[1])
     assert "folder" not in none["rows"][0]
     assert [row["metrics"]["attributes"] for row in none["rows"]] == [
         row["metrics"]["attributes"] for row in record["rows"]
@@ -107,7 +107,7 @@ def test_the_same_again_samples_nothing_and_fewer_images_are_enough(rapm, whole,
 
 
 def test_a_stop_keeps_every_batch_and_the_same_command_resumes(rapm, whole, short_run, monkeypatch, home):
-    argv = ("eval", "--lora", str(short_run), "--samples", "8", "--part", "held-out", "--batch-size", "4")
+    argv = ("eval", "--lora", str(short_run), "--samples", "8", "--split", "held-out", "--batch-size", "4")
     real = ChunkCache.keep
 
     def keep(self, name, files, about=None):

@@ -175,9 +175,9 @@ def test_the_demo_bases_page_opens_in_a_browser(short_run, home, tmp_path, schem
         str(short_run),
         "--samples",
         "8",
-        "--part",
+        "--split",
         "held-out",
-        "--beside",
+        "--teacher-samples",
         "16",
     ]
     assert main([*argv, "--output", str(tmp_path / "out"), "--quiet"]) == 0

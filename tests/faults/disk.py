@@ -18,7 +18,7 @@ from rapm_cli.runs.run import Run
 from tests.faults import processes
 from tests.faults.kill import SHORT, results
 
-ARGV = ["distill", "--base", "demo", *SHORT.split(), "--save-every", "2"]
+ARGV = ["distill", "--base", "demo", *SHORT.split(), "--checkpoint-every", "2"]
 FILE_LIMITS = (2_000, 200_000, 400_000, 800_000)  # bytes; the files of a run lie between them
 DISKS, ROOMY = (256, 1_024, 8_192), 40_960  # KiB of a tmpfs
 

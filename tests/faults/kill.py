@@ -121,7 +121,7 @@ def main(kills: int = 200, settings: str = LONG, longest: float = 12.0, seed: in
         seed: Of the moments.
     """
     processes.preload()
-    argv = ["distill", "--base", "demo", *settings.split(), "--save-every", str(SAVE_EVERY)]
+    argv = ["distill", "--base", "demo", *settings.split(), "--checkpoint-every", str(SAVE_EVERY)]
     folder, dice, tally = Path(tempfile.mkdtemp(prefix="rapm-kill-")), random.Random(seed), Tally()
     begun = time.perf_counter()
     try:

@@ -20,7 +20,7 @@ from tests.messages import names
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "8"),
-    *("--discriminator", "latent", "--save-every", "2", "--iterations", "4"),
+    *("--discriminator", "latent", "--checkpoint-every", "2", "--iterations", "4"),
 )
 PRUNE = ["inspect", "cache", "--prune"]
 

@@ -113,7 +113,7 @@ def test_a_table_has_the_mean_and_spread_of_what_each_run_alone_is_told(rapm, wh
         row, alone, closed = row_of(record, name), [], []
         for seed in row["seeds"]:
             lora = home / "data" / "studies" / "runs" / seed["run"] / "lora.safetensors"
-            options = ("--samples", str(SAMPLES), "--part", "held-out", "--metrics", "attributes,pictures,fd-demo")
+            options = ("--samples", str(SAMPLES), "--split", "held-out", "--metrics", "attributes,pictures,fd-demo")
             got = json.loads(rapm("eval", "--base", "demo", "--lora", str(lora), *options, "--json")[1])
             teacher, base, student = ({k: s["value"] for k, s in r["metrics"].items()} for r in got["parts"][0]["rows"])
             alone.append(student)
@@ -228,7 +228,7 @@ def test_the_best_of_several_is_chosen_with_another_seed_and_on_other_prompts(ra
     assert row["metrics"]["fd-demo"]["mean"] != best["fd-demo"]
     runs = file.parent / "home" / "data" / "studies" / "runs"
     for one in row["tried"]:
-        options = ("--samples", str(SAMPLES), "--part", "held-out", "--metrics", "fd-demo", "--seed", "1", "--json")
+        options = ("--samples", str(SAMPLES), "--split", "held-out", "--metrics", "fd-demo", "--seed", "1", "--json")
         alone = json.loads(rapm("eval", "--lora", str(runs / one["run"]), *options)[1])
         assert alone["parts"][0]["rows"][2]["metrics"]["fd-demo"]["value"] == pytest.approx(one["fd-demo"])
     guided = row_of(json.loads(out), "guided")
