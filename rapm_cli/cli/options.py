@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -98,9 +98,12 @@ def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter
         words, default = f"Do not {words[0].lower()}{words[1:]}", False
     if get_origin(kind) is tuple:
         kind, default = str, ""
+    metavar = "<choice>" if get_origin(kind) is Literal else None  # the list itself would cut long names off
+    if metavar:
+        words = f"{words} One of {', '.join(get_args(kind))}."
     if option.is_bases:
         kind, default = kind | None, None
-    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, rich_help_panel=option.panel)
+    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, metavar=metavar, rich_help_panel=option.panel)
     return inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
     )

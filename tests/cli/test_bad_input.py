@@ -233,7 +233,7 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "place"), [("distill", "distill.resolve_run.begin"), ("generate", "generate.generate.generate")]
+    ("command", "place"), [("distill", "distill.resolve_run.begin_run"), ("generate", "generate.generate.generate")]
 )
 def test_what_helps_against_too_little_memory_is_an_option_of_the_command(rapm, monkeypatch, command, place):
     def fail(*args, **kwargs):

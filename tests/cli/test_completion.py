@@ -160,11 +160,9 @@ def test_every_option_has_help():
 
 
 def test_choices_of_eval_are_those_of_its_registries():
-    from rapm_cli.evaluate.demo import PARTS
-    from rapm_cli.evaluate.protocols import PROTOCOLS
-
     from rapm_cli.cli.evaluate import evaluate
+    from rapm_cli.evaluate.request import PROTOCOLS, SPLITS
 
     hints = get_type_hints(evaluate)
-    assert set(get_args(hints["split"])) == set(PARTS)
+    assert set(get_args(hints["split"])) == set(SPLITS)
     assert set(get_args(get_args(hints["protocol"])[0])) == set(PROTOCOLS.names())

@@ -149,7 +149,7 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
             self.calls.append("rest")
 
     previews = Previews.__new__(Previews)
-    previews._loaded, previews._num_slots, previews._title = Loaded(), 4, "teacher"
+    previews._loaded, previews._num_slots, previews._title, previews._sampler = Loaded(), 4, "teacher", "ddim"
     previews._teacher, previews._sample = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
     with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
         previews._sheet(1)

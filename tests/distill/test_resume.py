@@ -274,7 +274,7 @@ def test_commits_of_other_settings_are_refused_and_not_moved(rapm, again):
     code, _, err = rapm("distill", "--resume")
     assert code == 3
     assert names(err, "rapm", "9.9")
-    assert sorted(again.commits.iterdir()) == before
+    assert sorted(again.checkpoints_dir.iterdir()) == before
 
 
 def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
@@ -283,7 +283,7 @@ def test_a_setting_that_makes_another_run_is_refused_by_name(rapm, again):
         ("--rank", "3", "rank", 1, 3),
         ("--learning-rate", "1e-4", "learning-rate", 0.002, 0.0001),
         ("--seed", "5", "seed", 0, 5),
-        ("--guidance", "3", "guidance-scale", 2.0, 3.0),
+        ("--guidance", "3", "guidance", 2.0, 3.0),
     ):
         code, _, err = rapm("distill", "--resume", again.folder.name, option, value)
         assert (code, names(err, *named)) == (2, True), err

@@ -114,7 +114,9 @@ def torchmetrics_clip(world, drawn, pairs):
 
 
 def test_fidelity_is_the_distance_to_the_teachers_pictures_of_the_same_noise(evaluate):
-    record = evaluate("--samples", 8, "--teacher-samples", 4, "--batch-size", 4, "--metrics", "fidelity,latents,position")
+    record = evaluate(
+        "--samples", 8, "--teacher-samples", 4, "--batch-size", 4, "--metrics", "fidelity,latents,position"
+    )
     teacher, _, student = record["rows"]
     ours, theirs = pictures_of(student), pictures_of(teacher)
     off = [float(np.sqrt(((ours[k].astype(float) - theirs[k]) ** 2).mean())) for k in range(4)]
@@ -162,7 +164,9 @@ def test_a_second_student_has_the_memory_of_the_first(world, evaluate, monkeypat
         original(self, *args)
 
     monkeypatch.setattr(LoadedBase, "__init__", counted)
-    record = evaluate("--samples", 4, "--teacher-samples", 4, "--metrics", "fidelity", "--compare-lora", world / "b.safetensors")
+    record = evaluate(
+        "--samples", 4, "--teacher-samples", 4, "--metrics", "fidelity", "--compare-lora", world / "b.safetensors"
+    )
     assert len(record["rows"]) == 4
 
 
@@ -315,7 +319,9 @@ def test_the_peers_statistics_are_taken_with_a_word_on_what_they_do_not_say(worl
     record = evaluate("--samples", 4, "--teacher-samples", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
     assert "unknown network" in record["reference"]["inception"]["made"]
     np.savez(tmp_path / "peer.npz", mu=np.zeros(64), sigma=np.eye(64))
-    code, err = evaluate("--samples", 4, "--teacher-samples", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz")
+    code, err = evaluate(
+        "--samples", 4, "--teacher-samples", 0, "--metrics", "fid", "--reference", tmp_path / "peer.npz"
+    )
     assert (code, "were made differently" in err) == (3, True)
 
 

@@ -191,7 +191,7 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
             finished.extend(place for place in places if Run(place).is_finished)
             other.close()  # the other process is done with it, or gone
 
-        monkeypatch.setattr(runs.stop, "pause", pause)
+        monkeypatch.setattr(runs.signals, "pause", pause)
         code, _, err = rapm("eval", "--study", str(file), "--output", str(home / "result"))
     assert code == 0
     assert finished == places[1:]

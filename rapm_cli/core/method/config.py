@@ -218,7 +218,7 @@ class TrainConfig(Checked):
     ] = False
     vram: Annotated[
         Vram,
-        Field(description="Card memory in GB that training must fit into; 8 rounds the base."),
+        Field(description="GPU memory in GB that training must fit into; 8 rounds the base to 8 bits."),
         Option(TRAINING),
     ] = "auto"
     compile: Annotated[
