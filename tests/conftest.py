@@ -15,6 +15,7 @@ os.environ |= {
 import pytest
 import torch
 
+from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.app import main
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
@@ -47,6 +48,12 @@ def rapm(capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def shipped_lora():
+    """The path of the LoRA that ships with `demo`."""
+    return WEIGHTS / "rapm-demo.safetensors"
 
 
 @pytest.fixture(scope="session")

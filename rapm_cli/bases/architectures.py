@@ -1,4 +1,4 @@
-"""The shapes of bases, apart from their weights: enough to foresee what a card will need, and to time it."""
+"""Shapes of base models without their weights, for memory predictions and timings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +14,12 @@ from rapm_cli.core.network.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a base's network and autoencoder look like.
+    """Shapes of a base's UNet and autoencoder.
 
     Args:
-        unet: Configuration of its `UNet2DConditionModel`.
-        vae: Configuration of its `AutoencoderKL`.
-        tokens: Length of a prompt.
+        unet: Configuration of the `UNet2DConditionModel`.
+        vae: Configuration of the `AutoencoderKL`.
+        tokens: Length of an encoded prompt in tokens.
     """
 
     unet: dict[str, Any]
@@ -28,39 +28,39 @@ class Architecture:
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
+        """Shape (C, h, w) of one latent."""
         side = self.unet.get("sample_size", 64)
         return self.unet.get("in_channels", 4), side, side
 
     @property
     def has_pooled_text(self) -> bool:
-        """Whether its network is told the pooled text and the picture's size, as SDXL's is."""
+        """Whether the UNet takes the pooled text and the image size as inputs, as SDXL's does."""
         return self.unet.get("addition_embed_type") == "text_time"
 
     @property
     def side_px(self) -> int:
-        """Width and height of its pictures."""
+        """Width and height of the images in pixels."""
         scale: int = 2 ** (len(self.vae["block_out_channels"]) - 1)
         return self.latent_shape[1] * scale
 
     def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The network with random weights."""
+        """Create the UNet with random weights."""
         from diffusers import UNet2DConditionModel
 
         return _made(lambda: UNet2DConditionModel.from_config(self.unet), device, dtype)
 
     def backbone(self, device: torch.device, dtype: torch.dtype) -> Backbone:
-        """The same with a schedule."""
+        """Create the UNet with random weights, with a noise schedule."""
         return Backbone(self.network(device, dtype), NoiseSchedule.scaled_linear())
 
     def autoencoder(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The autoencoder with random weights."""
+        """Create the autoencoder with random weights."""
         from diffusers import AutoencoderKL
 
         return _made(lambda: AutoencoderKL.from_config(self.vae), device, dtype)
 
     def conditioning(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        """One row of conditioning, all ones."""
+        """Create one row of conditioning, all ones."""
         tokens = torch.ones(1, self.tokens, self.unet["cross_attention_dim"], device=device, dtype=dtype)
         if not self.has_pooled_text:
             return Conditioning(tokens)
@@ -70,10 +70,10 @@ class Architecture:
 
 
 def architecture_of(weights: Weights) -> Architecture:
-    """That of a base in files; its configurations are enough.
+    """Read the shapes of a base from its configurations.
 
     Raises:
-        InputError: One is missing.
+        InputError: A configuration is missing.
     """
     tokenizer = weights.config("tokenizer", "tokenizer_config.json")
     tokens = tokenizer.get("model_max_length", 77)
@@ -81,7 +81,7 @@ def architecture_of(weights: Weights) -> Architecture:
 
 
 def _made(make: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A model made where and as it is wanted, so that no larger copy of it is in memory first."""
+    """Create a model directly on its device and in its dtype, so that no larger copy is in memory first."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

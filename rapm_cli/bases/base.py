@@ -1,4 +1,4 @@
-"""What a base model is to the rest of rapm, and the registry of those that have a name."""
+"""The interface of a base model, and the registry of bases with a name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rapm_cli.core.common.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Settings that suit a base; `rapm distill` starts from them."""
+    """Default settings of `rapm distill` for a base."""
 
     guidance_scale: float
     fine_steps: int
@@ -25,26 +25,28 @@ class Defaults:
     learning_rate: float
     discriminator_learning_rate: float
     warmup: int
-    save_every: int  # iterations between commits
-    rollout_batch: int  # prompts that the teacher draws at once
-    picture_batch: int  # pictures sampled and decoded at once
+    checkpoint_every: int  # iterations between checkpoints
+    rollout_batch: int  # prompts in one batch of the teacher
+    picture_batch: int  # images sampled and decoded in one batch
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Prompts whose right pictures are known.
+class LabelledPrompts:
+    """N prompts with labels: what their images must show.
 
     Args:
-        prompts: N of them.
-        asked: (N, A) bool, True where a prompt asks for that attribute.
-        reference: (N, D) float32 features of true pictures of these prompts.
-        read: (N, 3, H, W) pictures of these prompts to their (N, D) features and (N, A) bool, True where right.
+        prompts: N prompts.
+        labels: (N, A) int64 class of each attribute in a true image.
+        asked: (N, A) bool, True if a prompt asks for that attribute.
+        true_images: Range of prompt numbers to (B, 3, H, W) true images in [0, 1].
+        reader: Name of the extractor that reads the attributes from an image.
     """
 
     prompts: list[str]
+    labels: Tensor
     asked: Tensor
-    reference: Tensor
-    read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    true_images: Callable[[range], Tensor]
+    reader: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,15 @@ class Base:
     """A base model that can be loaded.
 
     Args:
-        name: Of a registered base, or of its folder; goes into every file that leaves the machine.
-        source: What `--base` takes to find it here again.
-        defaults: Settings that suit it.
-        locate: The base's files; fetches those that are missing, under the eyes of a reporter.
-        architecture: Its shapes; fetches configurations at most.
-        training_prompts: (count, seed) to prompts.
-        student: The distilled LoRA that ships with it, if one does.
-        set_exam: (start, count, seed, held_out) to prompts with a known answer; None where there are none.
-        warn: A prompt to a sentence about what the base cannot know of it, or an empty string.
+        name: Registered name, or name of the folder; written into every file that leaves the machine.
+        source: Value of `--base` that finds the base again on this machine.
+        defaults: Default settings of a distillation.
+        locate: Function that returns the files and downloads missing ones.
+        architecture: Function that returns the shapes; it downloads configurations at most.
+        training_prompts: Function (count, seed) -> prompts.
+        student: Distilled LoRA that ships with the base, or None.
+        labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
+        warn: Function from a prompt to a warning about words that the base does not know, or an empty string.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Base:
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
-    set_exam: Callable[[int, int, int, bool], Exam] | None = None
+    labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
     warn: Callable[[str], str] = lambda prompt: ""
 
 

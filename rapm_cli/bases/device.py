@@ -1,12 +1,14 @@
-"""Devices: which to use, in what precision, and the most memory that was used."""
+"""Choose device and precision, describe the machine, and read peak memory."""
 
 import os
 import sys
+from typing import cast
 
 import psutil
 import torch
 
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.method.config import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = "--device auto, cpu, cuda, cuda:1 or mps"
@@ -14,10 +16,10 @@ MIB = 2**20
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, then Apple's GPU, then the CPU. Of CUDA always with its number.
+    """Return the named device; "auto" is CUDA, then Apple's GPU, then the CPU. A CUDA device always has an index.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: This machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -30,20 +32,20 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"--device {name} is not supported", f"give {DEVICES}")
     if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)  # some of torch's functions refuse one without a number
+        device = torch.device("cuda", device.index or 0)  # some torch functions refuse a device without an index
         if device.index >= torch.cuda.device_count():
             raise ConfigError(f"--device {name}: there is no such GPU here", "use --device auto or cpu")
-        torch.cuda.set_device(device)  # where torch records, and what it asks of "the" GPU
+        torch.cuda.set_device(device)  # for torch functions that use the current device
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: there is no Apple GPU here", "use --device auto or cpu")
     return device
 
 
 def find_rng(name: str, device: torch.device) -> torch.device:
-    """Where noise is drawn: on the "cpu", the same on every machine, or on the "device" that computes, or its kind.
+    """Return the device that draws noise: "cpu", the same on every machine, or "device" or its type.
 
     Raises:
-        ConfigError: It is another kind, as of a picture that is made again elsewhere.
+        ConfigError: The name is another device type, for example of an image made elsewhere.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -55,14 +57,14 @@ def find_rng(name: str, device: torch.device) -> torch.device:
     return device
 
 
-def find_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; "auto" is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+def find_precision(name: str, device: torch.device) -> Precision:
+    """Return the named precision; "auto" is fp32 on a CPU, bf16 on a GPU that supports it, else fp16.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The name is unknown.
     """
     if name in DTYPES:
-        return name
+        return cast(Precision, name)
     if name != "auto":
         raise ConfigError(f"--precision {name} is unknown", f"give auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
@@ -71,10 +73,10 @@ def find_precision(name: str, device: torch.device) -> str:
 
 
 def be_deterministic() -> None:
-    """From here on, only algorithms that give the same bits each time; on a CPU all in use do anyway.
+    """Use only deterministic algorithms from now on; call it before the first use of CUDA.
 
-    Attention that is fast and saves memory on a GPU sums its gradients in no fixed order, so it is left out. To be
-    called before CUDA is first used.
+    Memory-efficient attention is disabled because it sums gradients in no fixed order. On a CPU all algorithms in use
+    are deterministic anyway.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -83,7 +85,7 @@ def be_deterministic() -> None:
 
 
 def describe_machine(device: torch.device, processes: int = 1) -> str:
-    """The device in words, for tables of figures, and how many processes compute together where there are several."""
+    """Describe the device, and the number of processes if there are several, for tables of measurements."""
     name = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -91,7 +93,7 @@ def describe_machine(device: torch.device, processes: int = 1) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory used since the start: allocated on a GPU, resident on a CPU."""
+    """Return the peak memory since the start in MiB: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     memory = psutil.Process(os.getpid()).memory_info()

@@ -1,4 +1,4 @@
-"""What both phases will need of a device, before any weight is loaded."""
+"""Predict the memory and operations of both phases before any weight is loaded."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ from rapm_cli.core.network.int8 import quantise
 
 
 def rehearse_plan(architecture: Architecture, teacher: TeacherConfig, config: TrainConfig, plan: Plan) -> Rehearsed:
-    """One iteration of phase 2 under a plan, on the meta device: seconds of the CPU, and no memory to speak of."""
+    """Predict one training iteration under a memory plan, on the meta device; takes seconds and almost no memory."""
     dtype = DTYPES[teacher.precision]
     backbone = architecture.backbone(META, dtype)
     if plan.is_quantised:
         quantise(backbone.unet)
     if plan.recomputed:
         backbone.enable_checkpointing(plan.recomputed)
-    plain = dataclasses.replace(config, checkpointing=False)  # the plan says it
+    plain = dataclasses.replace(config, gradient_checkpointing=False)  # the plan decides
     row = architecture.conditioning(META, dtype)
     return rehearse_training(backbone, plain, row, architecture.latent_shape, teacher.num_slots, teacher.guidance_scale)
 
@@ -28,6 +28,6 @@ def rehearse_plan(architecture: Architecture, teacher: TeacherConfig, config: Tr
 def rehearse_guidance(
     architecture: Architecture, dtype: torch.dtype, *, batch_size: int, guidance_scale: float
 ) -> Rehearsed:
-    """One guided step of the teacher, on the meta device."""
+    """Predict one guided step of the teacher, on the meta device."""
     backbone, row = architecture.backbone(META, dtype), architecture.conditioning(META, dtype)
     return rehearse_teacher(backbone, row, architecture.latent_shape, batch_size, guidance_scale)

@@ -1,4 +1,4 @@
-"""The two kinds of text-to-image model that rapm knows: how their prompts become conditioning, and what suits them."""
+"""The two supported model families, SDXL and SD 1.5: their prompt encoding and their default settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from rapm_cli.bases.weights import Weights, read_json
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.network.backbone import Conditioning
 
-SD2_TEXT_WIDTH = 1024  # whose pipeline has the name of 1.5's
+SD2_TEXT_WIDTH = 1024  # Stable Diffusion 2 uses the pipeline class of 1.5
 
 SDXL_DEFAULTS = Defaults(
     guidance_scale=7.5,
@@ -24,7 +24,7 @@ SDXL_DEFAULTS = Defaults(
     learning_rate=5e-5,
     discriminator_learning_rate=1e-5,
     warmup=100,
-    save_every=200,
+    checkpoint_every=200,
     rollout_batch=4,
     picture_batch=1,
 )
@@ -35,17 +35,17 @@ SD15_DEFAULTS = replace(
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model.
+    """A model family.
 
     Args:
-        pipeline: Its pipeline's class in diffusers, as model_index.json names it.
-        encoders: Its text encoders, each with its class in transformers.
-        left_out: Parts of its pipeline that are never loaded.
-        settings: Of its pipeline.
-        defaults: Settings that suit it.
-        encode: (pipeline, prompts, device) to conditioning without time ids, in the encoders' dtype.
-        unconditional: (pipeline, device) to the empty prompt's, as the pipeline's guidance uses it.
-        has_time_ids: Whether its network is told the picture's size.
+        pipeline: Class of the pipeline in diffusers, as model_index.json names it.
+        encoders: Text encoders by part name, each with its class in transformers.
+        left_out: Parts of the pipeline that are never loaded.
+        settings: Arguments of the pipeline's constructor.
+        defaults: Default settings of a distillation.
+        encode: Function (pipeline, prompts, device) -> conditioning without time ids, in the encoders' dtype.
+        unconditional: Function (pipeline, device) -> the empty prompt's conditioning, as used by guidance.
+        has_time_ids: Whether the UNet takes the image size as an input.
     """
 
     pipeline: str
@@ -59,20 +59,20 @@ class Family:
 
     @property
     def parts(self) -> dict[str, list[str]]:
-        """Library and class of each part with weights, as model_index.json names them."""
+        """Library and class of each part that has weights, as model_index.json names them."""
         text = {name: ["transformers", kind] for name, kind in self.encoders.items()}
         return {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"], **text}
 
     def time_ids(self, side_px: int) -> Tensor | None:
-        """(1, 6) original size, crop and target size of square pictures, or None."""
+        """Return the (1, 6) original size, crop and target size of square images, or None."""
         return torch.tensor([[side_px, side_px, 0.0, 0.0, side_px, side_px]]) if self.has_time_ids else None
 
 
 def family_of(weights: Weights) -> Family:
-    """The kind of model that lies in a folder.
+    """Return the family of the model in a folder.
 
     Raises:
-        InputError: It is none that rapm knows.
+        InputError: The model belongs to no supported family.
     """
     path = weights.folder / "model_index.json"
     index = read_json(path)

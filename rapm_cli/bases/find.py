@@ -1,4 +1,4 @@
-"""Which base a name means: one of ours, a folder, a single file, or a repository of the Hugging Face hub."""
+"""Find the base that `--base` names: a registered one, a folder, a single file, or a repository of the hub."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
-CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends so means a file, even where there is none
-# How the names of a whole checkpoint in the original layout begin, and those of each family's text encoders.
+CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends like this means a file, even if it does not exist
+# Prefixes of tensor names in a complete checkpoint in the original layout, and of each family's text encoders.
 MARKS = ("model.diffusion_model.", "first_stage_model.")
 ENCODERS = {
     "sdxl": ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."),
@@ -25,25 +25,25 @@ ENCODERS = {
 }
 LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
 MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
-PIECES, PIECE_BYTES = 2**12, 2**12  # of a file of weights: 4 KiB of every 1.3 MB of SDXL's UNet
+PIECES, PIECE_BYTES = 2**12, 2**12  # hashed of each weight file: 4 KiB of every 1.3 MB of SDXL's UNet
 
 
 def find_base(name: str, reporter: Reporter) -> Base:
-    """The base of that name; of a repository only the configurations are fetched.
+    """Return the base that a name means; of a repository only the configurations are downloaded.
 
     Args:
-        name: Registered, a folder in diffusers layout, a `.safetensors` checkpoint, or `ORG/NAME` or
+        name: Registered name, folder in diffusers layout, `.safetensors` checkpoint, or `ORG/NAME` or
             `ORG/NAME@REVISION` on the hub.
-        reporter: Sees what is fetched.
+        reporter: Shows downloads.
 
     Raises:
         ConfigError: There is no such base.
-        InputError: What is there is no model that rapm knows.
-        WeightsError: The hub's configurations are neither cached nor to be had.
+        InputError: The model is not supported.
+        WeightsError: The configurations are not cached and cannot be downloaded.
     """
     if name in BASES.names():
         return BASES[name]
-    with contextlib.suppress(OSError):  # nothing on a disk has such a name
+    with contextlib.suppress(OSError):  # the name is not valid as a path
         if name and Path(name).is_dir():
             return _folder_base(Path(name).resolve())
         if name and Path(name).is_file():
@@ -100,10 +100,10 @@ def _base(
 
 
 def checkpoint_kind(path: Path) -> tuple[str, str | None]:
-    """The family of a checkpoint in the original layout, and what it predicts where it says so.
+    """Return the family of a checkpoint in the original layout, and its prediction type if it names one.
 
     Raises:
-        InputError: It is no such checkpoint, or of another family.
+        InputError: The file is no such checkpoint, or its family is not supported.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -135,9 +135,9 @@ def _has(names: set[str], start: str) -> bool:
 
 
 def folder_identity(folder: Path) -> str:
-    """What identifies the model in a folder, wherever it lies: a hash of its configurations and samples of its weights.
+    """Return a hash of a folder's configurations and of samples of its weights, the same wherever the folder is.
 
-    A folder that is told to predict something else draws other trajectories from the same weights.
+    Configurations count because the same weights with another prediction type give other trajectories.
     """
     files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
@@ -145,7 +145,7 @@ def folder_identity(folder: Path) -> str:
 
 
 def _samples_sha256(path: Path) -> str:
-    """Hash of a file's size and of pieces spread over it, so dense that one large layer of other weights is seen."""
+    """Hash a file's size and evenly spread pieces, dense enough to notice one changed large layer."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

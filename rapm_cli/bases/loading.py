@@ -1,4 +1,4 @@
-"""A base in memory: the network stays, text encoders and autoencoder are on the device only while they work."""
+"""A loaded base: the UNet stays on the device; text encoders and autoencoder are there only while they work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,22 +14,22 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 
-END_OF_WORD = "</w>"  # of a token of the text encoders
-PROMPTS_AT_ONCE = 32  # that the text encoders read
-ROOMY, NARROW = 20 * 2**30, 10 * 2**30  # bytes of a device that all parts share, and of one that decodes in tiles
-TILE_PX = 512  # side of a tile; the autoencoder's own are as large as its pictures, and save nothing
+END_OF_WORD = "</w>"  # suffix of a token that ends a word
+PROMPTS_AT_ONCE = 32  # batch of the text encoders
+ROOMY, NARROW = 20 * 2**30, 10 * 2**30  # bytes: a larger device keeps all parts, a smaller one decodes in tiles
+TILE_PX = 512  # side of a tile; the autoencoder's default tiles are as large as its images
 
 
 class LoadedBase:
-    """A base model, each part of which is read from its files when it is first used.
+    """A base model whose parts are read from their files at first use.
 
     Args:
-        weights: Its files.
-        device: Where it computes.
-        dtype: Of the network and the text encoders.
+        weights: Files of the base.
+        device: Device that computes.
+        dtype: Dtype of the UNet and the text encoders.
 
     Raises:
-        InputError: The files are not those of a model that rapm knows.
+        InputError: The model is not supported.
     """
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
@@ -54,7 +54,7 @@ class LoadedBase:
             )
 
     def load(self) -> None:
-        """Read every part now, so that what is wrong with one is told before hours of work.
+        """Read every part now, so that a damaged file is reported before hours of work.
 
         Raises:
             InputError: The files are not those of such a model.
@@ -63,7 +63,7 @@ class LoadedBase:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The network with its schedule, on the device for good."""
+        """The UNet with its noise schedule, always on the device."""
         return Backbone(load_unet(self._weights, self._dtype).to(self.device), self._schedule)
 
     @cached_property
@@ -81,7 +81,7 @@ class LoadedBase:
 
     @torch.no_grad()
     def encode(self, prompts: list[str], at_once: int = PROMPTS_AT_ONCE) -> Conditioning:
-        """The conditioning of B prompts, on the CPU, in the encoders' dtype; so many are read at once."""
+        """Encode B prompts to conditioning on the CPU, in the encoders' dtype, in batches of `at_once`."""
         with self._on_device(*self._encoders):
             parts = [
                 self._family.encode(self._text, prompts[k : k + at_once], self.device).to(_CPU)
@@ -92,24 +92,24 @@ class LoadedBase:
     @cached_property
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
-        """The empty prompt's conditioning as the pipeline's guidance uses it, one row, on the device."""
+        """One row of conditioning of the empty prompt, as the pipeline's guidance uses it, on the device."""
         with self._on_device(*self._encoders):
             return self._sized(self._family.unconditional(self._text, self.device)).to(self.device)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU."""
+        """Decode (B, C, h, w) latents to (B, 3, H, W) float32 images in [0, 1], on the CPU."""
         with self._on_device(self._vae):
             return decoded(self._vae, z, self._scaling)
 
     def offload(self) -> None:
-        """Take text encoders and autoencoder off the device, each until it is used again: training wants the room."""
+        """Move text encoders and autoencoder to the CPU until their next use, to free memory for training."""
         encoders, vae = self._encoders if "_text" in vars(self) else [], [self._vae] if "_vae" in vars(self) else []
         for module in (*encoders, *vae):
             module.to(_CPU)
 
     def unread(self, prompt: str) -> str:
-        """The words of a prompt that the text encoders do not read, or not to their ends; none for most prompts."""
+        """Return the end of a prompt that the text encoders cut off; empty for most prompts."""
         tokenizer = self._text.tokenizer
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
         start = tokenizer.model_max_length - 1
@@ -129,7 +129,7 @@ class LoadedBase:
 
     @contextmanager
     def _on_device(self, *modules: nn.Module) -> Iterator[None]:
-        """Inside, the modules are on the device; afterwards too where there is room for all of the base."""
+        """Keep modules on the device inside the context, and afterwards too if the device is large enough."""
         for module in modules:
             module.to(self.device)
         try:
@@ -141,12 +141,12 @@ class LoadedBase:
 
 
 def decoded(vae: Any, z: Tensor, scaling: float) -> Tensor:
-    """(B, C, h, w) latents to (B, 3, H, W) float32 pictures in [0, 1], on the CPU.
+    """Decode (B, C, h, w) latents to (B, 3, H, W) float32 images in [0, 1], on the CPU.
 
     Args:
         vae: Autoencoder.
-        z: On its device.
-        scaling: Of the network's latents, over the autoencoder's own.
+        z: Latents, on the autoencoder's device.
+        scaling: Scaling factor of the UNet's latents over the autoencoder's.
     """
     picture: Tensor = vae.decode((z / scaling).to(vae.dtype), return_dict=False)[0]
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
@@ -156,5 +156,5 @@ _CPU = torch.device("cpu")
 
 
 def _memory_bytes(device: torch.device) -> float:
-    """Memory of a card of its own; a CPU's is where the parts come from, so that moving them there saves nothing."""
+    """Return a GPU's memory in bytes; infinite for others, where moving parts to the CPU saves nothing."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else float("inf")

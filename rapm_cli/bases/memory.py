@@ -1,4 +1,4 @@
-"""How much memory a job takes and how much is left, read without making the device wait."""
+"""Read how much memory a job uses and how much is free, without synchronising the device."""
 
 import os
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import torch
 from rapm_cli.bases.device import MIB, peak_memory_mib
 
 GIB = 2**30
-CONTEXT = 512 * MIB  # about what CUDA itself takes of a device for each process, which no allocator counts
-NOTABLE = GIB // 2  # below it, what others seem to take may be an error of `CONTEXT`
+CONTEXT = 512 * MIB  # approximate memory of a CUDA context per process, which no allocator counts
+NOTABLE = GIB // 2  # a smaller share of other processes may be an error of `CONTEXT`
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class MemoryReading:
     """Memory in bytes.
 
     Args:
-        kind: "GPU", or "RAM" where there is none.
-        allocated: By this process.
-        peak: The most that was; None where nobody counts.
-        free: For anybody.
-        total: In all.
-        others: Taken by other processes, as far as can be told; 0 for the CPU, where there always are some.
+        kind: "GPU", or "RAM" without one.
+        allocated: Used by this process now.
+        peak: Peak use of this process; None if the device does not count it.
+        free: Free on the device.
+        total: Size of the device's memory.
+        others: Estimated use of other processes; 0 for the CPU.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class MemoryReading:
     others: int = 0
 
     def words(self, *, is_short: bool = False) -> str:
-        """In words, of which the first number has the unit of all: at most 20 letters in short, 54 else."""
+        """Describe the reading; at most 20 letters if short, else 54. The first number's unit holds for all."""
         if is_short:
             return f"{_gib(self.allocated)} GiB, {_gib(self.free)} free"
         peak = "" if self.peak is None else f", peak {_gib(self.peak)}"
@@ -44,7 +44,7 @@ class MemoryReading:
 
 
 def read_memory(device: torch.device) -> MemoryReading:
-    """Memory of the device now, of its machine where it is the CPU. Nothing here waits for the device's work."""
+    """Read the memory of the device now, or of the machine for the CPU. Does not synchronise the device."""
     return {"cuda": _of_cuda, "mps": _of_mps}.get(device.type, _of_cpu)(device)
 
 
@@ -56,7 +56,7 @@ def _of_cuda(device: torch.device) -> MemoryReading:
 
 
 def _of_mps(device: torch.device) -> MemoryReading:
-    """Of Apple's GPU, whose memory is the machine's; what it should take at most counts as all of it."""
+    """Read Apple's GPU, which shares the machine's memory; the recommended maximum counts as its size."""
     allocated, total = torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
     free = min(max(0, total - allocated), psutil.virtual_memory().available)
     return MemoryReading("GPU", allocated, None, free, total)
@@ -69,6 +69,6 @@ def _of_cpu(device: torch.device) -> MemoryReading:
 
 
 def _gib(count: int) -> str:
-    """Three digits, as one reads them at a glance."""
+    """Format bytes as GiB with three digits."""
     size = count / GIB
     return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f}"

@@ -1,4 +1,4 @@
-"""The parts of a base read from its files, each by itself, so that none is in memory before it is needed."""
+"""Load the parts of a base from its files, each separately, so that only needed parts are in memory."""
 
 import re
 from collections.abc import Callable, Collection
@@ -13,12 +13,12 @@ from rapm_cli.core.common.errors import InputError, is_out_of_memory
 from rapm_cli.core.network.schedule import NoiseSchedule
 
 T = TypeVar("T")
-STEPS = 1000  # of the noise schedules that grids and samplers here are written for
-FEWEST_TOKENS = 512  # two for each byte; transformers makes up an empty vocabulary where there is none
+STEPS = 1000  # length of the noise schedules that rapm supports
+FEWEST_TOKENS = 512  # two for each byte; transformers creates an empty vocabulary if the file is missing
 
 
 def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
-    """A diffusers pipeline of the tokenizers and text encoders alone, on the CPU.
+    """Load a diffusers pipeline of the tokenizers and text encoders alone, on the CPU.
 
     Raises:
         InputError: The files are not those of such a model.
@@ -41,7 +41,7 @@ def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
         }
         return kind.from_pretrained(str(weights.folder), **encoders, **common)
 
-    pipeline = _told(weights, load)
+    pipeline = _explained(weights, load)
     for part in family.encoders:
         encoder, tokenizer = getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
         _refuse_missing(weights, part, [name for name, value in encoder.named_parameters() if value.is_meta])
@@ -52,7 +52,7 @@ def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
 
 
 def load_unet(weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """The network, on the CPU.
+    """Load the UNet, on the CPU.
 
     Raises:
         InputError: The files are not those of such a model.
@@ -63,7 +63,7 @@ def load_unet(weights: Weights, dtype: torch.dtype) -> nn.Module:
 
 
 def load_vae(weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder, on the CPU; in float32 where it overflows in half precision, as SDXL's own does.
+    """Load the autoencoder, on the CPU; in float32 if it overflows in half precision, as SDXL's own does.
 
     Raises:
         InputError: The files are not those of such a model.
@@ -75,10 +75,10 @@ def load_vae(weights: Weights, dtype: torch.dtype) -> nn.Module:
 
 
 def load_schedule(weights: Weights) -> NoiseSchedule:
-    """The noise schedule that the network was trained with.
+    """Read the noise schedule that the network was trained with.
 
     Raises:
-        InputError: It is one that rapm does not know.
+        InputError: rapm does not support the schedule.
     """
     config = weights.config("scheduler", "scheduler_config.json")
     predicts = weights.prediction_type or config.get("prediction_type", "epsilon")
@@ -102,16 +102,16 @@ def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> n
             origin, config = str(weights.checkpoint), str(weights.folder)
             try:
                 return kind.from_single_file(origin, config=config, subfolder=part, dtype=dtype, local_files_only=True)
-            except NotImplementedError as error:  # diffusers moves what it found no values for
+            except NotImplementedError as error:  # diffusers tries to move weights that the file lacks
                 raise InputError(f"{origin} lacks weights of its {part}", WHOLE) from error
         return _from_folder(weights, part, kind, dtype)
 
-    made: nn.Module = _told(weights, load)
-    return made.to(dtype).eval()  # diffusers keeps some parts of some models in float32
+    made: nn.Module = _explained(weights, load)
+    return made.to(dtype).eval()  # diffusers keeps some layers of some models in float32
 
 
 def _from_folder(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> Any:
-    """A part by diffusers or transformers, which both make up weights that are not in the files, or do not fit."""
+    """Load a part by diffusers or transformers, and refuse weights that these libraries would initialise at random."""
     made, said = kind.from_pretrained(
         str(weights.folder),
         subfolder=part,
@@ -134,8 +134,8 @@ def _refuse_missing(weights: Weights, part: str, names: Collection[str]) -> None
         raise InputError(f"{weights.origin} lacks weights of its {part}, first {min(names)}", WHOLE)
 
 
-def _told(weights: Weights, load: Callable[[], T]) -> T:
-    """What `load` returns; what the libraries say of files that they cannot read becomes an error with a remedy."""
+def _explained(weights: Weights, load: Callable[[], T]) -> T:
+    """Call `load`, and turn the libraries' errors about unreadable files into errors with a remedy."""
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 

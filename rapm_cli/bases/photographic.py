@@ -1,8 +1,8 @@
-"""Prompts for bases that know the visible world, put together from what goes together.
+"""Training prompts for photographic bases, combined from word lists.
 
-A row of lists in `scenery` is a scene: one word group of each list makes a sentence that makes sense. Its kind has the
-light and the views that suit it. The register is drawn apart: a plain caption, as people describe a photograph, or one
-dressed up, as they write for Stable Diffusion.
+A row of lists in `scenery` is a scene: one word group from each list makes a sensible sentence. The scene's kind names
+suitable light and views. The register is chosen independently: a plain caption, or the style of Stable Diffusion
+prompts.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 from rapm_cli.bases.scenery import FINISHES, KINDS, MEDIA, MOODS
 from rapm_cli.core.common.randomness import generator_for
 
-BLOCK = 1024  # prompts of one generator, no two of them equal: a generator costs as much as ten prompts
-DRAWS = 12  # random numbers of one prompt; a scene takes up to five of them
+BLOCK = 1024  # distinct prompts of one random generator; creating a generator costs as much as ten prompts
+DRAWS = 12  # random numbers for one prompt; a scene uses up to five
 
 REGISTERS = (
     "{caption}.",
@@ -30,11 +30,11 @@ REGISTERS = (
 
 
 def photographic_prompts(count: int, seed: int) -> list[str]:
-    """Prompts for a distillation; longer lists begin with the shorter ones.
+    """Generate training prompts; a longer list begins with the shorter ones.
 
     Args:
-        count: How many; the first 1,024 differ from each other, as does each later block of as many.
-        seed: Which ones.
+        count: Number of prompts. Prompts within a block of 1,024 are distinct.
+        seed: Seed of the choice.
     """
     prompts: list[str] = []
     for number in range(-(-count // BLOCK)):
@@ -51,12 +51,12 @@ def _block(seed: int, number: int) -> list[str]:
 
 
 def groups(words: str) -> list[str]:
-    """The word groups between the bars; one of them may be empty."""
+    """Split word groups at the bars; a group may be empty."""
     return [group.strip() for group in words.split("|")]
 
 
 def _spaced(words: str) -> list[str]:
-    """The word groups, each after a blank of its own, so that an empty one leaves none."""
+    """Split word groups and put a space before each that is not empty."""
     return [f" {group}" if group else "" for group in groups(words)]
 
 
@@ -69,7 +69,7 @@ _SCENES = [
 
 
 def _prompt(draws: Sequence[int]) -> str:
-    """The prompt that a row of random numbers stands for."""
+    """Build the prompt of one row of random numbers."""
     register, scene, light, view, finish, mood, medium, *rest = draws
     parts, lights, views = _SCENES[scene % len(_SCENES)]
     words = "".join([part[k % len(part)] for part, k in zip(parts, rest, strict=False)])[1:]

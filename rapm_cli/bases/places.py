@@ -1,41 +1,41 @@
-"""Where things live."""
+"""Folders of rapm's caches and data."""
 
 import os
 from pathlib import Path
 
 import platformdirs
 
-CACHE_FORMAT = 1  # counts up when the code makes other trajectories or readings from the same settings
+CACHE_FORMAT = 1  # raised when the code makes other trajectories or features from the same settings
 
 
 def cache_dir() -> Path:
-    """Trajectories and teacher pictures: what can be made again."""
+    """Folder of caches, which rapm can make again."""
     home = os.environ.get("RAPM_HOME")
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("rapm"))
 
 
 def trajectories_dir() -> Path:
-    """Folder of all stores of trajectories."""
+    """Folder of all trajectory stores."""
     return cache_dir() / "trajectories"
 
 
 def readings_dir() -> Path:
-    """Folder of what was read in pictures."""
+    """Folder of features and answers that the demo's reader gave."""
     return cache_dir() / "readings"
 
 
 def galleries_dir() -> Path:
-    """Folder of pictures that evaluations have drawn, and of what networks saw in them."""
+    """Folder of the samples of evaluations and their features."""
     return cache_dir() / "galleries"
 
 
 def converted_dir() -> Path:
-    """Folder of others' weights in our format."""
+    """Folder of published LoRAs converted to our format."""
     return cache_dir() / "converted"
 
 
 def data_dir() -> Path:
-    """Runs and pictures: what cannot."""
+    """Folder of runs, reports and images, which rapm cannot make again without the work."""
     home = os.environ.get("RAPM_HOME")
     return Path(home) / "data" if home else Path(platformdirs.user_data_dir("rapm"))
 
@@ -46,20 +46,20 @@ def runs_dir() -> Path:
 
 
 def studies_dir() -> Path:
-    """Folder of all studies' results; their runs are in a folder of their own there."""
+    """Folder of all studies' results and runs."""
     return data_dir() / "studies"
 
 
 def study_runs_dir() -> Path:
-    """Folder of the runs that all studies share; no other command takes one of them for the newest."""
+    """Folder of the runs that all studies share; no other command uses one as the newest run."""
     return studies_dir() / "runs"
 
 
 def reports_dir() -> Path:
-    """Folder of the reports of evaluations."""
+    """Folder of evaluation reports."""
     return data_dir() / "reports"
 
 
 def pictures_dir() -> Path:
-    """Folder of generated pictures, unless the user names another."""
+    """Default folder of generated images."""
     return data_dir() / "pictures"

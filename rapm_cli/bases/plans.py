@@ -1,4 +1,4 @@
-"""How phase 2 fits a card: what is recomputed instead of kept, and whether the frozen weights are rounded to 8 bits."""
+"""Memory plans of training: which activations are recomputed, and whether the frozen weights are rounded to 8 bits."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from rapm_cli.core.common.errors import OutOfMemoryError
 from rapm_cli.core.network.backbone import BLOCKS
 
 GIB = 2**30
-MARGIN = 1.08  # of a predicted peak, for what the libraries take and for holes in the memory
-LIBRARY_BYTES = GIB // 2  # that they take for themselves, however small the work is
+MARGIN = 1.08  # factor on a predicted peak, for libraries and fragmentation
+LIBRARY_BYTES = GIB // 2  # constant memory of the libraries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to train.
+    """A memory plan.
 
     Args:
-        name: Memory of the smallest card that it is for, in GB, as `--vram` takes it.
-        recomputed: Parts of the network whose activations are computed again in backward.
-        is_quantised: Whether the frozen linear layers are in 8 bits. The student then adapts to the rounded base;
-            trajectories always come from the whole one.
+        name: Memory of the smallest suitable card in GB, as `--vram` takes it.
+        recomputed: Parts of the network whose activations are recomputed in the backward pass.
+        is_quantised: Whether the frozen linear layers have 8-bit weights. The student then adapts to the rounded base;
+            trajectories always come from the base in full precision.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Plan:
 
     @property
     def words(self) -> str:
-        """What it does, in a few words."""
+        """Short description of the plan."""
         kept = {(): "keeps all activations", BLOCKS: "recomputes activations"}
         words = kept.get(self.recomputed, "recomputes a part of the activations")
         return f"{words}, 8-bit base" if self.is_quantised else words
@@ -46,27 +46,27 @@ PLANS = {
 
 
 def is_rounded(vram: str) -> bool:
-    """Whether a base is trained on in 8 bits under what `--vram` takes; "auto" never rounds it."""
+    """Return True if this value of `--vram` trains on a base in 8 bits; "auto" never does."""
     return vram in PLANS and PLANS[vram].is_quantised
 
 
 def lower(plan: Plan) -> Plan | None:
-    """The plan that needs less, or None; never one with a rounded base, which has to be asked for."""
+    """Return the next plan that needs less memory, or None; never an 8-bit plan, which the user must request."""
     plans = list(PLANS.values())
     after = plans[plans.index(plan) + 1 :]
     return after[0] if after and not after[0].is_quantised else None
 
 
 def choose_plan(plans: Iterable[Plan], peak_of: Callable[[Plan], int], free_bytes: int) -> Plan:
-    """The first plan that fits, and with it the fastest.
+    """Return the first plan that fits, which is the fastest.
 
     Args:
-        plans: The fastest first; the last one has a rounded base and is only named.
-        peak_of: Predicted bytes of a plan.
-        free_bytes: Of the device.
+        plans: Plans, fastest first; the last one is 8-bit and only named in the error.
+        peak_of: Function from a plan to its predicted peak in bytes.
+        free_bytes: Free memory of the device in bytes.
 
     Raises:
-        OutOfMemoryError: None fits without a rounded base.
+        OutOfMemoryError: No plan fits without rounding the base.
     """
     least = 0
     for plan in plans:
@@ -82,5 +82,5 @@ def choose_plan(plans: Iterable[Plan], peak_of: Callable[[Plan], int], free_byte
 
 
 def needed(peak_bytes: int) -> int:
-    """What has to be free for a predicted peak."""
+    """Return the free bytes that a predicted peak requires."""
     return int(MARGIN * peak_bytes) + LIBRARY_BYTES

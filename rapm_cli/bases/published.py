@@ -1,4 +1,4 @@
-"""The bases with a name: repositories of the Hugging Face hub, pinned to the commit that rapm was written for."""
+"""Bases with a name: repositories of the Hugging Face hub, each pinned to a commit."""
 
 from dataclasses import dataclass
 
@@ -13,31 +13,31 @@ from rapm_cli.core.common.progress import Reporter
 
 @dataclass
 class Published:
-    """A repository with a whole model in diffusers layout.
+    """A repository with a model in diffusers layout.
 
     Args:
-        repo: Its name on the hub.
-        revision: Commit, branch or tag, or None for the newest; the commit, once that has been looked up.
+        repo: `ORG/NAME`.
+        revision: Commit, branch or tag, or None for main; replaced by the commit at the first request.
     """
 
     repo: str
     revision: str | None
 
     def weights(self, reporter: Reporter) -> Weights:
-        """All its files that rapm needs, fetched where they are missing."""
+        """Return all files that rapm needs; download missing ones."""
         return self._fetch(PIPELINE, reporter)
 
     def configs(self, reporter: Reporter) -> Weights:
-        """Its configurations and tokenizers alone."""
+        """Return the configurations and tokenizers alone; download missing ones."""
         return self._fetch(CONFIGS, reporter)
 
     def outline(self, reporter: Reporter) -> Weights:
-        """The same of a base whose weights will follow: an error of what is missing tells how to get all of it."""
+        """Return the same files as `configs`; offline, the error names the command that fetches the weights too."""
         return self._fetch(OUTLINE, reporter)
 
     def _fetch(self, selection: Selection, reporter: Reporter) -> Weights:
         snapshot = fetch(self.repo, self.revision, selection, reporter)
-        self.revision = snapshot.commit  # weights and configurations are of one commit, whatever is pushed meanwhile
+        self.revision = snapshot.commit  # a push between two calls must not mix two commits
         return Weights(snapshot.folder, f"{snapshot.repo}@{snapshot.commit}", files=snapshot.files)
 
 

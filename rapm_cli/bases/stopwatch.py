@@ -1,4 +1,4 @@
-"""How long work takes on a device, and how fast the device is at best."""
+"""Time work on a device, and measure the device's peak rate."""
 
 import statistics
 import time
@@ -9,18 +9,18 @@ import torch
 
 from rapm_cli.core.common.randomness import generator_for
 
-SIDES = {"cuda": 8192}  # of the square matrices whose product is timed
+SIDES = {"cuda": 8192}  # rows of the square matrices that are multiplied
 SIDE = 1024
-ENOUGH_SECONDS = 8.0  # after which work is not measured again
+ENOUGH_SECONDS = 8.0  # measured time after which no repeat is started
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a piece of work took.
+    """Time and memory of a piece of work.
 
     Args:
-        seconds: Median of several times, or of few where each is long, once the device is warm.
-        peak_bytes: The most that the device held meanwhile; None where nobody counts.
+        seconds: Median over the repeats, after the warm-ups.
+        peak_bytes: Peak of allocated device memory; None if the device does not count it.
     """
 
     seconds: float
@@ -28,7 +28,7 @@ class Timed:
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int = 3, warmups: int = 1) -> Timed:
-    """Do some work `warmups` times, then `repeats` times against the clock, or fewer where each takes long."""
+    """Time work: `warmups` unmeasured calls, then `repeats` measured ones, or fewer if they are slow."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(warmups):
@@ -45,7 +45,7 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 3, wa
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -53,8 +53,10 @@ def wait(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a product of two large square matrices."""
+    """Measure floating-point operations per second in a product of two large square matrices."""
     side = SIDES.get(device.type, SIDE)
-    noise = torch.randn(2, side, side, generator=generator_for(0, "matmul"))  # equal numbers would need less power
+    noise = torch.randn(
+        2, side, side, generator=generator_for(0, "matmul")
+    )  # constant matrices need less power and run faster
     a, b = noise.to(dtype).to(device)
     return 2 * side**3 / timed(lambda: a @ b, device, repeats=7).seconds

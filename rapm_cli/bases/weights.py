@@ -1,4 +1,4 @@
-"""Where a base's files are: a folder in diffusers layout, or a checkpoint with such a folder's configurations."""
+"""The files of a base: a folder in diffusers layout, or a checkpoint with the configurations of such a folder."""
 
 import json
 import re
@@ -9,26 +9,28 @@ from typing import Any
 
 from rapm_cli.core.common.errors import InputError
 
-FP16 = "fp16"  # what repositories call the variant in half precision
+FP16 = "fp16"  # name of the half-precision variant in repositories
 SHARD = r"(?:-\d+-of-\d+)?"
-NAME = re.compile(rf"(?:diffusion_pytorch_)?model{SHARD}(?:\.({FP16}))?{SHARD}\.safetensors")  # of a part's weights
-INDEX = re.compile(rf"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.({FP16}))?\.json")  # of shards
+NAME = re.compile(rf"(?:diffusion_pytorch_)?model{SHARD}(?:\.({FP16}))?{SHARD}\.safetensors")  # a part's weights
+INDEX = re.compile(
+    rf"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.({FP16}))?\.json"
+)  # index of a part's shards
 OTHERS = re.compile(
     r"\.(safetensors|bin|msgpack|onnx\w*|h5|ckpt|pth?)(\.index(\.\w+)?\.json)?$"
-)  # weights, of any kind
+)  # weights in any format
 WHOLE = "give a whole Stable Diffusion XL or 1.5 with safetensors weights"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A base's files, all of them there.
+    """The complete files of a base.
 
     Args:
-        folder: Configurations and tokenizers in diffusers layout and, but for a single file, the weights.
-        identity: What tells these weights from others; the same wherever they lie.
-        files: Names below `folder` that belong to the base, where other files lie beside them; empty means all.
-        checkpoint: The one file that has the weights, in the original layout.
-        prediction_type: What the checkpoint's network predicts, where that is known better than the folder does.
+        folder: Folder in diffusers layout with configurations, tokenizers and, without `checkpoint`, the weights.
+        identity: Hash or commit that identifies these weights, wherever they are stored.
+        files: Names below `folder` that belong to the base; empty means all.
+        checkpoint: Single file with the weights, in the original layout, or None.
+        prediction_type: Prediction type named by the checkpoint, which overrides the folder's; None for the folder's.
     """
 
     folder: Path
@@ -39,19 +41,19 @@ class Weights:
 
     @property
     def origin(self) -> Path:
-        """What to name in messages."""
+        """Path that error messages name."""
         return self.checkpoint or self.folder
 
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
-        """The configuration of one part.
+        """Read the configuration of one part.
 
         Raises:
-            InputError: There is none.
+            InputError: The configuration is missing.
         """
         return read_json(self.folder / part / name)
 
     def variant(self, part: str) -> str | None:
-        """The variant of a part's weights that is read: None is full precision, which goes first where it is there.
+        """Return the variant of a part's weights to read: None for full precision if it is there, else "fp16".
 
         Raises:
             InputError: There are no weights that rapm reads.
@@ -62,7 +64,7 @@ class Weights:
         return None if None in variants else FP16
 
     def files_of(self, part: str) -> list[Path]:
-        """The files of a part's weights, in one or in shards.
+        """Return the files of a part's weights: one file or all shards.
 
         Raises:
             InputError: There are no weights that rapm reads.
@@ -70,15 +72,15 @@ class Weights:
         return [self.folder / name for name in self._variants(part)[self.variant(part)]]
 
     def check(self, part: str) -> None:
-        """See that a part's weights are all there; reads no more than the headers of a folder's files.
+        """Check that a part's weights are complete, by the headers of their files.
 
         Raises:
-            InputError: A file is missing or cut off.
+            InputError: A file is missing or truncated.
         """
         from safetensors import SafetensorError, safe_open
 
         if self.checkpoint:
-            return  # it was looked into when it was found
+            return  # find.py has checked the checkpoint
         paths = self.files_of(part)
         for path in paths:
             try:
@@ -90,9 +92,9 @@ class Weights:
                 raise InputError(f"{path.parent} has {len(paths)} of {int(count[1])} files of weights", WHOLE)
 
     def plain_names(self) -> dict[str, str]:
-        """Names of the folder's files, each with its name in a folder that has one variant of each part.
+        """Map the names of the folder's files to their names without a variant.
 
-        Weights that rapm does not read are left out: of another variant, or in another format.
+        Weights of another variant or in another format are left out.
         """
         inside = self.files or [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*"))]
         names = {}
@@ -104,7 +106,7 @@ class Weights:
         return {name: plain for name, plain in names.items() if (self.folder / name).is_file()}
 
     def _variants(self, part: str) -> dict[str | None, list[str]]:
-        """Names of a part's files of weights, by variant."""
+        """Return the names of a part's weight files by variant."""
         inside = self.files or [f"{part}/{path.name}" for path in sorted((self.folder / part).glob("*"))]
         variants = defaultdict(list)
         for name in inside:
@@ -114,10 +116,10 @@ class Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file of a base.
+    """Read a configuration file of a base.
 
     Raises:
-        InputError: It is missing, or is not one.
+        InputError: The file is missing or holds no JSON object.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,12 @@
-"""The Typer app, and the one place where an error becomes a line and an exit code."""
+"""The Typer app, and the one place where an error becomes a line on standard error and an exit code."""
 
 import gc
-import importlib.metadata
 import io
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -16,10 +16,11 @@ from rapm_cli.cli import commands, evaluate
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
+from rapm_cli.cli.renamed import Command
 from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
-from rapm_cli.runs.signals import heeding
+from rapm_cli.runs.signals import handled
 
-LESS_MEMORY = {  # what helps a command that has run out of it
+LESS_MEMORY = {  # remedies for commands that ran out of memory
     "distill": "use --vram 12 or 8, a smaller --batch-size, or --discriminator latent",
     "generate": "use a smaller --batch-size, or --precision bf16",
     "eval": "use --precision bf16, or close other programs on the device",
@@ -27,12 +28,20 @@ LESS_MEMORY = {  # what helps a command that has run out of it
 EXAMPLES = {
     "distill": "rapm distill --base sdxl --rank 1",
     "generate": 'rapm generate "a photo of a woman" --steps 4 --seed 7',
-    "eval": "rapm eval --base demo --samples 1000 --part held-out",
+    "eval": "rapm eval --base demo --samples 1000 --split held-out",
     "export": "rapm export --fuse --single-file --output model.safetensors",
     "inspect": "rapm inspect lora.safetensors --values",
 }
+EPILOG = f"""
+Exit codes: 0 done; 1 bug in rapm; 2 wrong option or setting; 3 refused or damaged input; 4 weights missing; 5 disk;
+6 out of memory; 7 training diverged; 8 run in use by another process; 9 written file failed verification;
+129, 130 or 143 stopped by a signal, with finished work saved.
+
+Documentation: README.md in the folders distill, generate, evaluate, export, inspect, study and runs of
+{Path(__file__).parents[1]}
+"""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "typer", "rich")
-LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set to by the user holds
+LIBRARY_SETTINGS = {  # read when the libraries are imported; the user's own values override them
     "TOKENIZERS_PARALLELISM": "false",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
     "DIFFUSERS_VERBOSITY": "error",
@@ -40,13 +49,13 @@ LIBRARY_SETTINGS = {  # read when the libraries are imported; what they are set 
     "KINETO_LOG_LEVEL": "6",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_UsageError = typer.BadParameter.__bases__[0]  # Typer keeps these two in a private module
+_UsageError = typer.BadParameter.__bases__[0]  # Typer defines these two in a private module
 _TyperError: Any = _UsageError.__bases__[0]
 
 app = typer.Typer(
     name="rapm",
     help="Distil a diffusion model into a few-step LoRA on one graphics card, without real images.",
-    add_completion=False,
+    epilog=EPILOG,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,7 +67,10 @@ for _name, _function in (
     ("inspect", inspect),
 ):
     _settings = {"auto_envvar_prefix": f"RAPM_{_name.upper()}"}
-    app.command(_name, context_settings=_settings, epilog=f"Example: {EXAMPLES[_name]}")(_function)
+    _epilog = (
+        f"Every option can also be set as RAPM_{_name.upper()}_OPTION in the environment.\n\nExample: {EXAMPLES[_name]}"
+    )
+    app.command(_name, cls=Command, context_settings=_settings, epilog=_epilog)(_function)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -69,6 +81,8 @@ def _show_version(is_wanted: bool) -> None:
 
 def _show_versions(is_wanted: bool) -> None:
     if is_wanted:
+        import importlib.metadata  # here, because it slows the start
+
         out = Output()
         out.fact("rapm", __version__)
         out.fact("python", platform.python_version())
@@ -77,33 +91,20 @@ def _show_versions(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-def _install_completion(shell: str) -> None:
-    if shell:
-        from rapm_cli.cli.completion import install
-
-        path, next_step = install(shell)
-        Output().data(f"{path} is written; {next_step}")
-        raise typer.Exit
-
-
 @app.callback()
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="Print the version of rapm.", is_eager=True, callback=_show_version)
     ] = False,
     versions: Annotated[
         bool,
-        typer.Option("--versions", help="Print the libraries' too.", is_eager=True, callback=_show_versions),
-    ] = False,
-    install_completion: Annotated[
-        str,
         typer.Option(
-            metavar="SHELL",
-            help='Install completion for bash, zsh or fish; "$SHELL" for yours.',
+            "--versions",
+            help="Print the versions of rapm, Python and the libraries.",
             is_eager=True,
-            callback=_install_completion,
+            callback=_show_versions,
         ),
-    ] = "",
+    ] = False,
 ) -> None:
     pass
 
@@ -112,16 +113,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Arguments without the program's name; by default those of the process.
+        argv: Arguments without the program's name; None for the process's own.
 
     Returns:
-        The exit code: 0, one of `rapm_cli.core.common.errors`, 128 plus the number of a signal, or 1 for a bug of ours.
+        Exit code: 0, one of `rapm_cli.core.common.errors`, 128 plus the number of a signal, or 1 for a bug in rapm.
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if "_RAPM_COMPLETE" in os.environ:  # a shell asks for completions: Typer would break their help into lines
+        os.environ["COLUMNS"] = "1000"
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        with heeding():
+        with handled():
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
@@ -133,33 +136,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
         return _tell(
-            _place(error) + error.format_message().replace("\n", " ").rstrip("."), f"see {name} --help", error.exit_code
+            _place(error) + error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip("."),
+            f"see {name} --help",
+            error.exit_code,
         )
-    except Exception as error:  # noqa: BLE001  the last line of defence: nothing else may reach a user
+    except Exception as error:  # noqa: BLE001  users see one line, whatever happened
         return _unexpected(error, arguments[0])
 
 
 def run() -> None:
-    """The `rapm` command; a terminal that lacks a letter shows a question mark in its place."""
+    """Run the `rapm` command. Letters that the terminal cannot show become question marks."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this process
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     code = main()
-    # Python looks through all objects before it ends: a second for half a million of the libraries', for nothing.
+    # Python visits all objects at its end, which takes a second for the libraries' half a million.
     # Measured: `rapm generate` ends 0.2 s after its last line instead of 1.2 s. 2 cores of an AMD EPYC, 2026-11.
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
-        code = _let_go(stream, code)
+        code = _flush(stream, code)
     raise SystemExit(code)
 
 
-def _let_go(stream: TextIO, code: int) -> int:
-    """Drop what nobody can take, or Python would try again at its end and change the exit code.
+def _flush(stream: TextIO, code: int) -> int:
+    """Flush a stream, and drop what cannot be written: Python would try again at its end and change the exit code.
 
-    A terminal or a reader that is gone misses nothing; a result that a full disk did not take is an error.
+    A full disk is an error; a closed terminal or reader is none.
     """
     try:
         stream.flush()
@@ -172,7 +177,7 @@ def _let_go(stream: TextIO, code: int) -> int:
 
 
 def _place(error: Any) -> str:
-    """The configuration file that a refused value came from."""
+    """Return the path of the --config file that a refused value came from, with a colon, or nothing."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is None or parameter is None:
         return ""

@@ -1,35 +1,41 @@
-"""One thin function for each command: build a config, call one workflow, show the result.
+"""The `generate` and `export` commands.
 
-Workflows are imported inside the functions, so that help and completion load no model library.
+Model libraries are imported inside the functions, so that help and completion stay fast.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from rapm_cli.cli import options, show
+from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
 
 
 def generate(
-    prompt: Annotated[list[str] | None, typer.Argument(help="What to draw; - reads prompts from stdin.")] = None,
-    steps: Annotated[int | None, typer.Option(help="N; by default what the LoRA was distilled for.")] = None,
-    seed: Annotated[str, typer.Option(help="Seed of the first picture, or a range such as 7..12.")] = "0",
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt; seeds count up.")] = 1,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; - reads them from standard input.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps.", show_default="the steps that the LoRA was distilled for")
+    ] = None,
+    seed: Annotated[str, typer.Option(help="Seed of the first image, or a range such as 7..12.")] = "0",
+    num_images: Annotated[int, typer.Option(min=1, help="Images for each prompt, with consecutive seeds.")] = 1,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
     from_picture: Annotated[
         Path | None,
-        typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="Make a picture again from what it says of itself."),
+        typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate the same image again."),
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Put the teacher's picture on the left.")] = False,
-    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures as one.")] = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the PNGs.")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Also show them in the terminal.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Place the teacher's image on the left.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write one image that shows all.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in a batch.", show_default="depends on the base")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the PNG files.", show_default="among the data of rapm")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Also show the images in the terminal.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     rng: options.Rng = "cpu",
@@ -38,7 +44,7 @@ def generate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw pictures with a distilled LoRA."""
+    """Generate images with a distilled LoRA."""
     out = Output(as_json=as_json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
     wanted = options.parse_prompts(prompt, prompts, out, needed=from_picture is None)
@@ -48,12 +54,13 @@ def generate(
     from rapm_cli.generate.generate import generate as run_generate
     from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
+    loaded_as, noise_on = str(precision), str(rng)
     if from_picture:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
-            raise ConfigError("--from takes prompt, seed and steps from the picture", "leave them out")
+            raise ConfigError("--from takes prompt, seed and steps from the image", "leave them out")
         recipe = read_image_recipe(from_picture, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        precision, rng = recipe.precision, recipe.rng
+        loaded_as, noise_on = recipe.precision, recipe.rng
         chosen = resolve_recipe_lora(base, recipe, out)
     else:
         chosen = resolve_model(base, lora, out)
@@ -69,8 +76,8 @@ def generate(
         steps=_or(steps, chosen.steps),
         output=output or pictures_dir(),
         device=place,
-        precision=precision,
-        rng=find_rng(rng, place),
+        precision=loaded_as,
+        rng=find_rng(noise_on, place),
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,
@@ -93,34 +100,48 @@ def generate(
 
 
 def export(
-    lora: Annotated[str | None, typer.Argument(help="LoRA file, run folder or run name; the newest run's.")] = None,
+    lora: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+        ),
+    ] = None,
     base: options.Base = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
             envvar="RAPM_EXPORT_FORMAT",
-            help="Of a LoRA: diffusers, kohya, or both with a comma; both by default.",
+            autocompletion=completion.list_of(*completion.FORMATS),
+            help="Format of the LoRA: diffusers, kohya, or both with a comma.",
+            show_default="both",
         ),
     ] = "",
-    fuse: Annotated[bool, typer.Option("--fuse", help="Merge into the base: a diffusers folder.")] = False,
-    single_file: Annotated[
-        bool, typer.Option("--single-file", help="With --fuse: one checkpoint that ComfyUI and A1111 open.")
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Merge the LoRA into the base, and write a diffusers folder.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Of what is written: base (as it is), fp16, bf16 or fp32.")] = "base",
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="With --fuse: write one checkpoint file for ComfyUI and A1111.")
+    ] = False,
+    dtype: Annotated[
+        Literal["base", "fp16", "bf16", "fp32"],
+        typer.Option(help="Floating-point format to write; base keeps that of the base."),
+    ] = "base",
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to write, by default RUN-lora or RUN-fused; or a file that ends in .safetensors."),
+        typer.Option(
+            help="Folder to write, or a file that ends in .safetensors.", show_default="RUN-lora or RUN-fused"
+        ),
     ] = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(metavar="ORG/NAME", help="Upload the folder to the Hugging Face hub, as you are there."),
+        typer.Option(metavar="ORG/NAME", help="Upload the folder to this repository on the Hugging Face hub."),
     ] = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write the LoRA, or the base with the LoRA merged in, for other programs."""
+    """Write the LoRA, or the base with the LoRA merged into it, for other programs."""
     out = Output(as_json=as_json, quiet=quiet)
     out.say("starting")
     from rapm_cli.export import export as workflow

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.storage.files import regular_file
 
@@ -55,7 +56,7 @@ def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, 
     known = {flag: p for flag, p in known.items() if flag not in ("config", "help")}
     values: dict[str, Any] = {}
     for key, value in table.items():
-        flag = key.replace("_", "-")
+        flag = current_name(command.name, key, where)
         if flag not in known:
             raise unknown_key(where, key, list(known), "see --help for the known ones")
         name = str(known[flag].name)

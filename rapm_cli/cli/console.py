@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import filesize
-from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -36,14 +34,10 @@ if TYPE_CHECKING:
 
 WIDE = 1000  # letters of a line for programs
 NAME = 12  # letters of a fact's name
-SHORT = 10  # letters of a cell that is never broken
 BYTE = "byte"  # the unit that is shown in kB, MB and GB
 BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
 USUAL = 80  # letters of a line that has room for memory in few words
 ROOMY = 115  # letters of a line that has room for all about memory
-# A command to type, up to a semicolon outside quotes: what comes after is said beside.
-COMMAND = r"""\b(?:rapm (?:distill|generate|eval|export|inspect)|hf download)\b(?:'[^']*'|"[^"]*"|[^;])*"""
-PIECE = re.compile(rf"( *)([^ ]*?{COMMAND}[^ ]*|[^ ]+)")  # blanks, and what no line is broken in
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
@@ -69,19 +63,14 @@ class Output:
         self._is_live = False  # a bar is on the screen
 
     def data(self, line: str) -> None:
-        """One line of the result."""
-        self._show(line)
+        """Print one line of the result."""
+        if not self.as_json:
+            with _no_reader_needed():
+                self._place().print(_plain(line))
 
     def fact(self, name: str, text: str) -> None:
-        """One line of the result, with a name; all texts begin one below the other."""
-        self._show(text, head=f"{name:<{NAME}} ")
-
-    def _show(self, line: str, head: str = "") -> None:
-        if self.as_json:
-            return
-        with _no_reader_needed():
-            console = self._place()
-            console.print(_folded(_plain(line), console, head))
+        """Print one line of the result with a name in front; all texts start in the same column."""
+        self.data(f"{name:<{NAME}} {text}")
 
     def _place(self) -> "_Console":
         """Where a result is shown; above a bar only the bar's own console can print."""
@@ -96,40 +85,24 @@ class Output:
     def table(
         self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...] = (0,)
     ) -> None:
-        """A table of figures, but for some columns of text.
+        """Print a table under its title; on a narrow terminal rich breaks the cells into lines.
 
-        Where it is too wide, long cells break at spaces; where that is not enough, each row becomes a list of facts.
+        Args:
+            title: Line above the table.
+            columns: Headings.
+            rows: Cells, as many in each row as there are columns.
+            text_columns: Indices of columns of text, which stand on the left; numbers stand on the right.
         """
         if self.as_json:
             return
-        with _no_reader_needed():
-            self._draw_table(title, columns, rows, text_columns)
-
-    def _draw_table(self, title: str, columns: list[str], rows: list[list[str]], text_columns: tuple[int, ...]) -> None:
-        self._out.print(_folded(_plain(title), self._out))
-        upright = list(zip(columns, *rows, strict=True))
-        is_roomy = sum(max(map(len, column)) + 2 for column in upright) <= self._out.width + 2
-        table = Table(box=None, pad_edge=False, padding=(0, 2 if is_roomy else 1, 0, 0))
-        widths = [None] * len(upright) if is_roomy else _widths(upright, self._out.width - len(upright) + 1)
-        if widths is None:
-            self._draw_rows(columns, rows)
-            return
-        for k, (column, width) in enumerate(zip(upright, widths, strict=True)):
-            table.add_column(
-                Text(column[0]), justify="left" if k in text_columns else "right", overflow="fold", width=width
-            )
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for k, name in enumerate(columns):
+            table.add_column(Text(name), justify="left" if k in text_columns else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
-        self._out.print(table, soft_wrap=False)
-
-    def _draw_rows(self, columns: list[str], rows: list[list[str]]) -> None:
-        """Each row as its first cell, and below it the other columns' names and cells."""
-        wide = max(map(len, columns))
-        for row in rows:
-            self._out.print(_folded(_plain(row[0]), self._out))
-            for name, cell in zip(columns[1:], row[1:], strict=True):
-                if cell:
-                    self._out.print(_folded(_plain(cell), self._out, f"  {name:<{wide}} "))
+        with _no_reader_needed():
+            self._out.print(_plain(title))
+            self._out.print(table, soft_wrap=False)
 
     @property
     def _shows_pictures(self) -> bool:
@@ -167,7 +140,7 @@ class Output:
 
     def _tell(self, line: str, style: str = "") -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
-            self._err.print(_folded(_plain(line), self._err), style=style)
+            self._err.print(_plain(line), style=style)
 
     def ask(self, question: str) -> bool:
         """True where a person answers yes.
@@ -192,7 +165,7 @@ class Output:
                 progress.start()
             self._is_live = True
             try:
-                with signals.drawn():
+                with signals.shown_by_caller():
                     yield _LiveBar(progress, task)
             finally:
                 self._is_live = False
@@ -202,37 +175,6 @@ class Output:
             plain = _PlainBar(self, title, total, unit, device, done)
             yield plain
             plain.finish()
-
-
-def _folded(line: str, console: Console, head: str = "") -> str:
-    """A line as a terminal's lines, broken at blanks and set in below its head; whole for programs.
-
-    A command stays whole, so that it can be copied: the terminal breaks it where it must.
-    """
-    if not console.is_terminal:
-        return head + line
-    lines, indent = [head], " " * len(head)
-    for blanks, piece in PIECE.findall(line.expandtabs()):
-        if lines[-1] not in (head, indent) and cell_len(lines[-1] + blanks + piece) > console.width:
-            lines.append(indent + piece)
-        else:
-            lines[-1] += blanks + piece
-    return "\n".join(lines)
-
-
-def _widths(upright: list[tuple[str, ...]], room: int) -> list[int] | None:
-    """Widths of columns that are too wide together: each has that of its longest word, and what is left is shared.
-
-    Those that want least come first, so that most cells stay whole. None where the longest words are too wide.
-    """
-    full = [max(map(len, column)) for column in upright]
-    pieces = [column if wide <= SHORT else " ".join(column).split() for column, wide in zip(upright, full, strict=True)]
-    widths = [max(map(len, words)) for words in pieces]
-    if sum(widths) > room:
-        return None
-    for k in sorted(range(len(full)), key=lambda k: full[k] - widths[k]):
-        widths[k] += max(0, min(full[k] - widths[k], room - sum(widths)))
-    return widths
 
 
 @contextmanager
@@ -339,8 +281,8 @@ class _Live(Progress):
                 note = Text(f"  {task.fields['note']}", style="dim", no_wrap=True)
                 note.truncate(self.console.width - len("^C") - 1, overflow="ellipsis")  # or a terminal's echo breaks it
                 yield note
-        if signals.words():
-            yield Text(signals.words())
+        if signals.notice():
+            yield Text(signals.notice())
 
 
 def _live(console: Console, unit: str, device: "torch.device") -> Progress:

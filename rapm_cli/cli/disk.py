@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rapm_cli.cli.console import Output
 
 if TYPE_CHECKING:
-    from rapm_cli.inspect.disk_usage import Entry, Survey
+    from rapm_cli.inspect.disk_usage import DiskUsage, Entry
 
 TEXTS = (
     "name",
@@ -29,13 +29,13 @@ def survey(out: Output) -> None:
     from rapm_cli.inspect import disk_usage
     from rapm_cli.inspect.inspect import size_in_words
 
-    found = disk_usage.survey()
+    found = disk_usage.measure()
     _table(out, found, disk_usage.MODELS, ["model", "kind", "size", "last used"], _model)
     for entry in found.of(disk_usage.OTHERS):
         out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
     columns = ["name", "base", "made", "settings", "size", "last used", "kept for"]
     _table(out, found, disk_usage.TRAJECTORIES, columns, _trajectories)
-    nouns = {disk_usage.READINGS: "readings of pictures", disk_usage.GALLERIES: "pictures of evaluations"}
+    nouns = {disk_usage.FEATURES: "readings of pictures", disk_usage.SAMPLES: "pictures of evaluations"}
     for kind, noun in (nouns | {disk_usage.CONVERTED: "converted weights"}).items():
         out.data(_heading(noun, found.total(kind), found.folders[kind]))
     for kind, noun in ((disk_usage.LEFTOVERS, "left by killed processes"), (disk_usage.REST, "small notes")):
@@ -49,8 +49,8 @@ def survey(out: Output) -> None:
     _left_alone(out, found)
     ours = (
         disk_usage.TRAJECTORIES,
-        disk_usage.READINGS,
-        disk_usage.GALLERIES,
+        disk_usage.FEATURES,
+        disk_usage.SAMPLES,
         disk_usage.CONVERTED,
         disk_usage.LEFTOVERS,
         disk_usage.REST,
@@ -74,11 +74,11 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
     from rapm_cli.bases.places import cache_dir
     from rapm_cli.inspect import disk_usage
     from rapm_cli.inspect.inspect import size_in_words
-    from rapm_cli.inspect.prune import plan
+    from rapm_cli.inspect.prune import plan_prune
     from rapm_cli.inspect.prune import prune as remove
 
-    found = disk_usage.survey()
-    removable, kept = plan(found, is_all=is_all)
+    found = disk_usage.measure()
+    removable, kept = plan_prune(found, is_all=is_all)
     rows = [[entry.kind, entry.path.name, _size(entry), _when(entry)] for entry in removable]
     if rows:
         out.table(f"can be removed from {cache_dir()}", ["", "name", "size", "last used"], rows, text_columns=(0, 1, 3))
@@ -106,7 +106,7 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
     )
 
 
-def _table(out: Output, found: "Survey", kind: str, columns: list[str], row: Callable[["Entry"], list[str]]) -> None:
+def _table(out: Output, found: "DiskUsage", kind: str, columns: list[str], row: Callable[["Entry"], list[str]]) -> None:
     """The entries of a kind under a line with their folder, or that line alone."""
     heading, rows = _heading(kind, found.total(kind), found.folders[kind]), [row(entry) for entry in found.of(kind)]
     if rows:
@@ -142,7 +142,7 @@ def _run(entry: "Entry") -> list[str]:
     return [facts["name"], str(facts["base"] or "?"), facts["state"], done, _size(entry), _when(entry)]
 
 
-def _left_alone(out: Output, found: "Survey") -> None:
+def _left_alone(out: Output, found: "DiskUsage") -> None:
     for path in found.left_alone:
         out.data(f"left alone: {path} is {'a link' if path.is_symlink() else 'none of ours'}")
 

@@ -1,30 +1,26 @@
-"""The `eval` command: a student in numbers, on the demo world or the visible one; or a study, or a benchmark."""
+"""The `eval` command: measure a LoRA, work through a study, or run a benchmark."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rapm_cli.cli import options, show
+from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.runs import launcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
-    from rapm_cli.evaluate.evaluate import Assessment
-    from rapm_cli.evaluate.html import TableSection
+    from rapm_cli.evaluate.evaluate import EvalResult
     from rapm_cli.evaluate.request import Options
     from rapm_cli.runs.resolve_lora import ResolvedLora
 
-WHAT, REAL, OTHER = "What is measured", "Real pictures and networks", "In place of all this"
-EXAM_SAMPLES = 640
-OF_DEMO = ("part",)
+WHAT, REAL, OTHER = "Measurement", "Real images and networks", "Instead of an evaluation"
+OF_DEMO = ("split",)
 OF_WORLD = (
-    *("protocol", "reference", "save_reference", "prompts", "against"),
+    *("protocol", "reference", "save_reference", "prompts", "compare_lora"),
     *("inception", "clip_model"),
 )
 
@@ -33,52 +29,77 @@ def evaluate(
     context: typer.Context,
     base: options.Base = None,
     lora: options.Lora = None,
-    against: Annotated[
-        str | None, typer.Option(help="A second LoRA, compared with the first prompt by prompt.", rich_help_panel=WHAT)
+    compare_lora: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.runs,
+            help="Second LoRA, compared with the first prompt by prompt.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Prompts; on demo in each part.", show_default="640, 1000", rich_help_panel=WHAT),
+        typer.Option(
+            min=1,
+            help="Number of prompts; on demo in each split.",
+            show_default="640 on demo, else 1000",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="With commas. Demo: attributes, pictures, fd-demo, kd-demo. Others: fid, kid, clip, fidelity, "
-            "latents, position; cmmd, fd-dinov2, precision, recall, density, coverage.",
-            show_default="all of demo, the first six",
+            autocompletion=completion.list_of(*completion.METRICS),
+            help="Comma-separated. On demo: attributes, pictures, fd-demo, kd-demo. On other bases: fid, kid, clip, "
+            "fidelity, latents, position; cmmd, fd-dinov2, precision, recall, density, coverage.",
+            show_default="all on demo, else the first six",
             rich_help_panel=WHAT,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts and noise.", rich_help_panel=WHAT)] = 0,
-    part: Annotated[
-        str, typer.Option(help="Of the demo world: held-out, seen or both.", rich_help_panel=WHAT)
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts and the noise.", rich_help_panel=WHAT)] = 0,
+    split: Annotated[
+        Literal["both", "held-out", "seen"],
+        typer.Option(help="On demo: prompts held out from training, seen in training, or both.", rich_help_panel=WHAT),
     ] = "both",
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=WHAT)] = None,
-    beside: Annotated[
+    teacher_samples: Annotated[
         int | None,
-        typer.Option(min=0, help="Prompts that the teacher draws too.", show_default="64", rich_help_panel=WHAT),
+        typer.Option(
+            min=0,
+            help="Number of prompts that the teacher samples too.",
+            show_default="64",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.", rich_help_panel=WHAT)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a batch.", rich_help_panel=WHAT)] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="coco30k, dmd2-coco30k or dmd2-coco10k.", rich_help_panel=REAL)
+        Literal["coco30k", "dmd2-coco30k", "dmd2-coco10k"] | None,
+        typer.Option(help="Prompts, image size and reference of published results.", rich_help_panel=REAL),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="Folder of pictures, coco:DIR, or a file of statistics.", rich_help_panel=REAL),
+        typer.Option(help="Real images: a folder, coco:DIR, or a file of statistics.", rich_help_panel=REAL),
     ] = None,
     save_reference: Annotated[
-        Path | None, typer.Option(help="Write the reference's statistics to a file, and stop.", rich_help_panel=REAL)
+        Path | None,
+        typer.Option(help="File to write the statistics of --reference to; nothing is measured.", rich_help_panel=REAL),
     ] = None,
     inception: Annotated[
-        Path | None, typer.Option(help="Inception's weights, else RAPM_WEIGHTS_DIR, torch hub.", rich_help_panel=REAL)
+        Path | None,
+        typer.Option(
+            help="Inception weights for FID and KID.",
+            show_default="found in RAPM_WEIGHTS_DIR or torch hub's cache",
+            rich_help_panel=REAL,
+        ),
     ] = None,
     clip_model: Annotated[
-        str | None, typer.Option(help="CLIP: ORG/NAME, ORG/NAME@REVISION, or a folder.", rich_help_panel=REAL)
+        str | None, typer.Option(help="CLIP model: ORG/NAME, ORG/NAME@REVISION, or a folder.", rich_help_panel=REAL)
     ] = None,
     study: Annotated[
         str | None,
         typer.Option(
-            help="Work through a table of distillations: a TOML file, or one that ships, such as default.",
+            autocompletion=completion.studies,
+            help="Distil and measure the rows of a table: a TOML file, or the name of a shipped study such as default.",
             rich_help_panel=OTHER,
         ),
     ] = None,
@@ -89,10 +110,12 @@ def evaluate(
     profile: Annotated[
         bool,
         typer.Option(
-            "--profile", help="With --benchmark: also where time goes, and what other ways save.", rich_help_panel=OTHER
+            "--profile",
+            help="With --benchmark: also list the slowest operations, and alternatives.",
+            rich_help_panel=OTHER,
         ),
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     offline: options.Offline = False,
@@ -100,9 +123,9 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure teacher, undistilled base and student on the same prompts and noise.
+    """Measure a LoRA beside its teacher and the undistilled base, on the same prompts and noise.
 
-    With --benchmark measure the device instead, with --study the distillations of a file.
+    --study distils and measures the rows of a table instead; --benchmark measures the device.
     """
     is_follower = launcher.is_follower()
     out = Output(as_json=as_json, quiet=quiet or is_follower)
@@ -128,7 +151,7 @@ def evaluate(
     names = None if metrics is None else options.parse_names(metrics)
     asked = Options(
         protocol=protocol, prompts=prompts, reference=reference, metrics=names, samples=samples, seed=seed,
-        batch_size=batch_size, beside=beside, inception=inception, clip_model=clip_model,
+        batch_size=batch_size, teacher_samples=teacher_samples, inception=inception, clip_model=clip_model, split=split,
     )  # fmt: skip
     place = find_device(_device_of(device))
     if save_reference is not None:
@@ -140,13 +163,10 @@ def evaluate(
         ready_folder(output)
     chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
-    is_demo = chosen.base.set_exam is not None
-    _refuse(options.typed(context), OF_WORLD if is_demo else OF_DEMO, chosen.base.name)
-    if is_demo:
-        _examine(out, chosen, asked, part, output, place, precision)
-    else:
-        second = [resolve_lora(base or chosen.base.source, against, out)] if against else []
-        _assess(out, [chosen, *second], asked, output, place, precision)
+    has_labels = chosen.base.labelled_prompts is not None
+    _refuse(options.typed(context), OF_WORLD if has_labels else OF_DEMO, chosen.base.name)
+    second = [resolve_lora(base or chosen.base.source, compare_lora, out)] if compare_lora else []
+    _evaluate(out, [chosen, *second], asked, output, place, precision)
 
 
 def _device_of(name: str) -> str:
@@ -164,49 +184,7 @@ def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} says nothing for base {base}", "leave it out")
 
 
-def _examine(
-    out: Output,
-    chosen: "ResolvedLora",
-    asked: "Options",
-    part: str,
-    output: Path | None,
-    device: "torch.device",
-    precision: str,
-) -> None:
-    """On the demo world, where every prompt's right answer is known."""
-    from rapm_cli.evaluate.demo import PARTS, evaluate_lora
-    from rapm_cli.evaluate.demo_scores import closed_in_words, table, title, to_record
-    from rapm_cli.evaluate.evaluate import assess
-    from rapm_cli.evaluate.html import TableSection
-    from rapm_cli.evaluate.request import ask_of_exam
-    from rapm_cli.metrics.registry import METRICS
-
-    if part not in PARTS:
-        raise ConfigError(f"--part {part} is unknown", f"give one of {', '.join(PARTS)}")
-    parts = evaluate_lora(
-        chosen,
-        samples=EXAM_SAMPLES if asked.samples is None else asked.samples,
-        seed=asked.seed,
-        parts=PARTS[part],
-        metrics=list(METRICS.names() if asked.metrics is None else asked.metrics),
-        device=device,
-        precision=precision,
-        reporter=out,
-    )
-    if launcher.is_follower():  # it has drawn its share
-        return
-    for each in parts:
-        show.comparison(out, each)
-    made = assess(
-        [chosen], ask_of_exam(chosen, asked, PARTS[part][0]), device=device, precision=precision, reporter=out
-    )
-    tables = [TableSection(title(each).capitalize(), *table(each), note=closed_in_words(each)) for each in parts]
-    record = _reported(out, made, [chosen], output, device, tables) | {"parts": list(map(to_record, parts))}
-    show.assessment(out, record)
-    out.result({"lora": str(chosen.lora_path), **record})
-
-
-def _assess(
+def _evaluate(
     out: Output,
     students: "list[ResolvedLora]",
     asked: "Options",
@@ -214,45 +192,41 @@ def _assess(
     device: "torch.device",
     precision: str,
 ) -> None:
-    """On the visible world, against real pictures and the teacher."""
-    from rapm_cli.evaluate.evaluate import assess, draw_share
-    from rapm_cli.evaluate.request import ask
+    """Evaluate one student or two, show the result, and write its page."""
+    from rapm_cli.evaluate.evaluate import evaluate as run_evaluation
+    from rapm_cli.evaluate.evaluate import sample_all
+    from rapm_cli.evaluate.request import build_request
 
-    request = ask(students[0], asked, out)
-    if launcher.is_follower():
-        draw_share(students, request, device=device, precision=precision, reporter=out)
+    request = build_request(students[0], asked, out)
+    if launcher.is_follower():  # it samples its share
+        sample_all(students, request, device=device, precision=precision, reporter=out)
         return
-    made = assess(students, request, device=device, precision=precision, reporter=out)
+    made = run_evaluation(students, request, device=device, precision=precision, reporter=out)
     record = _reported(out, made, students, output, device)
-    show.assessment(out, record)
+    show.evaluation(out, record)
     out.result(record)
 
 
 def _reported(
-    out: Output,
-    made: "Assessment",
-    students: "list[ResolvedLora]",
-    output: Path | None,
-    device: "torch.device",
-    tables: "Sequence[TableSection]" = (),
+    out: Output, made: "EvalResult", students: "list[ResolvedLora]", output: Path | None, device: "torch.device"
 ) -> dict[str, Any]:
-    """The record of an evaluation, once its page is written."""
+    """Return the record of an evaluation, after its page is written."""
     from rapm_cli.bases.device import describe_machine
     from rapm_cli.bases.places import reports_dir
     from rapm_cli.evaluate.html import write_report
     from rapm_cli.evaluate.record import to_record
-    from rapm_cli.evaluate.report import assessment_report
+    from rapm_cli.evaluate.report import evaluation_report
 
     base, loras = students[0].base.name, [str(chosen.lora_path) for chosen in students]
     record = to_record(made, base=base, loras=loras, machine=describe_machine(device))
     name = "-".join([base, *(chosen.lora.digest()[:8] for chosen in students), made.fingerprint[:8]])
     path = (reports_dir() / name if output is None else output) / "report.html"
-    write_report(assessment_report(made, record, students, tables), path, out)
+    write_report(evaluation_report(made, record, students), path, out)
     return record | {"report": str(path)}
 
 
 def _save_reference(out: Output, asked: "Options", path: Path, device: "torch.device") -> None:
-    from rapm_cli.evaluate.save_reference import save_reference
+    from rapm_cli.evaluate.features import save_reference
 
     made = save_reference(asked, path, device, out)
     out.data(f"{path}  {made.description}")

@@ -1,15 +1,15 @@
-"""The `inspect` command: what a thing is, as a person reads it."""
+"""The `inspect` command: show what a file, folder, run or device is."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rapm_cli.cli import options, show
+from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
 
-BAR = 30  # letters of the longest
+BAR = 30  # characters of the longest bar
 
 
 def inspect(
@@ -17,34 +17,41 @@ def inspect(
         list[str] | None,
         typer.Argument(
             metavar="THING",
-            help="LoRA, checkpoint, model folder, run, trajectories, picture or pickle; or the word cache or device. "
-            "Without it the newest LoRA; with two, LoRAs side by side.",
+            autocompletion=completion.things,
+            help="LoRA, checkpoint, model folder, run, trajectories, image or pickle; or the word cache or device. "
+            "Two LoRAs are compared.",
+            show_default="newest run",
         ),
     ] = None,
-    values: Annotated[bool, typer.Option("--values", help="Read the numbers too: norms by block, NaN.")] = False,
-    preview: Annotated[bool, typer.Option("--preview", help="Of a picture: show it in the terminal.")] = False,
+    values: Annotated[
+        bool,
+        typer.Option("--values", help="Also read the weights: norm of each block, and values that are not finite."),
+    ] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Show an image in the terminal.")] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="With cache: remove trajectories, readings and converted weights.")
+        bool, typer.Option("--prune", help="With cache: remove trajectories, features, samples and converted weights.")
     ] = False,
     everything: Annotated[
         bool,
         typer.Option(
-            "--all", envvar="RAPM_INSPECT_ALL", help="With --prune: also the trajectories of unfinished runs."
+            "--all", envvar="RAPM_INSPECT_ALL", help="With --prune: also remove trajectories of unfinished runs."
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask first.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what a thing is, without loading it; of a run or an export every file is verified.
+    """Show what a file or folder holds, without loading a model. Every file of a run or an export is verified.
 
-    rapm inspect cache shows what rapm and its models take on the disk. A run of that name is ./cache.
+    `rapm inspect cache` shows the disk space of rapm and its models; write ./cache for a run of that name.
+
+    `rapm inspect device` shows the graphics card, its memory and the libraries.
     """
     out = Output(as_json=as_json)
     names = things or []
     if (prune and names != ["cache"]) or ((everything or yes) and not prune):
-        raise ConfigError("--all and --yes go with --prune, and --prune with cache", "see rapm inspect --help")
+        raise ConfigError("--all and --yes need --prune, and --prune needs cache", "see rapm inspect --help")
     if len(names) > 2:
-        raise ConfigError(f"there is an argument too many: {names[2]}", "give one thing, or two LoRAs")
+        raise ConfigError(f"unexpected argument {names[2]!r}", "give one thing, or two LoRAs")
     if names == ["cache"]:
         from rapm_cli.cli import disk
 
@@ -81,9 +88,9 @@ def _refuse_damaged(facts: dict[str, Any]) -> None:
 
 
 def _device(out: Output) -> None:
-    from rapm_cli.inspect.device import machine
+    from rapm_cli.inspect.device import device_facts
 
-    facts = machine()
+    facts = device_facts()
     for name, text in facts.items():
         out.fact(name, str(text))
     out.result(facts)
@@ -226,7 +233,7 @@ def _values(out: Output, facts: dict[str, Any]) -> None:
 
 def _side_by_side(out: Output, found: list[dict[str, Any]]) -> None:
     if any(facts["kind"] not in ("LoRA", "run") or (facts["kind"] == "run" and not facts["lora"]) for facts in found):
-        raise ConfigError("two things are shown side by side where both are LoRAs", "give one, or two LoRAs or runs")
+        raise ConfigError("two things can be compared only if both are LoRAs", "give one, or two LoRAs or runs")
     loras = [facts["lora"] if facts["kind"] == "run" else facts for facts in found]
     left, right = (_lora_rows(facts) for facts in loras)
     for group, *settings in _unlike([facts["recipe"] for facts in loras]):

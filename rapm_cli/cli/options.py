@@ -1,23 +1,28 @@
-"""Options that several commands share, and the parsers of their values. Names stay plain strings here."""
+"""Options that several commands share, options made from the training settings, and parsers of option values."""
 
+import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
+from rapm_cli.cli import completion
 from rapm_cli.cli.config_file import read_config_file
 from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.method.config import Option, option_name
+from rapm_cli.core.method.config import options as declared_options
 
 MAX_SEEDS = 100_000
-FIELDS = {"steps": "num_slots", "guidance": "guidance_scale"}  # options whose settings have another name
-PROMPTS = "Text, JSON lines, COCO captions, or FILE.csv:COLUMN (else prompt, caption or text); - for stdin."
+PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN, or - for standard input."
 
 
 def _go_offline(is_wanted: bool) -> bool:
-    """Forbid the network to huggingface_hub, which reads its environment when a workflow first imports it."""
+    """Set the variable that huggingface_hub reads when a command first imports it."""
     if is_wanted:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return is_wanted
@@ -28,106 +33,166 @@ Base = Annotated[
     typer.Option(
         "--base",
         envvar="RAPM_BASE",
-        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME of the hub.",
+        autocompletion=completion.words(*completion.BASES),
+        help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME on the hub.",
     ),
 ]
 Lora = Annotated[
-    str | None, typer.Option("--lora", help="LoRA file, run folder or run name; by default the newest run's.")
+    str | None,
+    typer.Option(
+        "--lora", autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+    ),
 ]
-Device = Annotated[str, typer.Option(envvar="RAPM_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="RAPM_DEVICE",
+        autocompletion=completion.words(*completion.DEVICES),
+        help="auto, cpu, cuda, cuda:N or mps.",
+    ),
+]
+AnyPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 Precision = Annotated[
-    str, typer.Option(envvar="RAPM_PRECISION", help="Of the frozen weights: auto, fp32, bf16 or fp16.")
+    AnyPrecision, typer.Option(envvar="RAPM_PRECISION", help="Floating-point format of the frozen weights.")
 ]
 Rng = Annotated[
-    str, typer.Option("--rng", help="Where noise is drawn: cpu, the same on every machine, or device, as diffusers.")
+    Literal["cpu", "device"],
+    typer.Option(
+        "--rng", help="Where to generate noise: cpu (the same on every machine), or device, as diffusers does."
+    ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, help="Use no network; HF_HUB_OFFLINE=1 says the same.")
+    bool, typer.Option("--offline", callback=_go_offline, help="Use no network, as HF_HUB_OFFLINE=1 does.")
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", envvar="RAPM_JSON", help="Print the result as JSON on standard output, and nothing else."),
+    typer.Option("--json", envvar="RAPM_JSON", help="Print only the result, as JSON on standard output."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no progress bars.")]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config",
         is_eager=True,
         callback=read_config_file,
-        help="TOML file of options; the environment and flags go before it.",
+        help="TOML file of options; flags and the environment override it.",
     ),
 ]
 
 
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator that replaces the `**settings` of a command by an option for each setting that `config` declares."""
+    signature = inspect.signature(command)
+    own = [one.replace(kind=one.KEYWORD_ONLY) for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+    made = [_parameter(name, field, option) for name, field, option in declared_options()]
+    command.__signature__ = signature.replace(parameters=[*made, *own])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in (*made, *own)}
+    return command
+
+
+def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter:
+    """Return the option of a setting as Typer reads it. A switch that is on by default becomes `--no-NAME`."""
+    kind: Any = field.annotation
+    parameter, words, default = parameter_name(name, field), field.description or "", field.default
+    if kind is bool and default:
+        words, default = f"Do not {words[0].lower()}{words[1:]}", False
+    if get_origin(kind) is tuple:
+        kind, default = str, ""
+    metavar = "<choice>" if get_origin(kind) is Literal else None  # the list itself would cut long names off
+    if metavar:
+        words = f"{words} One of {', '.join(get_args(kind))}."
+    if option.is_bases:
+        kind, default = kind | None, None
+    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, metavar=metavar, rich_help_panel=option.panel)
+    return inspect.Parameter(
+        parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
+    )
+
+
+def parameter_name(name: str, field: FieldInfo) -> str:
+    """Return the name of a setting's command-line parameter: a switch that is on by default gets `no_`."""
+    flag = option_name(name).replace("-", "_")
+    return f"no_{flag}" if field.annotation is bool and field.default else flag
+
+
 def given(context: typer.Context) -> dict[str, Any]:
-    """What the user named, by flag, environment or file, under the names of the settings."""
+    """Return what the user set, by flag, environment or file, under the names of the settings."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     named = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     return as_settings({name: context.params[name] for name in named})
 
 
 def typed(context: typer.Context) -> list[str]:
-    """Names of what the user named for this very command: by flag or file, not by the environment."""
+    """Return the names of what the user set for this very command: by flag or file, not by the environment."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source and source.name in ("COMMANDLINE", "DEFAULT_MAP")]
 
 
 def as_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of the options of `distill`, by their parameters' names, as the settings of those names.
+    """Return values of options of `distill` under the names of their settings.
+
+    Args:
+        values: Names of the command's parameters to values.
 
     Raises:
-        ConfigError: The weights of the slots are no numbers.
+        ConfigError: The slot weights are no numbers.
     """
-    named = {FIELDS.get(name, name): value for name, value in values.items()}
-    if "no_graphs" in named:
-        named["cuda_graphs"] = not named.pop("no_graphs")
-    if "slot_weights" in named:
+    names = {option_name(name).replace("-", "_"): name for name, *_ in declared_options()}
+    named = {names.get(name, name): value for name, value in values.items()}
+    for name in [name for name in named if name.removeprefix("no_") != name]:
+        named[name.removeprefix("no_")] = not named.pop(name)
+    if isinstance(named.get("slot_weights"), str):
         named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
     return named
 
 
 def parse_seeds(text: str, count: int) -> list[int]:
-    """Seeds from "7" (then `count` of them, 7 and on) or "7..12".
+    """Return the seeds of "7..12", or `count` seeds from "7" on.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The text is neither a number nor a range, or has too many seeds.
     """
     match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18}))?", text.strip())
     if not match:
-        raise ConfigError(f"--seed {text!r} is no seed", "give a number such as 7, or a range such as 7..12")
+        raise ConfigError(f"--seed {text!r} is not a number", "give a number such as 7, or a range such as 7..12")
     first = int(match[1])
     last = int(match[2]) if match[2] else first + count - 1
     if match[2] and count != 1:
-        raise ConfigError("--seed with a range and --num-images are two ways to say one thing", "give one of them")
+        raise ConfigError("--seed has a range, so that --num-images does not apply", "give one of them")
     if not 0 <= last - first < MAX_SEEDS:
         raise ConfigError(f"--seed {text} is not a range of 1 to {MAX_SEEDS:,} seeds", "write it as LOW..HIGH")
     return list(range(first, last + 1))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
+    """Return the names in a comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
+    """Return the numbers in a comma-separated list.
 
     Raises:
-        ConfigError: One is no number.
+        ConfigError: One of them is no number.
     """
     try:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r} is no list of numbers", "write it as 1,1,0.5,0.5") from error
+        raise ConfigError(f"{option} {text!r} is not a list of numbers", "write it as 1,1,0.5,0.5") from error
 
 
 def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, needed: bool) -> list[str]:
-    """Prompts from the command line, a file, or standard input when it is not a terminal.
+    """Return prompts from the command line, a file, or standard input if it is not a terminal.
+
+    Args:
+        words: Prompts on the command line; "-" reads standard input.
+        file: Prompt file, as `--prompts` takes it.
+        out: Sees warnings about the file.
+        needed: Whether to read standard input if there is no prompt.
 
     Raises:
-        ConfigError: There are none, and somebody is there to give some.
-        InputError: One is refused.
+        ConfigError: There is no prompt, and standard input is a terminal.
+        InputError: A prompt is empty, too long, or has control characters.
     """
     from rapm_cli.runs.prompts import check_prompt, read_prompts
 
@@ -138,8 +203,6 @@ def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, nee
         given += read_prompts("-", out)
     elif not given and needed:
         if is_terminal():
-            raise ConfigError(
-                "there is nothing to draw", 'give a prompt: rapm generate "a red cube left of a blue sphere"'
-            )
+            raise ConfigError("there is no prompt", 'give a prompt: rapm generate "a red cube left of a blue sphere"')
         given = read_prompts("-", out)
     return list(dict.fromkeys(given))

@@ -11,17 +11,19 @@ MOSTLY = 0.5  # of an update
 
 if TYPE_CHECKING:
     from rapm_cli.distill.distill import Distilled
-    from rapm_cli.distill.resolve_run import Start
-    from rapm_cli.evaluate.demo_scores import Part
-    from rapm_cli.export.export import Exported
+    from rapm_cli.distill.resolve_run import ResolvedRun
+    from rapm_cli.export.export import ExportResult
 
 
-def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
+def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
     """What a distillation has come to."""
-    from rapm_cli.evaluate.demo_scores import to_record
+    from rapm_cli.evaluate.record import gap_in_words, split_record, split_title, table
 
-    if done.part:
-        comparison(out, done.part)
+    comparison = split_record(done.comparison) if done.comparison else None
+    if comparison:
+        out.table(split_title(comparison), *table(comparison))
+        if gap := gap_in_words(comparison):
+            out.data(gap)
     spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
     out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
     run_folder(out, begun)
@@ -33,19 +35,19 @@ def distilled(out: Output, begun: "Start", done: "Distilled") -> None:
             "seconds": done.seconds,
             "peak_mib": done.peak_mib,
             "machine": done.machine,
-            "comparison": to_record(done.part) if done.part else None,
+            "comparison": comparison,
         }
     )
 
 
-def finished(out: Output, begun: "Start") -> None:
+def finished(out: Output, begun: "ResolvedRun") -> None:
     """A run that was finished before."""
     out.say(f"this run is finished; --iterations above {begun.settings.training.iterations} goes on with it")
     run_folder(out, begun)
     out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
 
 
-def run_folder(out: Output, begun: "Start") -> None:
+def run_folder(out: Output, begun: "ResolvedRun") -> None:
     """Where a run is, and what to type next."""
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots
     out.fact("run", str(folder))
@@ -54,7 +56,7 @@ def run_folder(out: Output, begun: "Start") -> None:
     out.fact("next", f"rapm generate {shlex.quote(prompt)} --steps {steps} --lora {shlex.quote(str(folder))}")
 
 
-def exported(out: Output, made: "Exported") -> None:
+def exported(out: Output, made: "ExportResult") -> None:
     """What an export wrote, which programs read it, and what rounding has cost."""
     from rapm_cli.inspect.inspect import size_in_words
 
@@ -83,40 +85,35 @@ def exported(out: Output, made: "Exported") -> None:
 
 def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collection[str] = ()) -> None:
     """Which programs read a LoRA, and why one would not; how to have it written, unless a file beside it is read."""
-    from rapm_cli.formats.programs import KOHYA
+    from rapm_cli.formats.programs import KOHYA_HINT
 
     out.fact("loads in", ", ".join(one["program"] for one in verdicts if not one["reason"]) or "nothing known")
     for reason in dict.fromkeys(one["reason"] for one in verdicts if one["reason"]):
         refusing = [one["program"] for one in verdicts if one["reason"] == reason]
-        words = reason.removesuffix(f"; {KOHYA}") if set(refusing) <= set(read_beside) else reason
+        words = reason.removesuffix(f"; {KOHYA_HINT}") if set(refusing) <= set(read_beside) else reason
         out.fact("not in", f"{', '.join(refusing)}: {words}")
 
 
-def comparison(out: Output, part: "Part") -> None:
-    """A comparison: a row for each way to draw, and the share of the distance that the student closes."""
-    from rapm_cli.evaluate.demo_scores import closed_in_words, table, title
+def evaluation(out: Output, record: dict[str, Any]) -> None:
+    """Show an evaluation: a table for each split, the differences of two students, and what a value depends on."""
+    from rapm_cli.evaluate.record import column, tables
 
-    out.table(title(part), *table(part))
-    if closed := closed_in_words(part):
-        out.data(closed)
-
-
-def assessment(out: Output, record: dict[str, Any]) -> None:
-    """An assessment: a row for each contestant, what a figure depends on, and how two students differ."""
-    from rapm_cli.evaluate.record import table, titled
-
-    title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
-    out.table(title, *table(record))
+    for title, columns, rows, note in tables(record):
+        out.table(title, columns, rows)
+        if note:
+            out.data(note)
     for name, one in record["differences"].items():
         interval = f"[{one['low']:.4g}, {one['high']:.4g}]"
         more = f"{one['mean']:+.4g} {interval}, p {one['p_value']:.2g}"
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
-        out.data(f"{titled(name, record)}, first less second: {more}; {won}")
+        out.data(f"{column(name, record)}, first less second: {more}; {won}")
+    if record["beside_teacher"]:
+        out.fact("teacher", f"differences from it are on the first {record['beside_teacher']:,} prompts")
     for name, each in record["reference"].items():
         out.fact("reference", f"{name}: {each['source']}; {each['made']}")
     for identity in record["extractors"].values():
         out.fact("network", identity)
-    out.fact("pictures", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
+    out.fact("images", f"{record['preparation']}, rounded {record['rounding']}; {record['batch']} at once")
     out.fact("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items()))
     out.fact("machine", record["machine"])
     out.fact("fingerprint", record["fingerprint"])

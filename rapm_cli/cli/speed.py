@@ -15,8 +15,7 @@ COSTLY = 10  # operations of a profile that are shown
 def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
     """What `rapm distill` would take."""
     from rapm_cli.bases.device import find_device
-    from rapm_cli.distill.dry_run import foresee as forecast
-    from rapm_cli.distill.dry_run import to_record
+    from rapm_cli.distill.dry_run import dry_run, to_record
     from rapm_cli.distill.resolve_run import settings_without_weights
     from rapm_cli.inspect.inspect import size_in_words
     from rapm_cli.runs.launcher import world_size
@@ -24,7 +23,7 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
 
     wanted, place = None if prompts is None else read_prompts(prompts, out), find_device(device)
     settings = settings_without_weights(base, given, wanted, place, out)
-    made = forecast(base, settings, place, out)
+    made = dry_run(base, settings, place, out)
     counts = {
         "trajectories": f"{settings.teacher.trajectories:,} trajectories",
         "training": f"{settings.training.iterations:,} iterations",
@@ -117,7 +116,7 @@ def _peaks(measured: int | None, predicted: int) -> list[str]:
 def _drawing(out: Output, made: "Benchmark") -> None:
     from rapm_cli.distill.benchmark import AUTHORS_HOURS, ITERATIONS, TRAJECTORIES
 
-    one = made.drawing
+    one = made.sampling
     out.table(
         f"drawing: {made.settings.teacher.num_slots} steps, {one.batch_size} at once, decoded in float32",
         ["", "pictures/s"],

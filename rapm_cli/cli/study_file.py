@@ -1,186 +1,161 @@
-"""A study's file: found, read and checked, with every row's options as `rapm distill` takes them."""
+"""Study files: TOML that is found by name or path, checked by pydantic models, and read into a `Study`."""
 
+import contextlib
 import hashlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-import typer
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from rapm_cli.cli import options
-from rapm_cli.cli.config_file import option_values, read_toml, unknown_key
+from rapm_cli.bases import find_base
+from rapm_cli.cli import completion
+from rapm_cli.cli.config_file import read_toml, unknown_key
 from rapm_cli.cli.console import Output
-from rapm_cli.cli.distill import distill
+from rapm_cli.cli.options import as_settings, parameter_name
+from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.method import config
 from rapm_cli.study.study import Bare, Study, StudyRow, Variant
 
-SHIPPED = Path(__file__).parent.parent / "study" / "studies"
-KINDS: dict[str, tuple[type, str]] = {  # of the file's own keys
-    "title": (str, "text"),
-    "base": (str, "text"),
-    "samples": (int, "a number such as 1000"),
-    "part": (str, '"held-out" or "seen"'),
-    "exam-seed": (int, "a number such as 0"),
-    "seeds": (list, "a list such as [0, 1, 2]"),
-    "options": (dict, "a table: [options]"),
-    "rows": (list, "tables: [[rows]]"),
-}
-ROW_KINDS: dict[str, tuple[type, str]] = {
-    "name": (str, "text"),
-    "options": (dict, "a table such as { rank = 4 }"),
-    "best-of": (dict, "a table of lists such as { learning-rate = [1e-3, 2e-3] }"),
-    "teacher": (dict, "a table such as { steps = 4, guidance = 2.0 }"),
-}
-BARE = {"steps": (int,), "guidance": (int, float), "sampler": (str,)}
-PARTS = {"held-out": True, "seen": False}
-OUTSIDE = "that is for the whole study: write it at the file's beginning"
-EACH = "the study sees to that: leave it out"
-COMMAND = "that is an option of rapm eval itself: leave it out"
-REFUSED = {  # options of `rapm distill` that say nothing of what is distilled
-    "base": OUTSIDE,
-    "seed": f"{OUTSIDE}, as seeds = [0, 1]",
-    "samples": OUTSIDE,
-    **dict.fromkeys(("prompts", "output", "resume", "new", "strict", "report-to", "preview-every", "dry-run"), EACH),
-    **dict.fromkeys(("device", "offline", "json", "quiet", "config"), COMMAND),
-}
-FOR_ALL = ("precision", "deterministic")  # of the process, so that a row cannot have them otherwise than the others
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+OF_ALL_ROWS = ("precision", "deterministic")  # options of the process
+# Options of `rapm distill` that a study may set. It sets seed, samples and folders itself.
+ALLOWED = {parameter_name(name, field).replace("_", "-") for name, field, _ in config.options()} - {"seed"}
+ALLOWED |= {*OF_ALL_ROWS, "checkpoint-every"}
+
+
+def _renamed(table: dict[str, T]) -> dict[str, T]:
+    return {current_name("distill", key, "study"): value for key, value in table.items()}
+
+
+Options = Annotated[dict[str, T], AfterValidator(_renamed)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-"))
+
+
+class _Teacher(_Strict):
+    steps: int
+    guidance: float = 1.0
+    sampler: str = "ddim"
+
+
+class _Row(_Strict):
+    name: Annotated[str, Field(min_length=1)]
+    options: Options[Any] = {}
+    best_of: Options[Annotated[list[Any], Field(min_length=1)]] = {}
+    teacher: _Teacher | None = None
+
+
+class _File(_Strict):
+    title: str = ""
+    base: str = "demo"
+    samples: int = 1000
+    split: Literal["held-out", "seen"] = Field("held-out", validation_alias=AliasChoices("split", "part"))
+    exam_seed: Annotated[int, Field(ge=0)] = 0
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    options: Options[Any] = {}
+    rows: Annotated[list[_Row], Field(min_length=1)]
 
 
 def find_study(name: str) -> Path:
-    """The file of the name of a study that ships, or of a path.
+    """Return the file of a shipped study's name, or of a path.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such study.
     """
-    path = Path(name)
-    shipped = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+    shipped, path = completion.studies(""), Path(name)
     if name in shipped:
-        return SHIPPED / f"{name}.toml"
+        return completion.STUDIES / f"{name}.toml"
     if path.exists() or path.suffix == ".toml":
         return path
-    known = f", or the name of one that ships: {', '.join(shipped)}" if shipped else ""
-    raise InputError(f"there is no study {name!r}", f"give a .toml file{known}")
+    raise InputError(f"there is no study {name!r}", f"give a .toml file, or a shipped study: {', '.join(shipped)}")
 
 
 def read_study(path: Path, out: Output) -> Study:
-    """The study of a file.
+    """Return the study in a file.
 
     Raises:
         InputError: The file cannot be read or is not TOML.
-        ConfigError: It says something that is not understood.
+        ConfigError: A key is unknown or missing, or a value is wrong; the error names file, row and key.
     """
-    from rapm_cli.bases import find_base
-
-    table = _checked(path, str(path), read_toml(path), KINDS)
-    seeds, rows, part = table.get("seeds", []), table.get("rows", []), table.get("part", "held-out")
-    if not rows or any(type(row) is not dict for row in rows):
-        raise ConfigError(
-            f"{path}: rows is empty or holds something else than tables", 'write [[rows]] and name = "..."'
-        )
-    if part not in PARTS:
-        raise ConfigError(f"{path}: part {part!r} is unknown", f"give {KINDS['part'][1]}")
-    if table.get("exam-seed", 0) < 0:
-        raise ConfigError(f"{path}: exam-seed {table['exam-seed']} is out of range", "give a number from 0")
-    common = table.get("options", {})
-    given = _settings(f"{path}, [options]", common)
-    read = tuple(_row(path, count, row, common) for count, row in enumerate(rows, 1))
-    names = ["teacher", "base", *(row.name for row in read)]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"{path}: there are two rows {doubled!r}", "give each a name of its own")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        problem = "is no list of different numbers from 0" if "seeds" in table else "is missing"
-        raise ConfigError(f"{path}: seeds {problem}", "write it as seeds = [0, 1, 2]")
-    try:
+    table = read_toml(path)
+    with _naming(str(path)):
+        file = _checked(_File, table)
+        with _naming("[options]"):
+            given = _settings(file.options)
+        rows = tuple(_row(row, file.options) for row in file.rows)
+        names = ["teacher", "base", *(row.name for row in rows)]
+        twice: tuple[tuple[str, list[Any]], ...] = (("row", names), ("seed", file.seeds))
+        for what, values in twice:
+            if doubled := next((value for value in values if values.count(value) > 1), None):
+                raise ConfigError(f"{what} {doubled!r} comes twice", f"give each {what} once")
         return Study(
-            title=table.get("title", path.stem),
+            title=file.title or path.stem,
             source=_source(path),
-            base=find_base(table.get("base", "demo"), out),
-            samples=table.get("samples", 1000),
-            held_out=PARTS[part],
-            exam_seed=table.get("exam-seed", 0),
-            seeds=tuple(seeds),
+            base=find_base(file.base, out),
+            samples=file.samples,
+            held_out=file.split == "held-out",
+            exam_seed=file.exam_seed,
+            seeds=tuple(file.seeds),
             given=given,
-            rows=read,
+            rows=rows,
         )
+
+
+def _row(row: _Row, common: dict[str, Any]) -> StudyRow:
+    with _naming(f"row {row.name!r}"):
+        if row.teacher and (row.options or row.best_of):
+            raise ConfigError("a row with a teacher distils nothing", "leave out options and best-of")
+        if row.teacher:
+            return StudyRow(row.name, bare=Bare(**row.teacher.model_dump()))
+        for key in (*row.options, *row.best_of):
+            if key in OF_ALL_ROWS:
+                raise ConfigError(f"{key} is the same for all rows", "write it below [options]")
+            if key in row.options and key in row.best_of:
+                raise ConfigError(f"{key} stands in options and in best-of", "keep one of the two")
+        ways = (dict(zip(row.best_of, values, strict=True)) for values in itertools.product(*row.best_of.values()))
+        variants = tuple(Variant(way or row.options, _settings(common | row.options | way)) for way in ways)
+        return StudyRow(row.name, variants)
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `rapm distill` under the names of their settings, whose ranges the study checks."""
+    for name in options:
+        if name not in ALLOWED:
+            raise unknown_key("the study", name, sorted(ALLOWED), "leave it out: rows take only options of the LoRA")
+    values = {name.replace("-", "_"): value for name, value in options.items()}
+    return as_settings({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _checked(model: type[M], table: dict[str, Any]) -> M:
+    """Return the table as a model; pydantic's first complaint becomes one line that names row and key."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            known = [field.alias or name for name, field in model.model_fields.items()]
+            raise unknown_key("the file", str(first["loc"][0]), known, f"known are {', '.join(known)}") from error
+        place = " ".join(f"{part + 1}" if isinstance(part, int) else part for part in first["loc"])
+        raise ConfigError(f"{place}: {first['msg']}", "see rapm_cli/study/README.md") from error
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put a place in front of the errors that come from the block."""
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", error.remedy) from error
+        raise ConfigError(f"{where}: {error.message}", error.remedy) from error
 
 
 def _source(path: Path) -> dict[str, str]:
-    """Hashes of a file's place and content, which tell it from others of the same name."""
-    place = path.name if path.parent == SHIPPED else str(path.resolve())
+    """Return hashes of a file's place and content, which tell it from other files of the same name."""
+    place = path.name if path.parent == completion.STUDIES else str(path.resolve())
     both = {"place": place.encode(), "content": path.read_bytes()}
     return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in both.items()}
-
-
-def _row(path: Path, count: int, row: dict[str, Any], common: dict[str, Any]) -> StudyRow:
-    where = f"{path}, row {count}"
-    _checked(path, where, row, ROW_KINDS)
-    if not row.get("name"):
-        raise ConfigError(f"{where} has no name", 'write name = "..."')
-    where = f"{path}, row {row['name']!r}"
-    if "teacher" in row:
-        if len(row) > 2:
-            raise ConfigError(f"{where} has a teacher, and distils nothing", "leave out options and best-of")
-        return StudyRow(row["name"], bare=_bare(where, row["teacher"]))
-    own, best_of = row.get("options", {}), row.get("best-of", {})
-    for key, values in best_of.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{where}: best-of {key} is no list", f"write {ROW_KINDS['best-of'][1]}")
-        if key in own:
-            raise ConfigError(f"{where} has {key} in options and in best-of", "keep one of the two")
-    for key in FOR_ALL:
-        if key in own or key in best_of:
-            raise ConfigError(f"{where} has {key}", "all rows need the same: write it below [options]")
-    variants = []
-    for values in itertools.product(*best_of.values()):
-        tried = dict(zip(best_of, values, strict=True))
-        shown = tried if best_of else own
-        variants.append(Variant(shown, _settings(where, common | own | tried)))
-    return StudyRow(row["name"], tuple(variants))
-
-
-def _bare(where: str, table: dict[str, Any]) -> Bare:
-    for key, value in table.items():
-        if key not in BARE:
-            raise unknown_key(f"{where}: teacher", key, list(BARE), f"write {ROW_KINDS['teacher'][1]}")
-        if type(value) not in BARE[key]:
-            raise ConfigError(f"{where}: teacher {key} has a value of a wrong type", f"write {ROW_KINDS['teacher'][1]}")
-    if "steps" not in table:
-        raise ConfigError(f"{where}: teacher lacks steps", f"write {ROW_KINDS['teacher'][1]}")
-    try:
-        return Bare(**table)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", error.remedy) from error
-
-
-def _checked(path: Path, where: str, table: dict[str, Any], kinds: dict[str, tuple[type, str]]) -> dict[str, Any]:
-    for key, value in table.items():
-        if key not in kinds:
-            raise unknown_key(where, key, list(kinds), f"known are {', '.join(kinds)}")
-        if type(value) is not kinds[key][0]:
-            raise ConfigError(f"{where}: {key} has a value of a wrong type", f"give {kinds[key][1]}")
-    return table
-
-
-def _settings(where: str, table: dict[str, Any]) -> dict[str, Any]:
-    """Options as flags of `rapm distill` would give them, as settings."""
-    for key in table:
-        if reason := REFUSED.get(key.replace("_", "-")):
-            raise ConfigError(f"{where} has {key!r}", reason)
-    app = typer.Typer(add_completion=False)
-    app.command()(distill)
-    command: Any = typer.main.get_command(app)
-    context, values = typer.Context(command), option_values(command, table, where)
-    for parameter in command.params:
-        value = values.get(parameter.name)
-        if value is not None:
-            try:
-                values[parameter.name] = parameter.process_value(context, value if value is True else str(value))
-            except typer.BadParameter as error:
-                name = parameter.name.replace("_", "-")
-                raise ConfigError(f"{where}: {name}: {error.message}", f"write it as --{name} takes it") from error
-    try:
-        return options.as_settings(values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", error.remedy) from error

@@ -1,4 +1,4 @@
-"""How fast the method is on this device, on a base of random weights at its full size."""
+"""Benchmark: measure both phases and sampling on this device, with random weights of the base's full size."""
 
 import dataclasses
 import math
@@ -28,8 +28,8 @@ from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.distill.synthetic import iteration, time_guided_step, time_iteration, warmups
 from rapm_cli.runs.settings import Settings
 
-REPEATS = 3
-PATIENCE_SECONDS = 600.0
+REPEATS = 3  # measured repetitions
+PATIENCE_SECONDS = 600.0  # longest benchmark that is not refused
 TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
 PLAIN, KERNELS = "plain", "without CUDA graphs"
 WAYS: dict[str, dict[str, Any]] = {
@@ -43,15 +43,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TeacherSpeed:
-    """Phase 1.
+    """Speed of phase 1.
 
     Args:
-        way: Of `WAYS`.
-        batch_size: Prompts at once.
-        step_seconds: Of one guided step.
-        trajectories_an_hour: With all steps of all slots.
-        peak_bytes: Measured; None where nobody counts.
-        predicted_bytes: By a rehearsal.
+        way: Key of `WAYS`.
+        batch_size: Number of prompts at once.
+        step_seconds: Seconds of one guided step.
+        trajectories_an_hour: Trajectories an hour, with all steps of all slots.
+        peak_bytes: Peak memory measured; None if the device does not count it.
+        predicted_bytes: Peak memory predicted on the meta device.
     """
 
     way: str
@@ -64,14 +64,14 @@ class TeacherSpeed:
 
 @dataclass(frozen=True)
 class PlanSpeed:
-    """Phase 2 under a plan, on no more memory than the plan is for.
+    """Speed of phase 2 with a memory plan, limited to the memory of the cards that the plan is for.
 
     Args:
-        way: Of `WAYS`.
-        plan: The plan.
-        flops: Of an iteration.
-        predicted_bytes: By a rehearsal.
-        time: Of an iteration; None where it does not fit.
+        way: Key of `WAYS`.
+        plan: The memory plan.
+        flops: Floating-point operations of an iteration.
+        predicted_bytes: Peak memory predicted on the meta device.
+        time: Seconds and peak memory of an iteration; None if it does not fit.
     """
 
     way: str
@@ -82,14 +82,14 @@ class PlanSpeed:
 
 
 @dataclass(frozen=True)
-class DrawingSpeed:
-    """Drawing with a student.
+class SamplingSpeed:
+    """Speed of sampling and decoding with a student.
 
     Args:
-        batch_size: Pictures at once.
-        seconds: Of a picture, by us with the LoRA merged, as `rapm generate` has it where rounding keeps the update.
-        beside_seconds: Of one with the LoRA beside the network.
-        pipeline_seconds: Of one by the authors' way, a diffusers pipeline with the LoRA fused.
+        batch_size: Number of images at once.
+        seconds: Seconds of an image by rapm with the LoRA merged, as `rapm generate` does if rounding keeps the update.
+        beside_seconds: Seconds of an image with the LoRA beside the network.
+        pipeline_seconds: Seconds of an image by the authors' diffusers pipeline with the LoRA fused.
     """
 
     batch_size: int
@@ -103,9 +103,9 @@ class Operation:
     """A row of a profile.
 
     Args:
-        name: Of an operation of the CPU, or of a GPU's kernel.
-        seconds: In itself.
-        calls: How often.
+        name: Name of a CPU operation or of a GPU kernel.
+        seconds: Seconds spent in it, without the operations that it calls.
+        calls: Number of calls.
     """
 
     name: str
@@ -115,17 +115,17 @@ class Operation:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that was measured.
+    """All results of a benchmark.
 
     Args:
-        settings: What it was measured for.
-        machine: The device in words.
-        side_px: Of the pictures.
-        matmul_rate: Floating-point operations a second of the device at its best.
+        settings: Settings that were measured.
+        machine: Description of the device.
+        side_px: Side of the images in pixels.
+        matmul_rate: Highest measured rate of matrix products, in floating-point operations a second.
         teachers: Phase 1, the plain way first.
         plans: Phase 2, each plan in the plain way first.
-        drawing: Drawing.
-        profile: The operations of one iteration, the most costly first; empty where none was asked for.
+        sampling: Sampling with a student.
+        profile: Operations of one iteration, the most costly first; empty without --profile.
     """
 
     settings: Settings
@@ -134,14 +134,14 @@ class Benchmark:
     matmul_rate: float
     teachers: list[TeacherSpeed]
     plans: list[PlanSpeed]
-    drawing: DrawingSpeed
+    sampling: SamplingSpeed
     profile: list[Operation]
 
     @property
     def hours(self) -> tuple[float, float] | None:
-        """Of a distillation as long as the authors', the fastest way: phase 1, and phase 2 with a whole base.
+        """Hours of phase 1 and of phase 2 for the authors' numbers of trajectories and iterations.
 
-        None where no such plan fits.
+        The fastest way and plan whose base is not in 8 bits; None if none fits.
         """
         found = [
             (TRAJECTORIES / teacher.trajectories_an_hour, ITERATIONS * speed.time.seconds / 3600)
@@ -155,35 +155,35 @@ class Benchmark:
 def benchmark(
     base: Base, settings: Settings, device: torch.device, reporter: Reporter, *, is_profiled: bool = False
 ) -> Benchmark:
-    """Measure both phases, under every plan, and drawing.
+    """Measure both phases with every memory plan, and sampling.
 
     Args:
-        base: The base model, of which the shapes alone are used.
-        settings: The settings that suit it.
-        device: What is measured.
-        reporter: Is told what is being measured.
-        is_profiled: Profile an iteration as well, and try the other ways.
+        base: The base model; only its shapes are used.
+        settings: Settings to measure.
+        device: Device to measure.
+        reporter: Receives progress.
+        is_profiled: Also profile an iteration, and measure the other ways.
 
     Raises:
-        ConfigError: It would take long.
+        ConfigError: The benchmark would take too long.
     """
     architecture, dtype = base.architecture(reporter), DTYPES[settings.teacher.precision]
     rate = matmul_rate(device, dtype)
-    reporter.say(f"{rate / 1e12:.3g} TFLOP/s in products of matrices; counting what both phases compute")
-    step = _rehearsed_step(base, architecture, settings)
-    plans = _rehearsed_plans(architecture, settings)
+    reporter.say(f"{rate / 1e12:.3g} TFLOP/s in matrix products; counting the operations of both phases")
+    step = _predict_step(base, architecture, settings)
+    plans = _predict_plans(architecture, settings)
     rehearsals = {"24": next(plans)}
     _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
     rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
     reporter.say("measuring phase 1")
-    teachers = [_teacher(base, architecture, settings, step, device)]
+    teachers = [_measure_teacher(base, architecture, settings, step, device)]
     speeds = []
     for plan in PLANS.values():
         reporter.say(f"measuring phase 2, plan {plan.name} GB")
         time = _time_on_card(architecture, settings, plan, device)
         speeds.append(PlanSpeed(PLAIN, plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
-    reporter.say("measuring drawing")
-    drawing = _drawing(base, architecture, settings, device)
+    reporter.say("measuring sampling")
+    sampling = _measure_sampling(base, architecture, settings, device)
     free_memory(device)
     fastest = min(speeds, key=lambda speed: speed.time.seconds if speed.time else math.inf)
     costly = []
@@ -196,16 +196,16 @@ def benchmark(
             teachers.append(teacher)
             speeds.append(speed)
     machine = describe_machine(device)
-    return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, drawing, costly)
+    return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, sampling, costly)
 
 
-def _rehearsed_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
+def _predict_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
     teacher, size = settings.teacher, base.defaults.rollout_batch
     dtype = DTYPES[teacher.precision]
     return rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
 
 
-def _rehearsed_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
+def _predict_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
     for plan in PLANS.values():
         yield rehearse_plan(architecture, settings.teacher, settings.training, plan)
 
@@ -228,14 +228,14 @@ def _other_ways(
     device: torch.device,
     reporter: Reporter,
 ) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
-    """Both phases in each way but the plain one, under the plan that is fastest in that."""
+    """Measure both phases in each way but the plain one, with the plan that is fastest in the plain way."""
     for way, options in WAYS.items():
         if way == PLAIN or (way == KERNELS and device.type != "cuda"):
             continue
         reporter.say(f"measuring both phases {way}")
         haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
         try:
-            teacher = _teacher(base, architecture, haste, step, device, way)
+            teacher = _measure_teacher(base, architecture, haste, step, device, way)
             time = _time_on_card(architecture, haste, fastest.plan, device)
         except ConfigError as error:
             reporter.warn(error.message)
@@ -247,7 +247,7 @@ def _other_ways(
         yield teacher, dataclasses.replace(fastest, way=way, time=time)
 
 
-def _teacher(
+def _measure_teacher(
     base: Base,
     architecture: Architecture,
     settings: Settings,
@@ -262,7 +262,7 @@ def _teacher(
 
 
 def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, device: torch.device) -> Timed | None:
-    """Of an iteration on a card that the plan is for; None where it does not fit."""
+    """Measure an iteration on a card of the plan's size; None if it does not fit."""
     with _card_of(plan, device):
         try:
             return time_iteration(architecture, settings, plan, device, REPEATS)
@@ -274,7 +274,7 @@ def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, de
 
 @contextmanager
 def _card_of(plan: Plan, device: torch.device) -> Iterator[None]:
-    """Inside, a GPU gives as much memory as a card of the plan's size has beside a desktop: a GiB less."""
+    """Limit a GPU to the memory of a card of the plan's size, less one GiB for a desktop."""
     if device.type != "cuda":
         yield
         return
@@ -287,11 +287,13 @@ def _card_of(plan: Plan, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _drawing(base: Base, architecture: Architecture, settings: Settings, device: torch.device) -> DrawingSpeed:
-    """Drawing in our way and in the authors', with one network and one autoencoder.
+def _measure_sampling(
+    base: Base, architecture: Architecture, settings: Settings, device: torch.device
+) -> SamplingSpeed:
+    """Measure sampling by rapm and by the authors' pipeline, with the same network and autoencoder.
 
-    Both decode in float32: the authors' pipeline in fp16 does so as well. A merged LoRA costs nothing, so that the
-    network without one stands for ours and theirs.
+    Both decode in float32, as the authors' pipeline in fp16 does. A merged LoRA costs nothing, so the network without a
+    LoRA represents both.
     """
     size, num_slots = base.defaults.picture_batch, settings.teacher.num_slots
     dtype = DTYPES[settings.teacher.precision]
@@ -301,23 +303,23 @@ def _drawing(base: Base, architecture: Architecture, settings: Settings, device:
     z = initial_noise(0, "benchmark", list(range(size)), architecture.latent_shape).to(device)
     scaling = vae.config.scaling_factor
     pipeline = _pipeline(architecture, backbone.unet, vae)
-    told = {"prompt_embeds": cond.tokens} | ({} if cond.pooled is None else {"pooled_prompt_embeds": cond.pooled})
+    texts = {"prompt_embeds": cond.tokens} | ({} if cond.pooled is None else {"pooled_prompt_embeds": cond.pooled})
     common = {"guidance_scale": 1.0, "num_inference_steps": num_slots, "output_type": "latent", "latents": z.to(dtype)}
     often = {"repeats": REPEATS, "warmups": warmups(num_slots, device)}
-    theirs = timed(lambda: decoded(vae, pipeline(**told, **common).images, scaling), device, **often)
+    theirs = timed(lambda: decoded(vae, pipeline(**texts, **common).images, scaling), device, **often)
 
-    def draw() -> object:
-        return decoded(vae, sample_student(backbone, z, cond, num_slots)[0], scaling)
+    def sample() -> object:
+        return decoded(vae, sample_student(backbone.student, z, cond, num_slots)[0], scaling)
 
-    merged = timed(draw, device, **often)
+    merged = timed(sample, device, **often)
     attach_lora(backbone, rank=1, alpha=1.0)
-    lora_weights(backbone)  # brings it to the network's dtype
-    beside = timed(draw, device, **often)
-    return DrawingSpeed(size, merged.seconds / size, beside.seconds / size, theirs.seconds / size)
+    lora_weights(backbone)  # converts the LoRA to the network's dtype
+    beside = timed(sample, device, **often)
+    return SamplingSpeed(size, merged.seconds / size, beside.seconds / size, theirs.seconds / size)
 
 
 def _pipeline(architecture: Architecture, unet: Any, vae: Any) -> Any:
-    """A diffusers pipeline with the authors' scheduler, and without text encoders."""
+    """Build a diffusers pipeline with the authors' scheduler and without text encoders."""
     import diffusers
 
     scheduler = diffusers.DDIMScheduler(
@@ -335,7 +337,7 @@ def _pipeline(architecture: Architecture, unet: Any, vae: Any) -> Any:
 
 
 def _profile(work: Callable[[], object], device: torch.device, warm: int) -> list[Operation]:
-    """The operations of some work, once it has been done `warm` times; the most costly first."""
+    """Profile a call after `warm` unmeasured ones; the most costly operations come first."""
     from torch.profiler import ProfilerActivity, profile
 
     is_gpu = device.type == "cuda"
@@ -352,7 +354,7 @@ def _profile(work: Callable[[], object], device: torch.device, warm: int) -> lis
 
 
 def to_record(made: Benchmark) -> dict[str, Any]:
-    """A benchmark as JSON values."""
+    """Return a benchmark as JSON values."""
     hours = made.hours
     return {
         "machine": made.machine,
@@ -365,7 +367,7 @@ def to_record(made: Benchmark) -> dict[str, Any]:
             | {"share_of_matmul": speed.flops / speed.time.seconds / made.matmul_rate if speed.time else None}
             for speed in made.plans
         ],
-        "drawing": asdict(made.drawing) | {"ratio": made.drawing.seconds / made.drawing.pipeline_seconds},
+        "drawing": asdict(made.sampling) | {"ratio": made.sampling.seconds / made.sampling.pipeline_seconds},
         "hours": None if hours is None else {"trajectories": hours[0], "training": hours[1]},
         "authors_hours": AUTHORS_HOURS,
         "profile": [asdict(row) for row in made.profile],

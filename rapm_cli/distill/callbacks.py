@@ -1,4 +1,4 @@
-"""Who is told of a training while it lasts, beside its log: trackers, and people who look at previews."""
+"""Callbacks of training: each iteration goes to the trackers, and previews are made when they are due."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,15 @@ from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.distill.previews import Previews
-from rapm_cli.distill.trackers import Trackers, check_trackers, flatten, open_trackers
+from rapm_cli.distill.trackers import Trackers, check_trackers, flatten
 from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
 
 @dataclass(frozen=True)
-class Reporting:
-    """What is wanted. It makes no other run: what is trained is the same.
+class CallbackOptions:
+    """Options of the callbacks; they do not change what is trained, so a run may be resumed with others.
 
     Args:
         trackers: Names from `TRACKERS`.
@@ -34,25 +34,25 @@ class Reporting:
             raise ConfigError(f"--preview-every {self.preview_every} is out of range", "give 0 for none, or more")
 
 
-NO_REPORTS = Reporting()
+NO_CALLBACKS = CallbackOptions()
 
 
-class Reports:
-    """Hands every iteration on. Made before a LoRA is attached, because the teacher draws for the previews.
+class Callbacks:
+    """Pass every iteration to trackers and previews.
 
     Args:
-        wanted: Which trackers, and how many previews.
-        run: The run, whose folder they write to.
-        settings: Of the run.
+        options: Trackers, and how often a preview is made.
+        run: The run; trackers and previews write to its folder.
+        settings: Settings of the run.
         base: The base model.
-        loaded: The same, loaded.
-        teacher: As it draws.
-        reporter: Is told where to look, and of failures.
+        loaded: The loaded base model.
+        teacher: The teacher, for the previews.
+        reporter: Receives where to look, and failures.
     """
 
     def __init__(
         self,
-        wanted: Reporting,
+        options: CallbackOptions,
         run: Run,
         settings: Settings,
         base: Base,
@@ -60,24 +60,28 @@ class Reports:
         teacher: EvalModel,
         reporter: Reporter,
     ) -> None:
-        self._wanted, self._run, self._settings, self._reporter = wanted, run, settings, reporter
-        self._trackers: Trackers | None = None  # until there is something to track
+        self._options, self._run, self._settings, self._reporter = options, run, settings, reporter
+        self._trackers: Trackers | None = None  # opened by the first iteration
         self._previews: Previews | None = None
-        if wanted.preview_every:
-            self._previews = Previews(wanted.preview_every, run, settings, base, loaded, teacher, reporter)
+        if options.preview_every:
+            self._previews = Previews(options.preview_every, run, settings, base, loaded, teacher, reporter)
 
-    def take(self, line: dict[str, Any]) -> None:
-        """An iteration, as its line in the log."""
+    def on_iteration(self, line: dict[str, Any]) -> None:
+        """Handle an iteration.
+
+        Args:
+            line: The iteration's line in the log, as JSON values.
+        """
         folder, iteration = self._run.folder, line["iteration"]
         if self._trackers is None:
             recipe = self._settings.recipe()
-            self._trackers = open_trackers(self._wanted.trackers, folder, folder.name, recipe, self._reporter)
+            self._trackers = Trackers(self._options.trackers, folder, folder.name, recipe, self._reporter)
         self._trackers.log(iteration, flatten(line))
-        picture = self._previews.after(iteration + 1) if self._previews else None
-        if picture:
-            self._trackers.show(iteration, picture)
+        sheet = self._previews.make_if_due(iteration + 1) if self._previews else None
+        if sheet:
+            self._trackers.show(iteration, sheet)
 
     def close(self) -> None:
-        """There are no more."""
+        """Close the trackers."""
         if self._trackers is not None:
             self._trackers.close()

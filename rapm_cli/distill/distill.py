@@ -1,13 +1,17 @@
-"""Trajectories, training, comparison: a base model to a few-step LoRA in a run folder."""
+"""Distil a base model to a few-step LoRA in a run folder: trajectories, training, comparison."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import be_deterministic, describe_machine, peak_memory_mib
+from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import DiskError, DivergedError, InputError, RapmError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
@@ -15,14 +19,14 @@ from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.core.training.distributed import ALONE, World
-from rapm_cli.distill.callbacks import NO_REPORTS, Reporting, Reports
-from rapm_cli.distill.loop import Training, loaded_base, offload_unused, trainer_of
-from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
-from rapm_cli.distill.trajectories import collect
-from rapm_cli.evaluate.contact_sheet import draw_sheet
-from rapm_cli.evaluate.demo_exam import Examination
-from rapm_cli.evaluate.demo_scores import Part, to_record
-from rapm_cli.evaluate.models import student, teacher_and_base
+from rapm_cli.distill.callbacks import NO_CALLBACKS, CallbackOptions, Callbacks
+from rapm_cli.distill.loop import Training
+from rapm_cli.distill.prepare import loaded_base, prepare_trainer
+from rapm_cli.distill.trajectories import collect_trajectories
+from rapm_cli.evaluate.contact_sheet import make_sheet, sheet_rows
+from rapm_cli.evaluate.evaluate import Comparison, SplitResult
+from rapm_cli.evaluate.models import EvalModel, student, teacher_and_base
+from rapm_cli.evaluate.record import split_record
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.runs.checkpoints import Checkpoints
 from rapm_cli.runs.lock import locked
@@ -31,23 +35,24 @@ from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
-QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance wants ten times more pictures
+QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance needs ten times more images
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation leaves.
+    """The result of a distillation.
 
     Args:
-        run: Its folder.
-        part: Comparison on held-out prompts; None where the base has no exam, or none was wanted.
-        seconds: Seconds of each phase in this process, of training in all; "saving" is the part of it spent on commits.
-        peak_mib: Most memory used.
-        machine: The device in words, with the number of processes.
+        run: The run folder.
+        comparison: Comparison on held-out prompts; None without labelled prompts or samples.
+        seconds: Seconds of each phase in this process, but of training in all processes that resumed it. "saving" is
+            the part of the training that was spent on checkpoints.
+        peak_mib: Peak memory in MiB.
+        machine: Name of the device, with the number of processes.
     """
 
     run: Run
-    part: Part | None
+    comparison: SplitResult | None
     seconds: dict[str, float]
     peak_mib: float
     machine: str
@@ -62,23 +67,23 @@ def distill(
     is_strict: bool,
     reporter: Reporter,
     world: World = ALONE,
-    reporting: Reporting = NO_REPORTS,
+    callback_options: CallbackOptions = NO_CALLBACKS,
 ) -> Distilled:
-    """Run a distillation, or go on with one, to its end.
+    """Run or resume a distillation to its end.
 
     Args:
-        run: A folder, new or begun with these settings.
-        settings: What to do.
+        run: Run folder, new or begun with these settings.
+        settings: Settings of the run.
         base: The base model.
-        device: Where to compute.
-        is_strict: Stop at damaged data instead of using an older commit or making it again.
-        reporter: Sees bars and talk.
-        world: The processes that work on it, of which this is the first.
-        reporting: Who is told of the training while it lasts.
+        device: Device to compute on.
+        is_strict: True to stop at damaged data, False to use an older checkpoint or to compute it again.
+        reporter: Receives progress bars and messages.
+        world: The processes that share the work; this is the first.
+        callback_options: Trackers and previews that follow the training.
 
     Raises:
         LockedError: Another process holds the run.
-        Stopped: A signal came; what was done is kept.
+        Stopped: A signal came; the finished work is kept.
     """
     try:
         remedy = "wait for it, or begin another run: --new, without --resume"
@@ -86,7 +91,7 @@ def distill(
             if settings.deterministic:
                 be_deterministic()
             _tell_damage(run, reporter)
-            return _distill(run, settings, base, device, is_strict, world, reporting, reporter)
+            return _distill(run, settings, base, device, is_strict, world, callback_options, reporter)
     except DiskError as error:
         if run.is_begun:
             error.remedy = f"free space, and resume with: {run.resume_command}"
@@ -97,7 +102,7 @@ def distill(
 
 
 def _tell_damage(run: Run, reporter: Reporter) -> None:
-    """Say where the LoRA of a finished run is made again because it is damaged."""
+    """Warn if the LoRA of a finished run is damaged, because it is made again."""
     if run.is_finished:
         try:
             run.verified_lora()
@@ -112,85 +117,124 @@ def _distill(
     device: torch.device,
     is_strict: bool,
     world: World,
-    reporting: Reporting,
+    callback_options: CallbackOptions,
     reporter: Reporter,
 ) -> Distilled:
-    teacher, identity, clock = settings.teacher, settings.base_identity, _Clock()
+    clock = _Clock()
     loaded = _load(run, settings, base, device, reporter)
     world.broadcast(settings.to_bytes())
     clock.lap("loading")
     warn_of_unread(loaded, list(settings.prompts), reporter)
-    trajectories = collect(
+    trajectories = collect_trajectories(
         loaded, settings, base.defaults.rollout_batch, is_strict=is_strict, world=world, reporter=reporter
     )
     clock.lap("trajectories")
-    exam, others = None, teacher_and_base(loaded, teacher, identity)
-    if settings.samples and base.set_exam:
-        exam = Examination(
-            base, loaded, settings.samples, teacher.seed, True, QUICK_METRICS, reporter, is_strict=is_strict
-        )
-        for contestant in others:  # before the LoRA is attached, so that the times are the bare network's
-            exam.sit(contestant)
+    samples = _Sampled(base, loaded, settings, reporter, is_strict=is_strict)
     clock.lap("teacher and base")
-    reports = Reports(reporting, run, settings, base, loaded, others[0], reporter)
-    offload_unused(loaded, settings)
-    plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
-    adopt(plan, loaded.backbone)
-    trainer = trainer_of(loaded, settings, world)
-    install_oom_fallback(plan, trainer, reporter)
-    with closing(reports):
+    callbacks = Callbacks(callback_options, run, settings, base, loaded, samples.teacher, reporter)
+    trainer = prepare_trainer(base, loaded, settings, world, reporter)
+    with closing(callbacks):
         training = Training(
-            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=reports.take
+            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=callbacks.on_iteration
         )
-        run.reopen()
+        run.mark_unfinished()
         training.finish()
-    lora = _settled(trainer, settings)
+    lora = _finalized(trainer, settings)
     size = sum(value.nbytes for value in lora.state.values())
-    kept, remedy = "all iterations are saved", f"free space, and resume with: {run.resume_command}"
-    with_retries(lambda: save_lora(run.lora, lora), run.lora, size, reporter, kept, remedy)
+    _keep(run, reporter, run.lora, size, lambda: save_lora(run.lora, lora))
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
-    is_rounded = plan is not None and plan.is_quantised
-    pupil = student(loaded, teacher, f"{identity} in 8 bits" if is_rounded else identity, lora)
-    if exam:
-        exam.sit(pupil)
-    reporter.say("drawing the contact sheet")
-    sheet = draw_sheet([*others, pupil], base, loaded, teacher.seed, list(settings.prompts))
-    with_retries(lambda: replace_file(run.sheet, sheet), run.sheet, len(sheet), reporter, kept, remedy)
-    part = exam.part() if exam else None
+    comparison, sheet = samples.finish(lora)
+    _keep(run, reporter, run.sheet, len(sheet), lambda: replace_file(run.sheet, sheet))
     clock.lap("student")
-    made = Distilled(run, part, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
-    record = {
-        "iterations": settings.training.iterations,
-        "samples": settings.samples,
-        "lora_sha256": file_sha256(run.lora),
-        "seconds": made.seconds,
-        "peak_mib": made.peak_mib,
-        "machine": made.machine,
-        "comparison": to_record(part) if part else None,
-    }
-    with_retries(lambda: run.finish(record), run.folder, 0, reporter, kept, remedy)
+    made = Distilled(run, comparison, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
+    record = _record(made, settings)
+    _keep(run, reporter, run.folder, 0, lambda: run.write_result(record))
     return made
 
 
+def _keep(run: Run, reporter: Reporter, path: Path, size: int, write: Callable[[], object]) -> None:
+    """Write a result of `size` bytes; while the disk is full, wait and try again."""
+    remedy = f"free space, and resume with: {run.resume_command}"
+    with_retries(write, path, size, reporter, "all iterations are saved", remedy)
+
+
+def _record(made: Distilled, settings: Settings) -> dict[str, object]:
+    """Return the result as JSON values."""
+    return {
+        "iterations": settings.training.iterations,
+        "samples": settings.samples,
+        "lora_sha256": file_sha256(made.run.lora),
+        "seconds": made.seconds,
+        "peak_mib": made.peak_mib,
+        "machine": made.machine,
+        "comparison": split_record(made.comparison) if made.comparison else None,
+    }
+
+
+class _Sampled:
+    """Teacher, base and student on held-out prompts and on the contact sheet.
+
+    The teacher and the base are evaluated when this is made. What a plan with an 8-bit base would change of them is
+    computed here, before `prepare_trainer` rounds the base.
+
+    Args:
+        base: The base model.
+        loaded: The same base, loaded.
+        settings: Settings of the run.
+        reporter: Receives progress bars and messages.
+        is_strict: True to stop at damaged data.
+    """
+
+    def __init__(
+        self, base: Base, loaded: LoadedBase, settings: Settings, reporter: Reporter, *, is_strict: bool
+    ) -> None:
+        self._base, self._loaded, self._settings, self._reporter = base, loaded, settings, reporter
+        self._models = teacher_and_base(loaded, settings.teacher, settings.base_identity)
+        self._comparison = Comparison(
+            base, loaded, settings.samples, settings.teacher.seed, QUICK_METRICS, reporter, is_strict=is_strict
+        )
+        self._comparison.add(self._models)
+        self._rows = self._sheet_rows(self._models) if is_rounded(settings.training.vram) else {}
+
+    @property
+    def teacher(self) -> EvalModel:
+        """The guided teacher."""
+        return self._models[0]
+
+    def finish(self, lora: LoraFile) -> tuple[SplitResult | None, bytes]:
+        """Evaluate the student that the network carries; return the comparison, if any, and the sheet as PNG."""
+        settings, loaded = self._settings, self._loaded
+        identity = settings.base_identity + (" in 8 bits" if loaded.backbone.is_rounded else "")
+        trained = student(loaded, settings.teacher, identity, lora)
+        self._comparison.add([trained])
+        self._reporter.say("making the contact sheet")
+        rows = (self._rows or self._sheet_rows(self._models)) | self._sheet_rows([trained])
+        return self._comparison.result, make_sheet(rows)
+
+    def _sheet_rows(self, models: list[EvalModel]) -> dict[str, Tensor]:
+        settings = self._settings
+        return sheet_rows(models, self._base, self._loaded, settings.teacher.seed, list(settings.prompts))
+
+
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:
-    """Begin the run and load its base; a new run whose base cannot be loaded is gone again."""
-    is_new, begin, size = not run.is_begun, Checkpoints(run, settings).begin, len(settings.to_bytes())
+    """Begin the run and load its base; if the base of a new run cannot be loaded, remove the run again."""
+    is_new, save, size = not run.is_begun, Checkpoints(run, settings).save_settings, len(settings.to_bytes())
     saved = "nothing was begun" if is_new else "all commits are kept"
     try:
-        with_retries(begin, run.commits, size, reporter, saved, "free space, and run the same command again")
+        with_retries(save, run.checkpoints_dir, size, reporter, saved, "free space, and run the same command again")
         reporter.say(f"loading {base.name}")
         loaded = loaded_base(base, settings, device, reporter)
         loaded.load()
         return loaded
     except RapmError:
         if is_new:
-            run.discard()
+            run.delete()
         raise
 
 
-def _settled(trainer: Trainer, settings: Settings) -> LoraFile:
-    """What training made; the network draws with it from here on."""
+def _finalized(trainer: Trainer, settings: Settings) -> LoraFile:
+    """Return the trained LoRA, which the network uses from here on."""
     trainer.finalize()
     sampler = sampler_of(to_json(settings.training))
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
@@ -198,7 +242,7 @@ def _settled(trainer: Trainer, settings: Settings) -> LoraFile:
 
 
 class _Clock:
-    """Seconds of each phase."""
+    """A stopwatch for the seconds of each phase."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a distillation will take of time, memory and disk, before anything is loaded or written."""
+"""Dry run: predict the time, memory and disk space of a distillation before anything is loaded or written."""
 
 from dataclasses import dataclass
 
@@ -16,25 +16,25 @@ from rapm_cli.core.method.memory_estimate import Rehearsed
 from rapm_cli.distill.loop import MOST_COMMITS, STATE
 from rapm_cli.distill.memory_plan import plan_for
 from rapm_cli.distill.synthetic import time_guided_step, time_iteration
-from rapm_cli.distill.trajectories import bytes_of_one
+from rapm_cli.distill.trajectories import bytes_per_trajectory
 from rapm_cli.runs.settings import Settings
 
-USUAL_SHARE = 0.3  # of a device's rate in products of matrices that networks reach
-PATIENCE_SECONDS = 120.0
-REPEATS = 2
+USUAL_SHARE = 0.3  # of a device's matrix-product rate that networks reach
+PATIENCE_SECONDS = 120.0  # longest trial; above it, times are scaled from the device's rate
+REPEATS = 2  # measured repetitions of a trial
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """A forecast.
+class Forecast:
+    """Predicted costs of a distillation.
 
     Args:
-        plan: How phase 2 fits the device.
-        is_rough: Whether seconds are scaled from the device's rate instead of measured.
-        seconds: Of each phase.
-        peak_bytes: Most memory of the device; of a CPU what this process holds.
-        disk_bytes: Of trajectories, and of commits.
-        machine: The device in words.
+        plan: Memory plan of phase 2.
+        is_rough: Whether the times are scaled from the device's rate instead of measured.
+        seconds: Name of a phase to its seconds.
+        peak_bytes: Peak memory of the device; on a CPU, of this process.
+        disk_bytes: Bytes of the trajectories and of the checkpoints ("commits").
+        machine: Description of the device.
     """
 
     plan: Plan
@@ -45,64 +45,64 @@ class Foreseen:
     machine: str
 
 
-def foresee(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> Foreseen:
-    """A distillation's plan, hours, memory and disk; of the base its shapes alone are needed.
+def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> Forecast:
+    """Predict plan, time, memory and disk space of a distillation from the shapes of its base alone.
 
     Both phases are tried with random weights, unless that would take minutes.
 
     Args:
         base: The base model.
-        settings: Of the run.
-        device: Where it would compute.
-        reporter: Is told of the plan.
+        settings: Settings of the run.
+        device: Device of the run.
+        reporter: Receives the plan and progress.
 
     Raises:
-        OutOfMemoryError: None fits.
+        OutOfMemoryError: No plan fits the device.
     """
     architecture = base.architecture(reporter)
     plan = plan_for(architecture, settings, device, 1, reporter)
-    plan = plan or PLANS["12" if settings.training.checkpointing else "24"]
+    plan = plan or PLANS["12" if settings.training.gradient_checkpointing else "24"]
     size = min(base.defaults.rollout_batch, settings.teacher.trajectories)
     reporter.say("counting what both phases compute")
-    step, walk = rehearsed(architecture, settings, size, plan)
+    step, iteration = _count_costs(architecture, settings, size, plan)
     resident = psutil.Process().memory_info().rss
     share = USUAL_SHARE * matmul_rate(device, DTYPES[settings.teacher.precision])
-    is_rough = (REPEATS + 1) * (step.flops + walk.flops) / share > PATIENCE_SECONDS
-    peak = max(step.peak_bytes, walk.peak_bytes)
+    is_rough = (REPEATS + 1) * (step.flops + iteration.flops) / share > PATIENCE_SECONDS
+    peak = max(step.peak_bytes, iteration.peak_bytes)
     if is_rough:
-        step_seconds, walk_seconds = step.flops / share, walk.flops / share
+        step_seconds, iteration_seconds = step.flops / share, iteration.flops / share
         peak += resident if device.type == "cpu" else 0
     else:
         reporter.say("trying both phases with random weights")
-        tried = time_guided_step(architecture, settings, size, device, REPEATS)
-        walked = time_iteration(architecture, settings, plan, device, REPEATS)
-        step_seconds, walk_seconds = tried.seconds, walked.seconds
-        peak = max(tried.peak_bytes or 0, walked.peak_bytes or 0) or int(peak_memory_mib(device) * MIB)
+        timed_step = time_guided_step(architecture, settings, size, device, REPEATS)
+        timed_iteration = time_iteration(architecture, settings, plan, device, REPEATS)
+        step_seconds, iteration_seconds = timed_step.seconds, timed_iteration.seconds
+        peak = max(timed_step.peak_bytes or 0, timed_iteration.peak_bytes or 0) or int(peak_memory_mib(device) * MIB)
     teacher, row = settings.teacher, architecture.conditioning(torch.device("meta"), DTYPES[settings.teacher.precision])
     steps = teacher.num_slots * teacher.fine_steps * teacher.trajectories / size
     disk = {
-        "trajectories": teacher.trajectories * bytes_of_one(architecture.latent_shape, row, teacher.num_slots),
-        "commits": 4 * STATE * walk.trained * MOST_COMMITS,
+        "trajectories": teacher.trajectories * bytes_per_trajectory(architecture.latent_shape, row, teacher.num_slots),
+        "commits": 4 * STATE * iteration.trained * MOST_COMMITS,
     }
-    seconds = {"trajectories": steps * step_seconds, "training": settings.training.iterations * walk_seconds}
-    return Foreseen(plan, is_rough, seconds, peak, disk, describe_machine(device))
+    seconds = {"trajectories": steps * step_seconds, "training": settings.training.iterations * iteration_seconds}
+    return Forecast(plan, is_rough, seconds, peak, disk, describe_machine(device))
 
 
-def rehearsed(architecture: Architecture, settings: Settings, size: int, plan: Plan) -> tuple[Rehearsed, Rehearsed]:
-    """One guided step of `size` prompts, and one iteration of phase 2, on the meta device."""
+def _count_costs(architecture: Architecture, settings: Settings, size: int, plan: Plan) -> tuple[Rehearsed, Rehearsed]:
+    """Run a guided step of `size` prompts and an iteration of phase 2 on the meta device, and return their costs."""
     teacher, dtype = settings.teacher, DTYPES[settings.teacher.precision]
     step = rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
     return step, rehearse_plan(architecture, teacher, settings.training, plan)
 
 
-def to_record(foreseen: Foreseen) -> dict[str, object]:
-    """A forecast as JSON values."""
+def to_record(forecast: Forecast) -> dict[str, object]:
+    """Return a forecast as JSON values."""
     return {
         "dry_run": True,
-        "plan": {"vram": foreseen.plan.name, "does": foreseen.plan.words},
-        "is_rough": foreseen.is_rough,
-        "seconds": foreseen.seconds,
-        "peak_mib": foreseen.peak_bytes / MIB,
-        "disk_bytes": foreseen.disk_bytes,
-        "machine": foreseen.machine,
+        "plan": {"vram": forecast.plan.name, "does": forecast.plan.words},
+        "is_rough": forecast.is_rough,
+        "seconds": forecast.seconds,
+        "peak_mib": forecast.peak_bytes / MIB,
+        "disk_bytes": forecast.disk_bytes,
+        "machine": forecast.machine,
     }

@@ -1,6 +1,6 @@
-"""How a job of several processes ends: when one cannot go on all end, with its exit code, and the first one tells.
+"""The end of a job of several processes: if one fails, all end with its exit code, and the first reports the error.
 
-A launcher signals all others as soon as one process fails. So the first one goes before the others, which wait for it.
+A launcher signals all others as soon as one process fails. So the others wait until the first has ended.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.runs import signals
 
-POLL_SECONDS = 0.5  # between looks at the jobs
-GRACE_SECONDS = 3.0  # in which the others hear, and the first one tells and ends
-LAST_SECONDS = 0.3  # in which the others see that the first one leaves: with it the jobs may go
-INSIST_SECONDS = 15.0  # until a process goes whose collective cannot be broken off
+POLL_SECONDS = 0.5  # between checks for a failed process
+GRACE_SECONDS = 3.0  # for the others to notice, and for the first process to report and end
+LAST_SECONDS = 0.3  # for the others to see that the first process detaches, whose store ends with it
+INSIST_SECONDS = 15.0  # until a process exits whose collective cannot be aborted
 
 
 @contextlib.contextmanager
 def ending_together(jobs: JobStore, reporter: Reporter) -> Iterator[None]:
-    """Inside, this process ends soon after any that cannot go on, and the others after this one.
+    """Inside, this process ends soon after any other that fails, and the others end if this one fails.
 
     Args:
-        jobs: Of the job.
-        reporter: Of this process.
+        jobs: Store of the job.
+        reporter: Receives the other process's error if this process has to exit at once.
 
     Raises:
-        PeerEnded: Another process has ended; without a message where the first one tells it.
+        PeerEnded: Another process has ended. The message is empty if the first process reports the error.
     """
     is_over = threading.Event()
     threading.Thread(target=_listen, args=(jobs, is_over, reporter), daemon=True).start()
@@ -55,8 +55,8 @@ def ending_together(jobs: JobStore, reporter: Reporter) -> Iterator[None]:
 
 
 def _end(jobs: JobStore, error: BaseException) -> BaseException:
-    """Let the others end too; what this process ends with."""
-    if isinstance(error, PeerEnded) and error.exit_code == 0:  # all is done, and the store may be gone any moment
+    """Make the others end too; return the error that this process ends with."""
+    if isinstance(error, PeerEnded) and error.exit_code == 0:  # all work is done, and the store may end at any moment
         jobs.detach()
         return PeerEnded("", 0)
     is_agreed = isinstance(error, PeerEnded) and not error.message
@@ -68,24 +68,24 @@ def _end(jobs: JobStore, error: BaseException) -> BaseException:
         return ended
     jobs.detach()
     code, _ = _word(ended)
-    is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # which RAPM_DEBUG shows here
+    is_bug = code == RapmError.exit_code and not isinstance(ended, Stopped)  # RAPM_DEBUG shows its traceback here
     try:
         is_told = jobs.all_detached([0], INSIST_SECONDS)
         time.sleep(GRACE_SECONDS if code and is_told else 0)
-    except Stopped:  # by a launcher, which finds the first one gone
+    except Stopped:  # by the launcher, because the first process has ended
         is_told = jobs.all_detached([0], 0)
     return PeerEnded("", code) if is_told and not is_bug else ended
 
 
 def _break_off() -> None:
-    """Let nobody wait any longer for what this process will not say: NCCL hears the first, gloo the second."""
+    """Abort the collectives that wait for this process: `abort` ends NCCL's, `destroy_process_group` gloo's."""
     if distributed.group.WORLD is not None:
         distributed.group.WORLD.abort()
         distributed.destroy_process_group()
 
 
 def _listen(jobs: JobStore, is_over: threading.Event, reporter: Reporter) -> None:
-    """End this process soon after another that has said that it ends."""
+    """End this process soon after another one has reported its end."""
     while not is_over.wait(POLL_SECONDS):
         if ended := jobs.peer_exit():
             if jobs.rank:
@@ -99,7 +99,7 @@ def _listen(jobs: JobStore, is_over: threading.Event, reporter: Reporter) -> Non
 
 
 def _word(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error, and why, in a line."""
+    """Return the exit code of an error, and its message in one line."""
     if isinstance(error, Stopped):
         return error.exit_code, f"stopped by signal {error.number}"
     told = as_told(error) if isinstance(error, Exception) else RapmError(type(error).__name__)

@@ -1,4 +1,4 @@
-"""Phase 2 so that it cannot be lost: commits, signals, and what is done about values that are not finite."""
+"""Phase 2 without loss: checkpoints, signals, and the recovery from values that are not finite."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from rapm_cli.bases import Base, LoadedBase
-from rapm_cli.bases.device import DTYPES
 from rapm_cli.core.common.errors import (
     DamagedError,
     DiskError,
@@ -23,86 +21,42 @@ from rapm_cli.core.common.errors import (
     require_shortage,
 )
 from rapm_cli.core.common.progress import Bar, Reporter
-from rapm_cli.core.method import METHODS
-from rapm_cli.core.method.replicas import tell_state
+from rapm_cli.core.method.replicas import send_state
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trainer import Progress, Trainer, train
 from rapm_cli.core.storage.commit import commit
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.core.storage.room import require_room
-from rapm_cli.core.training.distributed import Verdict, World
+from rapm_cli.core.training.distributed import Verdict
 from rapm_cli.core.training.recovery import NETWORK, Health
-from rapm_cli.core.training.step_metrics import SlotLosses
+from rapm_cli.core.training.step_metrics import StepMetrics
 from rapm_cli.runs import signals
-from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, name_of
+from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, checkpoint_name
 from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import OFFENDING, Run
 from rapm_cli.runs.settings import Settings
 
-MOST_COMMITS = 2 * KEPT + 1  # of training that lie in a run at once
-STATE = 3  # numbers in a commit for each one trained: an optimizer has two more
-MAX_OFFENDING = 16  # iterations whose trajectories are kept for inspection
-
-
-def loaded_base(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> LoadedBase:
-    """The base that a run is made from.
-
-    Raises:
-        InputError: Its weights here are others than those that the run was begun with.
-        ConfigError: It is to be compiled, which torch cannot do here.
-    """
-    weights = base.locate(reporter)
-    if weights.identity != settings.base_identity:
-        raise InputError(
-            f"{weights.origin} holds other weights than the run was begun with",
-            "give the same ones, or begin another run: --new",
-        )
-    loaded, training = LoadedBase(weights, device, DTYPES[settings.teacher.precision]), settings.training
-    if training.compile or training.channels_last or not training.cuda_graphs:  # else it is read when it is first used
-        loaded.backbone.configure_speedups(
-            compiled=training.compile, channels_last=training.channels_last, recorded=training.cuda_graphs
-        )
-    return loaded
-
-
-def offload_unused(loaded: LoadedBase, settings: Settings) -> None:
-    """Take what training does not use off the device, after what it wants to know of that."""
-    if METHODS[settings.training.method].asks_teacher:
-        _ = loaded.unconditional
-    loaded.offload()
-
-
-def trainer_of(loaded: LoadedBase, settings: Settings, world: World) -> Trainer:
-    """A fresh trainer on a loaded base; its LoRA is attached to the base's network."""
-    teacher, is_asked = settings.teacher, METHODS[settings.training.method].asks_teacher
-    return Trainer(
-        loaded.backbone,
-        settings.training,
-        num_slots=teacher.num_slots,
-        fine_steps=teacher.fine_steps,
-        delta=teacher.delta,
-        guidance_scale=teacher.guidance_scale,
-        uncond=loaded.unconditional if is_asked else None,  # else the text encoders stay away
-        world=world,
-    )
+MOST_COMMITS = 2 * KEPT + 1  # training checkpoints that a run folder holds at once
+STATE = 3  # numbers in a checkpoint for each trained one: the optimizer adds two
+MAX_OFFENDING = 16  # skipped iterations whose trajectories are kept for inspection
 
 
 class Training:
-    """Training from the newest commit to the last iteration.
+    """Training from the newest checkpoint to the last iteration.
 
     Args:
-        run: Held by this process.
-        settings: What it is made from.
-        trainer: Fresh.
-        trajectories: All of them.
-        is_strict: Stop at a damaged commit instead of using an older one.
-        reporter: Sees the bar.
-        follow: Is handed each iteration's line of the log.
+        run: Run folder, locked by this process.
+        settings: Settings of the run.
+        trainer: A fresh trainer.
+        trajectories: All trajectories of the run.
+        is_strict: True to stop at a damaged checkpoint instead of using an older one.
+        reporter: Receives the progress bar and warnings.
+        follow: Called with each iteration's line of the log.
 
     Raises:
-        InputError: A commit does not fit the trainer.
-        DamagedError: A commit is damaged and `is_strict`, or all are.
-        DiskError: There is no room for the commits.
+        InputError: A checkpoint does not fit the trainer.
+        DamagedError: A checkpoint is damaged, and `is_strict` is True.
+        DiskError: The disk has too little room for the checkpoints.
     """
 
     def __init__(
@@ -120,12 +74,12 @@ class Training:
         self.trajectories, self.is_strict, self.reporter = trajectories, is_strict, reporter
         self.follow = follow
         self.checkpoints = Checkpoints(run, settings)
-        self.done, self.saved, self.health = 0, self.checkpoints.begin(), Health()
+        self.done, self.saved, self.health = 0, self.checkpoints.save_settings(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
         weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        more = max(1, MOST_COMMITS - len(run.training_commits()))
+        more = max(1, MOST_COMMITS - len(run.checkpoint_folders()))
         require_room(run.folder, STATE * weights * more, "keeping commits")
-        checkpoint, damage = self.checkpoints.newest()
+        checkpoint, damage = self.checkpoints.load_newest()
         self._tell(damage, checkpoint)
         self.checkpoints.set_aside(damage)
         self._log = bytearray()
@@ -135,20 +89,20 @@ class Training:
                 self.reporter.say(f"going on after iteration {self.done} of {self.total}")
         else:
             self._save(is_regular=True)
-        tell_state(trainer, self.done)
+        send_state(trainer, self.done)
 
     @property
     def total(self) -> int:
-        """Iterations to do in all."""
+        """Number of iterations of the whole run."""
         return self.settings.training.iterations
 
     def finish(self) -> None:
         """Run the iterations that are left.
 
         Raises:
-            Stopped: A signal came; the work is committed.
+            Stopped: A signal came; the work is saved.
             DivergedError: Neither skipping nor going back has helped.
-            DiskError: A commit cannot be written.
+            DiskError: A checkpoint cannot be written.
         """
         self._show_log()
         if self.done == self.total:
@@ -157,7 +111,7 @@ class Training:
         clock = time.perf_counter()
         with (
             self.reporter.bar("training", self.total, "iteration", device, done=self.done) as bar,
-            signals.patient("this iteration"),
+            signals.deferred("this iteration"),
         ):
             while self.done < self.total:
                 for progress in self._iterations():
@@ -166,14 +120,14 @@ class Training:
                     bar.advance(note=note(progress.slots))
                     if self.health.must_return:
                         self._go_back(bar)
-                        tell_state(self.trainer, self.done)
+                        send_state(self.trainer, self.done)
                         break
                     self._save_where_due()
                     self.trainer.world.broadcast_verdict(Verdict.GO)
         self._show_log()
 
     def _iterations(self) -> Iterator[Progress]:
-        """The iterations from here on; memory that runs out for good is told with the way on."""
+        """Yield the remaining iterations; if memory runs out for good, the error says how to resume."""
         try:
             yield from train(self.trainer, self.trajectories, self.done)
         except RuntimeError as error:
@@ -185,7 +139,7 @@ class Training:
             ) from failure
 
     def _take(self, progress: Progress) -> None:
-        """Log an iteration, and keep what could not be trained on."""
+        """Log an iteration, and keep its trajectories if it was skipped."""
         self.done = progress.iteration + 1
         self.health = self.health.after(progress.skipped)
         line = log_line(progress)
@@ -195,10 +149,12 @@ class Training:
         self.follow(line)
 
     def _save_where_due(self) -> None:
-        is_regular = self.done % self.settings.save_every == 0 and not self.health.skips  # one to go back to
-        if signals.take_save_wish() or is_regular or self.done == self.total:
+        is_regular = (
+            self.done % self.settings.checkpoint_every == 0 and not self.health.skips
+        )  # training may go back to it
+        if signals.take_save_request() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
-        number = self.trainer.world.request_stop(signals.number())  # whichever process was sent it
+        number = self.trainer.world.request_stop(signals.pending())  # sent to any of the processes
         if number is not None:
             self._save(is_regular=is_regular)
             self.trainer.world.broadcast_verdict(Verdict.STOP, number)
@@ -206,20 +162,20 @@ class Training:
             raise Stopped(number, saved, f"resume with: {self.run.resume_command}")
 
     def _save(self, *, is_regular: bool) -> None:
-        if self.saved == name_of(self.done):
+        if self.saved == checkpoint_name(self.done):
             return
         clock = time.perf_counter()
         state, log = self.trainer.state(), bytes(self._log)
         checkpoint = Checkpoint(self.done, state, self.health, log, self.seconds, is_regular)
         with_retries(
-            lambda: self.checkpoints.write(checkpoint, self.saved),
-            self.run.commits / name_of(self.done),
+            lambda: self.checkpoints.save(checkpoint, self.saved),
+            self.run.checkpoints_dir / checkpoint_name(self.done),
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.reporter,
             f"the last commit is {self.saved}",
             f"free space, and resume with: {self.run.resume_command}",
         )
-        self.saved = name_of(self.done)
+        self.saved = checkpoint_name(self.done)
         self.saving_seconds += time.perf_counter() - clock
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -227,18 +183,18 @@ class Training:
             self.trainer.load_state(checkpoint.parts)
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"commit {name_of(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
+                f"commit {checkpoint_name(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
                 "resume it with the version of rapm and its libraries that made it",
             ) from error
-        self.done, self.saved = checkpoint.iterations, name_of(checkpoint.iterations)
+        self.done, self.saved = checkpoint.iterations, checkpoint_name(checkpoint.iterations)
         self._log, self.health = bytearray(checkpoint.log), checkpoint.health
         self.seconds = max(self.seconds, checkpoint.seconds)
         self.trainer.rate_scale = self.health.rate_scale
 
     def _go_back(self, bar: Bar) -> None:
-        """To the regular commit before the first skip, with a smaller rate; the log keeps what it held.
+        """Go back to the regular checkpoint before the first skip, with a smaller rate; the log keeps its lines.
 
-        Not to a commit that a signal made: where training goes back to must not be chance.
+        Checkpoints that a signal caused do not count, because where training goes back to must not be chance.
         """
         failed, health, log = self.done, self.health, self._log
         last = json.loads(log.splitlines()[-1])["skipped"]
@@ -249,12 +205,12 @@ class Training:
                 f"{health.returns} times; the trajectories are in {self.run.folder / OFFENDING}",
                 f"start again with a lower --learning-rate{', or --precision bf16 or fp32' if is_half else ''}",
             )
-        checkpoint, damage = self.checkpoints.to_go_back_to(at_most=failed - health.skips)
+        checkpoint, damage = self.checkpoints.load_regular(at_most=failed - health.skips)
         self._tell(damage, checkpoint)
         if checkpoint is None:
             raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
         self.checkpoints.set_aside(damage)
-        self.checkpoints.drop_after(checkpoint.iterations)
+        self.checkpoints.remove_after(checkpoint.iterations)
         self._restore(checkpoint)
         self._log, self.health = log, health.returned()
         self.trainer.rate_scale = self.health.rate_scale
@@ -267,18 +223,18 @@ class Training:
         bar.advance(self.done - failed)
 
     def _tell(self, damage: list[DamagedError], found: Checkpoint | None) -> None:
-        """Name damaged commits and what follows from the damage."""
+        """Warn of damaged checkpoints and of the iterations that will be repeated."""
         if damage and self.is_strict:
             raise damage[0]
         for error in damage[:-1]:
             self.reporter.warn(error.message)
         if damage:
-            use = f"using {name_of(found.iterations)} instead" if found else "beginning training again"
+            use = f"using {checkpoint_name(found.iterations)} instead" if found else "beginning training again"
             repeated = int(damage[0].place.name) - (found.iterations if found else 0)
             self.reporter.warn(f"{damage[-1].message}; {use}, {repeated} iterations will be repeated")
 
     def _append(self, record: dict[str, Any]) -> None:
-        """Add a line to the log; the file is for people to follow, the commits hold its true text."""
+        """Append a line to the log. The file is for people to follow; the checkpoints hold its true text."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         self._log += line
         with contextlib.suppress(OSError), self.run.log.open("ab") as file:
@@ -293,7 +249,7 @@ class Training:
 
         fate = "" if progress.skipped == NETWORK else ": update skipped"
         self.reporter.warn(f"the {progress.skipped} is not finite at iteration {progress.iteration}{fate}")
-        target = self.run.folder / OFFENDING / name_of(progress.iteration)
+        target = self.run.folder / OFFENDING / checkpoint_name(progress.iteration)
         if target.exists() or len(list(target.parent.glob("[0-9]*"))) >= MAX_OFFENDING:
             return
         tensors = self.trajectories[torch.tensor(progress.trajectories)].tensors()
@@ -307,15 +263,15 @@ class Training:
 
 
 def log_line(progress: Progress) -> dict[str, Any]:
-    """An iteration as JSON values; what is not finite becomes null."""
+    """Return an iteration as JSON values; values that are not finite become null."""
     slots = [_finite(dataclasses.asdict(slot)) for slot in progress.slots]
     passes = dataclasses.asdict(progress.passes)
     about = {"iteration": progress.iteration, "learning_rate": progress.learning_rate, "passes": passes, "slots": slots}
     return about | ({"skipped": progress.skipped, "trajectories": progress.trajectories} if progress.skipped else {})
 
 
-def note(slots: list[SlotLosses]) -> str:
-    """Distance to each target in each slot, the noisiest first, and the mean of the discriminators' losses, short."""
+def note(slots: list[StepMetrics]) -> str:
+    """Return the bar's note: distances to each target by slot, the noisiest first, and the mean discriminator loss."""
     distances: dict[str, list[str]] = {}
     for slot in slots:
         for name, value in sorted(slot.distance.items(), reverse=True):

@@ -1,7 +1,8 @@
-"""Fitting the device: the plan that a distillation begins with, and what is done when memory runs out all the same."""
+"""The memory plan of a distillation, and the fallback when memory runs out all the same."""
 
 import dataclasses
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -9,7 +10,6 @@ from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.estimate import rehearse_plan
 from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.network.backbone import BLOCKS, Backbone
 from rapm_cli.core.network.int8 import quantise
 from rapm_cli.runs.settings import Settings
@@ -25,18 +25,18 @@ def plan_for(
     reporter: Reporter,
     backbone: Backbone | None = None,
 ) -> Plan | None:
-    """The plan to train with, told to the reporter; None where memory is not planned: on a CPU, unless one is named.
+    """Choose the plan to train with and report it; None on a device whose memory is not planned, such as a CPU.
 
     Args:
-        architecture: Of the base.
-        settings: Of the run.
-        device: Where it trains.
-        processes: That share its batches.
-        reporter: Is told of it.
-        backbone: The network, where it is on the device already: it is part of what the plan needs.
+        architecture: Architecture of the base.
+        settings: Settings of the run; `--vram` may name a plan.
+        device: Device of the training.
+        processes: Number of processes that share a batch.
+        reporter: Receives the plan.
+        backbone: The network if it is on the device already, because its memory counts as free.
 
     Raises:
-        OutOfMemoryError: None fits without a rounded base.
+        OutOfMemoryError: No plan fits without rounding the base.
     """
     wanted = settings.training.vram
     if wanted != AUTO:
@@ -51,8 +51,9 @@ def plan_for(
         peaks[plan.name] = predicted_peak(architecture, settings, plan, processes)
         return peaks[plan.name]
 
-    # With --checkpointing all activations are recomputed, whatever the plan says.
-    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not settings.training.checkpointing]
+    # With --gradient-checkpointing all activations are recomputed, whatever the plan says.
+    is_full = settings.training.gradient_checkpointing
+    plans = [plan for plan in PLANS.values() if plan.recomputed == BLOCKS or not is_full]
     free = _free_bytes(device, backbone)
     plan = choose_plan(plans, peak_of, free)
     reporter.say(
@@ -63,55 +64,69 @@ def plan_for(
 
 
 def _free_bytes(device: torch.device, backbone: Backbone | None) -> int:
-    """Of a GPU, for the network and its training: what others leave, without the other parts that stay there."""
+    """Return the memory of a GPU that the network and its training can have, in bytes."""
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     network = sum(parameter.nbytes for parameter in backbone.unet.parameters()) if backbone else 0
     return torch.cuda.mem_get_info(device)[0] + idle + network
 
 
 def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:
-    """Bytes that phase 2 holds at most, in each of the processes that share a batch."""
+    """Return the predicted peak memory of phase 2 in each of the processes that share a batch, in bytes."""
     share = dataclasses.replace(settings.training, batch_size=settings.training.batch_size // processes)
     return rehearse_plan(architecture, settings.teacher, share, plan).peak_bytes
 
 
-def adopt(plan: Plan | None, backbone: Backbone) -> None:
-    """Bring a network into the plan's form, before a LoRA is attached."""
+def apply_plan(plan: Plan | None, backbone: Backbone) -> None:
+    """Bring a network without a LoRA into the form of a plan.
+
+    A plan with an 8-bit base rounds the frozen weights in place and sets `backbone.is_rounded`: there is no whole
+    teacher afterwards.
+    """
     if plan and plan.is_quantised:
         quantise(backbone.unet)
+        backbone.is_rounded = True
         free_memory(backbone.device)
     if plan and plan.recomputed:
         backbone.enable_checkpointing(plan.recomputed)
 
 
-def install_oom_fallback(plan: Plan | None, trainer: Trainer, reporter: Reporter) -> None:
-    """Let a trainer that runs out of memory go on with the next lower plan."""
-    # With --checkpointing all is recomputed already, and a plan that recomputes less would not help.
-    now = PLANS["12"] if plan and trainer.config.checkpointing and not plan.is_quantised else plan
+def oom_fallback(
+    plan: Plan | None, backbone: Backbone, reporter: Reporter, *, recomputes_all: bool
+) -> Callable[[], bool]:
+    """Return what a trainer calls when memory runs out: drop the CUDA graphs, then take the next lower plan.
+
+    Args:
+        plan: Plan that the training begins with; None if memory is not planned.
+        backbone: The network in training.
+        reporter: Receives a warning at each step down.
+        recomputes_all: True if the settings ask for all activations to be recomputed, whatever the plan is.
+    """
+    # If all is recomputed already, a plan that recomputes less would not help.
+    now = PLANS["12"] if plan and recomputes_all and not plan.is_quantised else plan
 
     def on_oom() -> bool:
         nonlocal now
-        is_enough = trainer.backbone.disable_graphs()
-        free_memory(trainer.backbone.device)
+        is_enough = backbone.disable_graphs()
+        free_memory(backbone.device)
         if is_enough:
-            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-graphs")
+            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-cuda-graphs")
             return True
         after = lower(now) if now else None
         if after is None:
             return False
         now = after
-        trainer.backbone.enable_checkpointing(after.recomputed)
+        backbone.enable_checkpointing(after.recomputed)
         reporter.warn(
             f"out of memory: this step is computed again, and the rest, with plan {after.name} GB ({after.words}); "
             f"--vram {after.name} begins with it"
         )
         return True
 
-    trainer.on_oom = on_oom
+    return on_oom
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Return unused memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

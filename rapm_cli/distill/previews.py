@@ -1,4 +1,4 @@
-"""What the student draws while it trains: contact sheets of fixed prompts, beside its teacher's pictures."""
+"""Previews: contact sheets that the student samples during training, beside its teacher's images."""
 
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,8 @@ from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.storage.files import make_folder, replace_file
 from rapm_cli.distill.memory_plan import free_memory
 from rapm_cli.evaluate.contact_sheet import fixed_scenes
-from rapm_cli.evaluate.models import EvalModel, Walk
-from rapm_cli.runs.checkpoints import name_of
+from rapm_cli.evaluate.models import EvalModel, SampleFunction
+from rapm_cli.runs.checkpoints import checkpoint_name
 from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
@@ -23,22 +23,22 @@ from rapm_cli.runs.settings import Settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COLUMNS = 4
+COLUMNS = 4  # prompts of a sheet
 
 
 class Previews:
-    """Draws a sheet every so many iterations; training does not change by it.
+    """Make a contact sheet at a fixed interval, without changing training.
 
-    The teacher draws here, so that this has to be made before a LoRA is attached.
+    The teacher draws its row here, from the whole base: `prepare_trainer` may round the base afterwards.
 
     Args:
         every: Iterations from one sheet to the next.
-        run: Its folder gets the sheets.
-        settings: Of the run.
+        run: The run; its folder receives the sheets.
+        settings: Settings of the run.
         base: The base model.
-        loaded: The same, loaded.
-        teacher: Draws the first row.
-        reporter: Is told where no sheet can be drawn any more.
+        loaded: The loaded base model.
+        teacher: The teacher; it samples the first row.
+        reporter: Receives a warning when no more sheets can be made.
     """
 
     def __init__(
@@ -56,13 +56,17 @@ class Previews:
         self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.prompts)
         self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
-        self._teacher = self._draw(teacher.walk)
+        self._teacher = self._sample(teacher.sample)
 
-    def after(self, done: int) -> "Image | None":
-        """The sheet after so many iterations, where one is due; it is in the run folder, too."""
+    def make_if_due(self, done: int) -> "Image | None":
+        """Make a sheet, write it to the run folder and return it, or return None if none is due or it fails.
+
+        Args:
+            done: Number of iterations done.
+        """
         if self._every == 0 or done % self._every:
             return None
-        path = self._folder / f"{name_of(done)}.png"
+        path = self._folder / f"{checkpoint_name(done)}.png"
         try:
             sheet = self._sheet(done)
             make_folder(self._folder)
@@ -73,26 +77,26 @@ class Previews:
             reason = "they do not fit in memory beside training"
         except OSError as error:
             reason = DiskError.of(error, path).message
-        self._give_up(reason)  # once the error, whose frames hold the sheet, is gone
+        self._give_up(reason)  # after the error is released, whose frames hold the sheet
         return None
 
     def _sheet(self, done: int) -> "Image":
-        backbone = self._loaded.backbone
-        student = self._draw(lambda z, cond: sample_student(backbone, z, cond, self._num_slots, self._sampler))
+        backbone, num_slots, sampler = self._loaded.backbone, self._num_slots, self._sampler
+        student = self._sample(lambda z, cond: sample_student(backbone.student, z, cond, num_slots, sampler))
         title = f"student, {self._num_slots} steps, after {done} iterations"
         rows = {self._title: self._teacher, title: student}
-        backbone.reset_graphs()  # the autoencoder takes the place of what training has recorded
+        backbone.reset_graphs()  # frees the memory of training's CUDA graphs for the autoencoder
         free_memory(self._loaded.device)
         try:
             return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
         finally:
-            self._loaded.offload()  # a roomy card would keep the autoencoder, which no plan counts beside training
+            self._loaded.offload()  # else a large card keeps the autoencoder, which the memory plan does not count
 
-    def _draw(self, walk: Walk) -> Tensor:
-        """Latents of all scenes, on the CPU; drawn one by one, because training holds most of the memory."""
+    def _sample(self, sample: SampleFunction) -> Tensor:
+        """Return (B, C, h, w) latents on the CPU; sampled one by one, because training holds most of the memory."""
         device = self._loaded.device
         rows = (slice(k, k + 1) for k in range(len(self._noise)))
-        return torch.cat([walk(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
+        return torch.cat([sample(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])

@@ -1,4 +1,4 @@
-"""Which run a command means, and with which settings."""
+"""Resolve which run a `rapm distill` command means, and its settings."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,10 @@ from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.trainer import check_fit, check_heeded
 from rapm_cli.runs.checkpoints import read_settings
-from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished
+from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
 from rapm_cli.runs.settings import Settings
 
 
@@ -29,9 +29,9 @@ def settings_for(
     stored: Settings | None = None,
     processes: int = 1,
 ) -> Settings:
-    """The settings that a command asks for, checked, with the identity of the base's weights.
+    """Return the checked settings of a command, with the identity of the base's weights.
 
-    Arguments and errors as of `settings_without_weights`; what is missing of the weights is fetched.
+    Arguments and errors as in `settings_without_weights`. Missing weights are downloaded.
     """
     settings = settings_without_weights(base, given, prompts, device, reporter, stored, processes)
     return dataclasses.replace(settings, base_identity=base.locate(reporter).identity)
@@ -46,35 +46,34 @@ def settings_without_weights(
     stored: Settings | None = None,
     processes: int = 1,
 ) -> Settings:
-    """The settings that a command asks for, checked; none of the base's weights is looked for.
+    """Return the checked settings of a command, without the identity of weights, which need not exist.
 
     Args:
         base: The base model.
-        given: What the user named, by field of `TeacherConfig`, `TrainConfig` or `Settings`; precision may be "auto".
-        prompts: The user's prompts; None for those stored, else the base's own.
-        device: Where to compute, which "auto" depends on.
-        reporter: Is told of prompts that are left out.
-        stored: Those of the run that is resumed; what is not given comes from it, else from the base's defaults.
-        processes: That train together, on the named batch size each.
+        given: Options of the user, by field of `TeacherConfig`, `TrainConfig` or `Settings`; precision may be "auto".
+        prompts: Prompts of the user; None for the stored ones, or the base's own.
+        device: Device to compute on, which the precision "auto" depends on.
+        reporter: Receives warnings.
+        stored: Settings of the run to resume; they replace the base's defaults.
+        processes: Number of processes that train together, each on the given batch size.
 
     Raises:
         ConfigError: A setting is out of range or in conflict with another.
     """
     values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64, "deterministic": False}
     if stored:
-        values |= {**to_json(stored.teacher), **to_json(stored.training)}
-        values |= {name: getattr(stored, name) for name in ("samples", "save_every", "deterministic")}
-        values["slot_weights"] = stored.training.slot_weights
+        values |= {**dataclasses.asdict(stored.teacher), **dataclasses.asdict(stored.training)}
+        values |= {name: getattr(stored, name) for name in ("samples", "checkpoint_every", "deterministic")}
     values |= given
     if stored is None or "batch_size" in given:
         values["batch_size"] *= processes
     if values["batch_size"] % processes:
         raise ConfigError(
-            f"{processes} processes cannot share batches of {values['batch_size']}, which the run was begun with",
-            "start as many processes as divide it",
+            f"{processes} processes cannot share batches of {values['batch_size']}, with which the run was begun",
+            "start a number of processes that divides it",
         )
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
-    teacher, training = TeacherConfig(**_of(TeacherConfig, values)), TrainConfig(**_of(TrainConfig, values))
+    teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
     check_heeded(given, training.method)
     if training.batch_size > teacher.trajectories:
@@ -91,7 +90,7 @@ def settings_without_weights(
         training=training,
         prompts=tuple(chosen),
         samples=values["samples"],
-        save_every=values["save_every"],
+        checkpoint_every=values["checkpoint_every"],
         device=device.type,
         machine=_machine(device, training, processes),
         deterministic=values["deterministic"],
@@ -99,15 +98,15 @@ def settings_without_weights(
 
 
 @dataclass(frozen=True)
-class Start:
+class ResolvedRun:
     """A run to work on.
 
     Args:
-        run: Its folder.
-        settings: What it is made from.
+        run: The run.
+        settings: Its settings.
         base: The base model.
-        device: Where to compute.
-        is_begun: Whether it was begun before.
+        device: Device to compute on.
+        is_begun: Whether the run existed before.
     """
 
     run: Run
@@ -118,11 +117,11 @@ class Start:
 
     @property
     def is_complete(self) -> bool:
-        """True where nothing is left to do."""
+        """True if nothing is left to do."""
         return self.is_begun and self.run.is_complete(self.settings.training.iterations, self.settings.samples)
 
 
-def begin(
+def begin_run(
     base: Base,
     given: dict[str, Any],
     prompts: list[str] | None,
@@ -133,37 +132,37 @@ def begin(
     is_new: bool,
     is_strict: bool,
     processes: int = 1,
-) -> Start:
-    """A new run, or the one in the named folder, or the unfinished one that the same command began.
+) -> ResolvedRun:
+    """Make a new run, or return the run in the given folder, or the unfinished run that the same command began.
 
     Args:
         base: The base model.
-        given: As in `settings_for`.
-        prompts: As in `settings_for`.
-        device_name: As `--device` takes it.
-        reporter: Sees warnings.
-        output: The folder that the user named; a run in it goes on.
-        is_new: Begin another run even where an unfinished one has these very settings.
-        is_strict: Stop at a damaged commit of settings instead of using another.
-        processes: That train together.
+        given: Options of the user, as in `settings_without_weights`.
+        prompts: Prompts of the user, as in `settings_without_weights`.
+        device_name: Device, as `--device` takes it.
+        reporter: Receives warnings.
+        output: Folder that the user gave; a run in it is resumed.
+        is_new: Make a new run even if an unfinished one has the same settings.
+        is_strict: Raise at damaged settings instead of using those of another checkpoint.
+        processes: Number of processes that train together.
 
     Raises:
-        ConfigError: A setting is out of range, or the named folder holds a run with other settings.
-        InputError: The named folder holds something else.
-        DamagedError: A commit of settings is damaged and `is_strict`.
+        ConfigError: A setting is out of range, or the folder holds a run with other settings.
+        InputError: The folder holds something else.
+        DamagedError: Settings are damaged, and `is_strict` is true.
     """
     device = find_device(device_name)
     settings = settings_for(base, given, prompts, device, reporter, processes=processes)
     run = None if is_new else _unfinished_like(settings) if output is None else Run(output.resolve())
     if run is None or not run.is_begun:
-        return Start(new_run(settings.base_name, output), settings, base, device, False)
-    stored = _stored_settings(run, reporter, is_strict=is_strict)
+        return ResolvedRun(new_run(settings.base_name, output), settings, base, device, False)
+    stored = _read_stored(run, reporter, is_strict=is_strict)
     check_same(run, stored, settings, may_round=False)
-    _warn_of_bits(stored, settings, reporter)
-    return Start(run, settings, base, device, True)
+    _warn_of_other_bits(stored, settings, reporter)
+    return ResolvedRun(run, settings, base, device, True)
 
 
-def resume(
+def resume_run(
     name: str | None,
     base_name: str | None,
     given: dict[str, Any],
@@ -173,42 +172,50 @@ def resume(
     *,
     is_strict: bool,
     processes: int = 1,
-) -> Start:
-    """The run of that name or folder, else the newest unfinished one, with its own settings and what is given.
+) -> ResolvedRun:
+    """Return a run with its own settings, changed by the options given.
 
-    Arguments as in `begin`; "auto" is the kind of device that the run was begun on, where there is one.
+    Arguments as in `begin_run`, and:
+
+    Args:
+        name: Name or folder of the run; None for the newest unfinished one.
+        base_name: Base as `--base` takes it; None for the stored one.
+        given: Options of the user.
+        prompts: Prompts of the user.
+        device_name: Device; "auto" is the kind of device on which the run was begun, if there is one.
+        reporter: Receives warnings.
+        is_strict: Raise at damaged settings.
+        processes: Number of processes that train together.
 
     Raises:
-        InputError: There is none, or its settings are lost.
-        ConfigError: A setting is given that would make it another run.
-        DamagedError: A commit of settings is damaged and `is_strict`.
+        InputError: There is no such run, or its settings are lost.
+        ConfigError: An option would make it another run.
+        DamagedError: Settings are damaged, and `is_strict` is true.
     """
-    run = newest_unfinished() if name is None else find_run(name)
+    run = newest_unfinished_run() if name is None else find_run(name)
     if run is None or not run.is_begun:
-        raise InputError(
-            f"{name!r} is no run that can be resumed", "give the folder of one, or its name among the runs"
-        )
+        raise InputError(f"{name!r} is not a run that can be resumed", "give the name or the folder of a run")
     with run.explain_stops():
-        stored = _stored_settings(run, reporter, is_strict=is_strict)
+        stored = _read_stored(run, reporter, is_strict=is_strict)
         base = find_base(base_name or stored.source, reporter)
         device = _device_of(device_name, stored)
         settings = settings_for(base, given, prompts, device, reporter, stored, processes)
     check_same(run, stored, settings, may_round=True)
-    _warn_of_bits(stored, settings, reporter)
-    return Start(run, settings, base, device, True)
+    _warn_of_other_bits(stored, settings, reporter)
+    return ResolvedRun(run, settings, base, device, True)
 
 
 def check_same(run: Run, stored: Settings, wanted: Settings, *, may_round: bool) -> None:
-    """Refuse to go on with a run under settings that would make it another.
+    """Refuse to resume a run with settings that would make it another run.
 
     Args:
         run: The run.
-        stored: Its settings.
-        wanted: Those that it is to go on with.
-        may_round: Whether that may take the run to a rounded base, or from one.
+        stored: Its stored settings.
+        wanted: Settings to resume it with.
+        may_round: Whether only one of the two may have a base in 8 bits.
 
     Raises:
-        ConfigError: A setting differs that may not, or fewer iterations are wanted than are done.
+        ConfigError: A setting differs that must not, or there are fewer iterations than are done.
     """
     if differences := stored.differences(wanted, may_round=may_round):
         raise ConfigError(
@@ -224,10 +231,10 @@ def check_same(run: Run, stored: Settings, wanted: Settings, *, may_round: bool)
 
 
 def _unfinished_like(settings: Settings) -> Run | None:
-    """The newest unfinished run that the same command began."""
+    """Return the newest unfinished run with these settings, or None."""
     for run in all_runs():
         if run.is_begun and not run.is_finished:
-            with contextlib.suppress(InputError):  # a run without settings is no command's
+            with contextlib.suppress(InputError):  # the run has no readable settings
                 stored = read_settings(run)[0]
                 is_as_long = stored.training.iterations == settings.training.iterations
                 if is_as_long and not stored.differences(settings, may_round=False):
@@ -235,29 +242,29 @@ def _unfinished_like(settings: Settings) -> Run | None:
     return None
 
 
-def _stored_settings(run: Run, reporter: Reporter, *, is_strict: bool) -> Settings:
+def _read_stored(run: Run, reporter: Reporter, *, is_strict: bool) -> Settings:
     stored, damage = read_settings(run)
     if damage and is_strict:
         raise damage[0]
     for error in damage:
-        reporter.warn(f"{error.message}; using another commit's settings")
+        reporter.warn(f"{error.message}; using the settings of another checkpoint")
     return stored
 
 
 def _device_of(name: str, stored: Settings) -> torch.device:
     if name == "auto":
-        with contextlib.suppress(ConfigError):  # it is not here
+        with contextlib.suppress(ConfigError):  # this machine has no such device
             return find_device(stored.device)
     return find_device(name)
 
 
-def _warn_of_bits(stored: Settings, settings: Settings, reporter: Reporter) -> None:
+def _warn_of_other_bits(stored: Settings, settings: Settings, reporter: Reporter) -> None:
     if settings.machine != stored.machine:
-        reporter.warn(f"the run was at work on {stored.machine}: on {settings.machine} it ends with other bits")
+        reporter.warn(f"the run last ran on {stored.machine}: on {settings.machine} its bits will differ")
 
 
 def _machine(device: torch.device, training: TrainConfig, processes: int) -> str:
-    """The device in words, and what else the bits of training depend on."""
+    """Describe the device, and the options on which the bits of training depend."""
     ways = {
         "compiled": training.compile,
         "channels last": training.channels_last,
@@ -278,6 +285,6 @@ def _training_prompts(base: Base, config: TeacherConfig, given: list[str] | None
     return [given[k % len(given)] for k in range(count)]
 
 
-def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in values.items() if name in names}

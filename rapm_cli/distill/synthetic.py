@@ -1,4 +1,4 @@
-"""Both phases on a base of random weights: as fast, and in as much memory, as on its own, and nothing to download."""
+"""Both phases on random weights, which take the time and the memory of the real ones without a download."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.method.trajectories import Trajectories, guided_noise, initial_noise
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.cuda_graphs import USUAL
-from rapm_cli.distill.memory_plan import adopt, free_memory
+from rapm_cli.distill.memory_plan import apply_plan, free_memory
 from rapm_cli.runs.settings import Settings
 
 
 def time_guided_step(
     architecture: Architecture, settings: Settings, size: int, device: torch.device, repeats: int = 3
 ) -> Timed:
-    """One fine step of the guided teacher.
+    """Time one fine step of the guided teacher.
 
     Args:
-        architecture: Of the base.
-        settings: Whose guidance and precision.
-        size: Prompts at once.
-        device: Where.
-        repeats: Times that are measured.
+        architecture: Architecture of the base.
+        settings: Settings with the guidance and the precision.
+        size: Number of prompts in the batch.
+        device: Device to compute on.
+        repeats: Number of measurements.
     """
     try:
         step = _guided_step(architecture, settings, size, device)
@@ -44,23 +44,23 @@ def _guided_step(
     row = architecture.conditioning(device, backbone.dtype)
     z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
     cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
-    return torch.no_grad()(lambda: guided_noise(backbone, z, 500, cond, row, guidance_scale))
+    return torch.no_grad()(lambda: guided_noise(backbone.teacher, z, 500, cond, row, guidance_scale))
 
 
 def time_iteration(
     architecture: Architecture, settings: Settings, plan: Plan | None, device: torch.device, repeats: int = 3
 ) -> Timed:
-    """One iteration of phase 2, all slots.
+    """Time one iteration of phase 2 with all its slots.
 
     Args:
-        architecture: Of the base.
-        settings: Whose training and precision.
-        plan: How it fits the device; None as on a CPU.
-        device: Where.
-        repeats: Times that are measured.
+        architecture: Architecture of the base.
+        settings: Settings of the training, with the precision.
+        plan: Memory plan; None for none, as on a CPU.
+        device: Device to compute on.
+        repeats: Number of measurements.
 
     Raises:
-        torch.OutOfMemoryError: It does not fit.
+        torch.OutOfMemoryError: The iteration does not fit in memory.
     """
     try:
         return _timed_walk(iteration(architecture, settings, plan, device), settings, device, repeats)
@@ -69,7 +69,7 @@ def time_iteration(
 
 
 def _timed_walk(walk: Callable[[], int], settings: Settings, device: torch.device, repeats: int) -> Timed:
-    """Of all slots; a walk that overflows, as random weights may in fp16, ends early."""
+    """Time a walk of all slots. A walk may end early, because random weights may overflow in fp16; it is scaled up."""
     walked: list[int] = []
     num_slots = settings.teacher.num_slots
     time = timed(lambda: walked.append(walk()), device, repeats, warmups(num_slots, device))
@@ -77,17 +77,17 @@ def _timed_walk(walk: Callable[[], int], settings: Settings, device: torch.devic
 
 
 def warmups(passes: int, device: torch.device) -> int:
-    """How often work of so many equal passes of the network is done before a GPU is as fast as it will be."""
+    """Return the number of runs before a GPU is at full speed, for work that makes `passes` equal network passes."""
     return USUAL // passes + 1 if device.type == "cuda" else 1
 
 
 def iteration(
     architecture: Architecture, settings: Settings, plan: Plan | None, device: torch.device
 ) -> Callable[[], int]:
-    """One iteration of phase 2, ready to be run as often as one likes; it returns the number of slots walked."""
+    """Return a function that runs one iteration of phase 2 and returns the number of slots walked."""
     teacher = settings.teacher
     backbone = _backbone(architecture, settings, device)
-    adopt(plan, backbone)
+    apply_plan(plan, backbone)
     trainer = Trainer(
         backbone,
         settings.training,
@@ -110,7 +110,7 @@ def _backbone(architecture: Architecture, settings: Settings, device: torch.devi
 
 
 def _trajectories(architecture: Architecture, settings: Settings, backbone: Backbone) -> Trajectories:
-    """Noise in the place of trajectories."""
+    """Return noise in the shape of trajectories."""
     size, num_slots = settings.training.batch_size, settings.teacher.num_slots
     count = size * (2 * num_slots + 1)
     noise = initial_noise(0, "trial", list(range(count)), architecture.latent_shape).unflatten(0, (size, -1))

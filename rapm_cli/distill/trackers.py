@@ -1,19 +1,20 @@
-"""Programs that draw a training's curves, each imported only when it is named; their files go into the run folder."""
+"""Trackers: TensorBoard, Weights & Biases and Trackio, through accelerate. Their files go into the run folder."""
 
 import contextlib
 import io
 import json
-import netrc
+import logging
 import os
 import shlex
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import tracking
 
 from rapm_cli.core.common.errors import ConfigError, RapmError
 from rapm_cli.core.common.progress import Reporter
@@ -23,284 +24,187 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROJECT = "rapm"
-PREVIEW = "preview"  # what its pictures are called
+PREVIEW = "preview"  # title of the images
+# accelerate's own logger needs its PartialState, which sets threads and processes up anew.
+tracking.logger = logging.getLogger(tracking.__name__)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a tracker is to record.
-
-    Args:
-        folder: Of the run.
-        name: Of the run.
-        settings: What the run is made from, as JSON values that may leave this machine.
-    """
-
-    folder: Path
-    name: str
-    settings: dict[str, Any]
+# (run folder, run name, recipe as JSON values, first iteration) -> tracker, and the command or address that shows it.
+# The trackers of a resumed run continue its record.
+Opener = Callable[[Path, str, dict[str, Any], int], tuple[Any, str]]
+TRACKERS: Registry[Opener] = Registry("tracker")  # each by the name of its package
 
 
-class Tracker(Protocol):
-    """A record of one run in one of these programs; made anew for the same run, it goes on with the same record."""
+class _TensorBoard(tracking.TensorBoardTracker):  # type: ignore[misc]  # accelerate has no types
+    main_process_only = False  # or accelerate would ask its PartialState; rapm opens trackers on the main process alone
 
-    hint: str  # what to type to look at it
-
-    def __init__(self, subject: Subject) -> None: ...
-
-    def log(self, iteration: int, values: dict[str, float]) -> None:
-        """Add the scalars of an iteration; one that is repeated follows or replaces what was there."""
-
-    def show(self, iteration: int, picture: "Image") -> None:
-        """Add a picture of an iteration whose scalars are there."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
-TRACKERS: Registry[type[Tracker]] = Registry("tracker")  # by the name of the package, too
+    def log_images(self, values: dict[str, Any], step: int) -> None:
+        super().log_images(values, step, dataformats="NHWC")
 
 
 @TRACKERS.add("tensorboard")
-class TensorBoard:
-    """Event files. An iteration that is repeated takes the place of what was there from it on."""
+def _tensorboard(folder: Path, name: str, recipe: dict[str, Any], first: int) -> tuple[Any, str]:
+    """Event files; those of iterations from the first on, from before a resume, are hidden."""
+    tracker = _TensorBoard("tensorboard", folder, purge_step=first)
+    tracker.start()
+    tracker.log({"settings": f"```\n{json.dumps(recipe, indent=1)}\n```"}, step=first)
+    return tracker, f"tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}"
 
-    def __init__(self, subject: Subject) -> None:
-        from torch.utils.tensorboard import SummaryWriter
 
-        folder = subject.folder / "tensorboard"
-        self.hint = f"tensorboard --logdir {shlex.quote(str(folder))}"
-        self._settings = json.dumps(subject.settings, indent=1)
-        self._begin: Callable[[int], Any] = lambda first: SummaryWriter(str(folder), purge_step=first)
-        self._writer: Any = None
-        self._last = -1
-
-    def log(self, iteration: int, values: dict[str, float]) -> None:
-        """As a tracker does."""
-        if iteration <= self._last:  # training went back
-            self.close()
-        if self._writer is None:
-            self._writer = self._begin(iteration)
-            self._writer.add_text("settings", f"```\n{self._settings}\n```", iteration)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
-        self._last = iteration
-
-    def show(self, iteration: int, picture: "Image") -> None:
-        """As a tracker does."""
-        import numpy
-
-        self._writer.add_image(PREVIEW, numpy.asarray(picture), iteration, dataformats="HWC")
-
-    def close(self) -> None:
-        """As a tracker does."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+class _Wandb(tracking.WandBTracker):  # type: ignore[misc]  # accelerate has no types
+    def log(self, values: dict[str, Any], step: int | None = None, **named: Any) -> None:
+        super().log({"iteration": step, **values})  # wandb's own step cannot go back, as training can
 
 
 @TRACKERS.add("wandb")
-class Wandb:
-    """Weights & Biases; offline where no key is found, because training must not wait for a login.
+def _wandb(folder: Path, name: str, recipe: dict[str, Any], first: int) -> tuple[Any, str]:
+    """Weights & Biases; offline if no key is found, because training must not wait for a login.
 
-    Its own `WANDB_MODE`, `WANDB_PROJECT` and `WANDB_ENTITY` hold. Code, command line, machine and output stay here.
+    The user's WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY are respected. Code, command line, machine and output are not
+    uploaded.
     """
-
-    def __init__(self, subject: Subject) -> None:
-        wandb: Any = import_module("wandb")
-        folder = subject.folder / "wandb"
-        folder.mkdir(exist_ok=True)
-        settings = wandb.setup().settings  # of its environment and files
-        is_online, has_key = settings.mode in ("online", "shared"), _has_wandb_key(settings)
-        if is_online and not has_key and os.environ.get("WANDB_MODE"):
-            raise ConfigError(f"WANDB_MODE is {settings.mode} and there is no API key", "wandb login")
-        mode = settings.mode if has_key or not is_online else "offline"
-        why = " (no API key was found)" if is_online and not has_key else ""
-        later = f"offline{why}, to upload it: wandb sync {shlex.quote(str(folder))}/offline-run-*"
-        self._wandb, self._run = (
-            wandb,
-            wandb.init(
-                project=settings.project or PROJECT,
-                name=subject.name,
-                id=_kept_id(folder / "run-id"),
-                resume=None if mode == "offline" else "allow",  # offline parts of one id become one run when uploaded
-                dir=str(subject.folder),
-                config=subject.settings,
-                mode=mode,
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    save_code=False,
-                    disable_code=True,
-                    disable_git=True,
-                    program="rapm",
-                    host="",
-                    x_disable_meta=True,
-                    x_disable_stats=True,
-                    x_disable_machine_info=True,
-                    x_save_requirements=False,
-                ),
-            ),
-        )
-        self.hint = str(self._run.url) if mode in ("online", "shared") else later if mode == "offline" else mode
-        # wandb's own step may not go back, as training may.
-        self._run.define_metric("iteration", hidden=True)
-        self._run.define_metric("*", step_metric="iteration")
-
-    def log(self, iteration: int, values: dict[str, float]) -> None:
-        """As a tracker does."""
-        self._run.log({"iteration": iteration, **values})
-
-    def show(self, iteration: int, picture: "Image") -> None:
-        """As a tracker does."""
-        self._run.log({"iteration": iteration, PREVIEW: self._wandb.Image(picture)})
-
-    def close(self) -> None:
-        """As a tracker does."""
-        self._run.finish()
-
-
-def _has_wandb_key(settings: Any) -> bool:
-    """True where wandb would not ask for a login."""
-    if settings.api_key or settings.identity_token_file:
-        return True
-    named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    host = urlsplit(settings.base_url).hostname or ""
-    for path in paths:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(path).authenticators(host):
-                return True
-    return False
+    wandb: Any = import_module("wandb")
+    place = folder / "wandb"
+    place.mkdir(exist_ok=True)
+    settings = wandb.setup(wandb.Settings(silent=True)).settings  # all others are the user's
+    is_online = settings.mode in ("online", "shared")
+    lacks_key = is_online and not wandb.login(prompt=False, verify=False)
+    if lacks_key and os.environ.get("WANDB_MODE"):
+        raise ConfigError(f"WANDB_MODE is {settings.mode} and there is no API key", "wandb login")
+    mode = "offline" if lacks_key else settings.mode
+    private = wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        program="rapm",
+        host="",
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+    tracker = _Wandb(
+        settings.project or PROJECT,
+        name=name,
+        id=_kept_id(place / "run-id"),
+        resume=None if mode == "offline" else "allow",  # wandb joins offline parts of one id when they are uploaded
+        dir=str(folder),
+        config=recipe,
+        mode=mode,
+        settings=private,
+    )
+    tracker.start()
+    tracker.tracker.define_metric("iteration", hidden=True)
+    tracker.tracker.define_metric("*", step_metric="iteration")
+    if mode != "offline":
+        return tracker, str(tracker.tracker.url or mode)
+    why = " (no API key was found)" if lacks_key else ""
+    return tracker, f"offline{why}, to upload it: wandb sync {shlex.quote(str(place))}/offline-run-*"
 
 
 def _kept_id(path: Path) -> str:
-    """The id in a file, which is made with a new one where it is not there; a run's name may be another run's too."""
+    """Return the id in a file, and write a new one if the file is missing; names of runs are not unique."""
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:16])
     return path.read_text()
 
 
+class _Trackio(tracking.TrackioTracker):  # type: ignore[misc]  # accelerate has no types
+    def log_images(self, values: dict[str, Any], step: int) -> None:
+        image: Any = import_module("trackio").Image
+        self.log({name: image(pixels[0]) for name, pixels in values.items()}, step=step)
+
+    def finish(self) -> None:
+        import_module("trackio").finish()  # or Trackio does it when Python ends, and prints
+
+
 @TRACKERS.add("trackio")
-class Trackio:
-    """Trackio on this machine; its own variables that name another place hold."""
-
-    def __init__(self, subject: Subject) -> None:
-        # Trackio reads it once, when it is first imported.
-        folder = os.environ.setdefault("TRACKIO_DIR", str(subject.folder / "trackio"))
-        trackio: Any = import_module("trackio")
-        self.hint = f"TRACKIO_DIR={shlex.quote(folder)} trackio show --project {PROJECT}"
-        self._trackio, self._run = (
-            trackio,
-            trackio.init(
-                project=PROJECT,
-                name=subject.name,
-                config=subject.settings,
-                resume="allow",
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-            ),
-        )
-
-    def log(self, iteration: int, values: dict[str, float]) -> None:
-        """As a tracker does."""
-        self._run.log(values, step=iteration)
-
-    def show(self, iteration: int, picture: "Image") -> None:
-        """As a tracker does."""
-        self._run.log({PREVIEW: self._trackio.Image(picture)}, step=iteration)
-
-    def close(self) -> None:
-        """As a tracker does."""
-        self._trackio.finish()  # its own at exit would print
+def _trackio(folder: Path, name: str, recipe: dict[str, Any], first: int) -> tuple[Any, str]:
+    """Trackio on this machine, or in the place that the user's own variables name."""
+    place = os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read once, by the first import
+    options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+    tracker = _Trackio(PROJECT, name=name, config=recipe, resume="allow", **options)
+    tracker.start()
+    return tracker, f"TRACKIO_DIR={shlex.quote(place)} trackio show --project {PROJECT}"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are unknown or not installed, before there is anything to lose.
+    """Refuse trackers that are unknown or not installed, before any work.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: A tracker is unknown or not installed.
     """
     for name in names:
         TRACKERS[name]
         found = find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name, such as wandb makes, is found too
+        if found is None or found.origin is None:  # a mere folder of that name, such as wandb makes, has no origin
             raise ConfigError(f"tracker {name} is not installed", f"pip install {name}")
 
 
 class Trackers:
-    """Several at once; one that fails is dropped with a warning, because training matters more.
+    """Several trackers of one run. A tracker that fails is dropped with a warning; training never stops for it.
 
     Args:
-        names: From `TRACKERS`.
-        subject: What they record.
-        reporter: Is told where to look, and of failures.
+        names: Names from `TRACKERS`.
+        folder: Run folder.
+        name: Name of the run.
+        recipe: Settings of the run, as JSON values that may leave this machine.
+        reporter: Shows where to look, and failures.
     """
 
-    def __init__(self, names: Sequence[str], subject: Subject, reporter: Reporter) -> None:
-        self._open: dict[str, Tracker] = {}
-        self._reporter = reporter
-        for name in dict.fromkeys(names):
-            self._attempt(name, lambda name=name: self._begin(name, subject))  # type: ignore[misc]
+    def __init__(
+        self, names: Sequence[str], folder: Path, name: str, recipe: dict[str, Any], reporter: Reporter
+    ) -> None:
+        self._names, self._run, self._reporter = list(dict.fromkeys(names)), (folder, name, recipe), reporter
+        self._open: dict[str, Any] = {}
+        self._last = -1
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
-        """Hand all of them an iteration's scalars."""
-        self._each(lambda tracker: tracker.log(iteration, values))
+        """Record the scalars of an iteration; the first call opens the trackers."""
+
+        def record(name: str) -> None:
+            if name == "tensorboard" and iteration <= self._last:  # training returned to a checkpoint
+                self._open.pop(name).finish()
+            if name not in self._open:
+                self._open[name], hint = TRACKERS[name](*self._run, iteration)
+                if self._last < 0:
+                    self._reporter.say(f"{name}: {hint}")
+            self._open[name].log(values, step=iteration)
+
+        self._each(record)
+        self._last = iteration
 
     def show(self, iteration: int, picture: "Image") -> None:
-        """Hand all of them a picture."""
-        self._each(lambda tracker: tracker.show(iteration, picture))
+        """Record an image of an iteration whose scalars are recorded."""
+        pixels = np.asarray(picture)[None]  # (1, H, W, 3)
+        self._each(lambda name: self._open[name].log_images({PREVIEW: pixels}, step=iteration))
 
     def close(self) -> None:
-        """Let all of them write what is left."""
-        self._each(lambda tracker: tracker.close())
-        self._open.clear()
+        """Write everything to disk."""
+        self._each(lambda name: self._open.pop(name).finish() if name in self._open else None)
 
-    def _begin(self, name: str, subject: Subject) -> None:
-        self._open[name] = TRACKERS[name](subject)
-        self._reporter.say(f"{name}: {self._open[name].hint}")
-
-    def _each(self, act: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._open.items()):
-            self._attempt(name, lambda tracker=tracker: act(tracker))  # type: ignore[misc]
-
-    def _attempt(self, name: str, act: Callable[[], None]) -> None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # which is for results; Trackio greets there
-                act()
-        except Exception as error:  # noqa: BLE001  whatever it raises, training goes on
-            self._open.pop(name, None)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            remedy = f"; {error.remedy}" if isinstance(error, RapmError) else ""
-            self._reporter.warn(f"tracker {name} has failed and is left out: {reason}{remedy}")
-
-
-def open_trackers(
-    names: Sequence[str], run_folder: Path, run_name: str, settings: dict[str, Any], reporter: Reporter
-) -> Trackers:
-    """Trackers of a run, which go on with what they have of it.
-
-    Args:
-        names: From `TRACKERS`.
-        run_folder: Their files go there.
-        run_name: As they show it.
-        settings: What the run is made from, as JSON values that may leave this machine.
-        reporter: Is told where to look, and of failures.
-
-    Raises:
-        ConfigError: One is unknown or not installed.
-    """
-    check_trackers(names)
-    return Trackers(names, Subject(run_folder, run_name, settings), reporter)
+    def _each(self, act: Callable[[str], object]) -> None:
+        for name in list(self._names):
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results; Trackio greets there
+                    act(name)
+            except Exception as error:  # noqa: BLE001  training continues, whatever a tracker raises
+                self._names.remove(name)
+                self._open.pop(name, None)
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                remedy = f"; {error.remedy}" if isinstance(error, RapmError) else ""
+                self._reporter.warn(f"tracker {name} failed and is left out: {reason}{remedy}")
 
 
 def flatten(progress_line: dict[str, Any]) -> dict[str, float]:
-    """A line of metrics.jsonl as scalars, such as "slot3/absolute" or "slot3/logits_real_relative".
+    """Return a line of metrics.jsonl as scalars, such as "slot3/absolute" or "slot3/logits_real_relative".
 
-    Logits are means over a discriminator's taps. What was not finite is left out; "skipped" is 1 where an update was.
+    Logits are means over a discriminator's taps. Values that are not finite are left out. "skipped" is 1 for a skipped
+    update, else 0.
     """
-    if "iteration" not in progress_line:  # training went back
+    if "iteration" not in progress_line:  # training returned to a checkpoint
         return {}
     flat = {"learning_rate": progress_line["learning_rate"], "skipped": float("skipped" in progress_line)}
     for slot in progress_line["slots"]:

@@ -1,4 +1,4 @@
-"""Phase 1: prompts to stored teacher trajectories."""
+"""Phase 1: compute and store the teacher's trajectories of all prompts."""
 
 import hashlib
 import json
@@ -24,28 +24,28 @@ from rapm_cli.runs.lock import locked
 from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.settings import Settings
 
-PROMPTS_AHEAD = 2048  # that the text encoders read at a time: 650 MB of SDXL's 16-bit conditioning
+PROMPTS_AHEAD = 2048  # prompts encoded at a time: 650 MB of SDXL's 16-bit conditioning
 
 
-def collect(
+def collect_trajectories(
     base: LoadedBase, settings: Settings, shard_size: int, *, is_strict: bool, reporter: Reporter, world: World = ALONE
 ) -> StoredTrajectories:
-    """The trajectories of a run's prompts, after making those that are not stored.
+    """Return the trajectories of a run's prompts; those that are not stored are computed.
 
     Args:
         base: Loaded base model.
-        settings: Of the run.
-        shard_size: Trajectories that are stored together.
-        is_strict: Stop at a damaged shard instead of making it again.
-        reporter: Sees the bar.
-        world: The processes that share the work, of which this is the first.
+        settings: Settings of the run.
+        shard_size: Number of trajectories in a file.
+        is_strict: Raise at a damaged shard instead of computing it again.
+        reporter: Receives progress.
+        world: The processes that share the work; this is the first.
 
     Raises:
-        DamagedError: A shard is damaged and `is_strict`.
-        DiskError: There is no room.
-        Stopped: A signal came; the shards that were made are kept.
+        DamagedError: A shard is damaged, and `is_strict` is true.
+        DiskError: There is too little space.
+        Stopped: A signal came; the shards computed so far are kept.
     """
-    store = store_of(settings, shard_size)
+    store = trajectory_store(settings, shard_size)
     with locked(store.folder, reporter, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
         missing, damage = store.missing()
         if damage and is_strict:
@@ -55,22 +55,25 @@ def collect(
         to_do = sum(map(len, missing))
         if to_do < store.count:
             reporter.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
-        require_room(store.folder, to_do * _bytes_of_one(base, settings), f"storing {to_do} trajectories")
+        require_room(store.folder, to_do * _bytes_each(base, settings), f"storing {to_do} trajectories")
         world.broadcast(json.dumps([rows.start for rows in missing]).encode())
-        return _make_all(base, settings, store, missing, world, reporter)
+        return _compute_all(base, settings, store, missing, world, reporter)
 
 
-def help_collect(
+def collect_share(
     world: World, base: LoadedBase, settings: Settings, shard_size: int, reporter: Reporter
 ) -> StoredTrajectories:
-    """Make this process's share of what the first one, in `collect`, has found missing; then all trajectories."""
-    store = store_of(settings, shard_size)
+    """Compute this process's share of the shards that the first process found missing; return all trajectories.
+
+    Arguments as in `collect_trajectories`, which the first process calls.
+    """
+    store = trajectory_store(settings, shard_size)
     starts = set(json.loads(world.broadcast()))
     missing = [rows for rows in store.shards if rows.start in starts]
-    return _make_all(base, settings, store, missing, world, reporter)
+    return _compute_all(base, settings, store, missing, world, reporter)
 
 
-def _make_all(
+def _compute_all(
     base: LoadedBase,
     settings: Settings,
     store: TrajectoryStore,
@@ -78,22 +81,22 @@ def _make_all(
     world: World,
     reporter: Reporter,
 ) -> StoredTrajectories:
-    """All trajectories, after making the missing shards, of several processes each every so many.
+    """Compute the missing shards, this process its share, and return all trajectories.
 
     Raises:
-        Stopped: A signal came to any of them; each has ended its batch.
+        Stopped: A signal came to a process; each has finished its shard.
     """
     words = f"these {len(missing[0])} trajectories" if missing else "these trajectories"
-    with signals.patient(words):
+    with signals.deferred(words):
         if missing:
-            _make_mine(base, settings, store, missing, world, reporter)
-        number = world.barrier(signals.number)
+            _compute_share(base, settings, store, missing, world, reporter)
+        number = world.barrier(signals.pending)
     if number is not None:
         raise Stopped(number, f"{store.kept()} of {store.count} trajectories are kept")
     return store.stored()
 
 
-def _make_mine(
+def _compute_share(
     base: LoadedBase,
     settings: Settings,
     store: TrajectoryStore,
@@ -101,19 +104,24 @@ def _make_mine(
     world: World,
     reporter: Reporter,
 ) -> None:
-    """Make this process's share; the bar supposes that all are equally fast."""
+    """Compute this process's share; the progress bar assumes that all processes are equally fast."""
     to_do, mine = sum(map(len, missing)), missing[world.rank :: world.size]
     conds = _conditionings(base, settings.prompts, mine, store.shard_size)
-    with reporter.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as shown:
+    with reporter.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as bar:
         for k, (rows, cond) in zip(range(0, len(missing), world.size), conds, strict=False):
             _make(base, settings, store, rows, cond, reporter)
-            shown.advance(sum(map(len, missing[k : k + world.size])))
-            if world.request_stop(signals.number()) is not None:
+            bar.advance(sum(map(len, missing[k : k + world.size])))
+            if world.request_stop(signals.pending()) is not None:
                 break
 
 
-def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
-    """Where the trajectories of a run are, or will be."""
+def trajectory_store(settings: Settings, shard_size: int) -> TrajectoryStore:
+    """Return the store of a run's trajectories, which need not exist yet.
+
+    Args:
+        settings: Settings of the run.
+        shard_size: Number of trajectories in a file.
+    """
     prompts = list(settings.prompts)
     prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     key = settings.teacher.fingerprint(prompts_hash, settings.base_identity, str(shard_size), f"format {CACHE_FORMAT}")
@@ -124,10 +132,10 @@ def store_of(settings: Settings, shard_size: int) -> TrajectoryStore:
 def _conditionings(
     base: LoadedBase, prompts: Sequence[str], shards: list[range], shard_size: int
 ) -> Iterator[tuple[range, Conditioning]]:
-    """Every shard with its prompts' conditioning; the text encoders read many shards' prompts at a time, then go."""
+    """Yield each shard with its prompts' conditioning; the text encoders read many shards at a time."""
     size = max(1, PROMPTS_AHEAD // shard_size)
     for group in (shards[k : k + size] for k in range(0, len(shards), size)):
-        # A shard's prompts are read together, as they will be where only this shard is missing: for the same bits.
+        # A shard's prompts are encoded together, as when only this shard is missing, so that the bits are the same.
         cond, start = base.encode([prompts[k] for rows in group for k in rows], at_once=shard_size), 0
         for rows in group:
             yield rows, cond[start : start + len(rows)]
@@ -142,34 +150,34 @@ def _make(
     cond: Conditioning,
     reporter: Reporter,
 ) -> None:
-    made = _roll_out_that_fits(base, settings.teacher, cond, rows)
-    size = len(rows) * _bytes_of_one(base, settings)
+    made = _rollout_in_memory(base, settings.teacher, cond, rows)
+    size = len(rows) * _bytes_each(base, settings)
     if not made.is_finite:
         reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
     kept = "those before are kept"
     with_retries(lambda: store.write(rows, made), store.folder, size, reporter, kept, "free space, and try again")
 
 
-def _bytes_of_one(base: LoadedBase, settings: Settings) -> int:
-    return bytes_of_one(base.latent_shape, base.unconditional, settings.teacher.num_slots)
+def _bytes_each(base: LoadedBase, settings: Settings) -> int:
+    return bytes_per_trajectory(base.latent_shape, base.unconditional, settings.teacher.num_slots)
 
 
-def bytes_of_one(latent_shape: tuple[int, int, int], row: Conditioning, num_slots: int) -> int:
-    """Size of a stored trajectory.
+def bytes_per_trajectory(latent_shape: tuple[int, int, int], row: Conditioning, num_slots: int) -> int:
+    """Return the bytes of a stored trajectory.
 
     Args:
-        latent_shape: (C, h, w).
+        latent_shape: (C, h, w) of a latent.
         row: One row of conditioning.
-        num_slots: N.
+        num_slots: Number of slots N.
     """
     latents = (2 * num_slots + 1) * math.prod(latent_shape)
     return 4 * latents + sum(part.nbytes for part in row.parts if part is not None)
 
 
-def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
-    """The trajectories of some rows; where memory runs out, by halves."""
+def _rollout_in_memory(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+    """Compute the trajectories of some rows; if memory runs out, in two halves."""
     try:
-        return _roll_out(base, config, cond, rows)
+        return _rollout(base, config, cond, rows)
     except RuntimeError as error:
         failure = require_shortage(error)
     if len(rows) == 1:
@@ -179,13 +187,13 @@ def _roll_out_that_fits(base: LoadedBase, config: TeacherConfig, cond: Condition
     free_memory(base.device)
     half = len(rows) // 2
     parts = ((cond[:half], rows[:half]), (cond[half:], rows[half:]))
-    return Trajectories.cat([_roll_out_that_fits(base, config, *part) for part in parts])
+    return Trajectories.cat([_rollout_in_memory(base, config, *part) for part in parts])
 
 
-def _roll_out(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+def _rollout(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
     noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
     made = rollout(
-        base.backbone,
+        base.backbone.teacher,
         noise,
         cond.to(base.device),
         base.unconditional,

@@ -1,7 +1,7 @@
-"""A distillation by several processes, as torchrun and accelerate start them: the first leads, the others follow.
+"""Distillation by several processes, as torchrun and accelerate start them: the first leads, the others follow.
 
-The cache has to lie where all processes see it. The first process does all that one alone would; the others make their
-share of the trajectories, take their rows of every batch, and neither talk nor write anything else, but for warnings.
+All processes must see the same cache folder. The first process does everything that a single one would. The others
+compute their share of the trajectories and their rows of every batch. They write nothing else and report only warnings.
 """
 
 import datetime
@@ -18,24 +18,23 @@ from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.replicas import take_state
+from rapm_cli.core.method.replicas import receive_state
 from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.training.distributed import Verdict, World
 from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill.failure import ending_together
-from rapm_cli.distill.loop import loaded_base, offload_unused, trainer_of
-from rapm_cli.distill.memory_plan import adopt, install_oom_fallback, plan_for
-from rapm_cli.distill.trajectories import help_collect
+from rapm_cli.distill.prepare import loaded_base, prepare_trainer
+from rapm_cli.distill.trajectories import collect_share
 from rapm_cli.runs import signals
 from rapm_cli.runs.launcher import world_size
 from rapm_cli.runs.settings import Settings
 
-PATIENCE = datetime.timedelta(days=1)  # for the first process, which alone loads, examines and saves
-GATHERING = datetime.timedelta(minutes=10)  # until all processes have been started
+PATIENCE = datetime.timedelta(days=1)  # wait for the first process, which alone evaluates and saves
+GATHERING = datetime.timedelta(minutes=10)  # wait for all processes to start
 
 
 def device_of(name: str) -> str:
-    """The device that `--device` means in this process: each takes the GPU of its number, or the only one."""
+    """Return the device of this process: with several GPUs, the one of its local rank."""
     if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.device_count() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return name
@@ -43,7 +42,7 @@ def device_of(name: str) -> str:
 
 @contextmanager
 def joined(device_name: str, reporter: Reporter) -> Iterator[World]:
-    """This process among those that were started with it; alone where there are none.
+    """Join the processes that were started together; without others, this process is alone.
 
     Raises:
         ConfigError: The others cannot be reached.
@@ -60,9 +59,9 @@ def joined(device_name: str, reporter: Reporter) -> Iterator[World]:
 
 
 def _gathered(device: torch.device) -> JobStore:
-    """The jobs of all processes, which can be reached from here on."""
+    """Connect to all processes and return their store."""
     gpu = device if device.type == "cuda" else None
-    # Whoever imports this later has its functions' defaults hold the group, whose connections then cannot be closed.
+    # Imported later, its functions' defaults would hold the group, and its connections could not be closed.
     importlib.import_module("torch.distributed.nn.functional")
     try:
         store, rank, size = next(rendezvous("env://", timeout=GATHERING))
@@ -78,14 +77,14 @@ def _gathered(device: torch.device) -> JobStore:
 
 
 def follow(world: World, device_name: str, reporter: Reporter) -> None:
-    """Do this process's share of what the first one leads, to its end.
+    """Do this process's share of a distillation that the first process leads, to its end.
 
     Raises:
-        PeerEnded: All signals.
-        RapmError: This process cannot go on.
-        torch.OutOfMemoryError: It has too little memory.
+        PeerEnded: All processes stop because of a signal, or another one cannot continue.
+        RapmError: This process cannot continue.
+        torch.OutOfMemoryError: This process has too little memory.
     """
-    with signals.drawn(), signals.patient("what the first process decides"):
+    with signals.shown_by_caller(), signals.deferred("what the first process decides"):
         _follow(world, device_name, reporter)
 
 
@@ -95,12 +94,8 @@ def _follow(world: World, device_name: str, reporter: Reporter) -> None:
         be_deterministic()
     base = find_base(settings.source, reporter)
     loaded = loaded_base(base, settings, device, reporter)
-    trajectories = help_collect(world, loaded, settings, base.defaults.rollout_batch, reporter)
-    offload_unused(loaded, settings)
-    plan = plan_for(base.architecture(reporter), settings, device, world.size, reporter, loaded.backbone)
-    adopt(plan, loaded.backbone)
-    trainer = trainer_of(loaded, settings, world)
-    install_oom_fallback(plan, trainer, reporter)
+    trajectories = collect_share(world, loaded, settings, base.defaults.rollout_batch, reporter)
+    trainer = prepare_trainer(base, loaded, settings, world, reporter)
     done = _obey(trainer, 0)
     while done < settings.training.iterations:
         for progress in train(trainer, trajectories, done):
@@ -110,13 +105,14 @@ def _follow(world: World, device_name: str, reporter: Reporter) -> None:
 
 
 def _obey(trainer: Trainer, done: int) -> int:
-    """Hear what the first process decides after `done` iterations; after how many to go on.
+    """Report a pending signal, receive the first process's verdict after `done` iterations, and act on it.
 
-    It is told first of a signal that this one was sent.
+    Returns:
+        The number of iterations to continue after.
     """
-    trainer.world.request_stop(signals.number())
+    trainer.world.request_stop(signals.pending())
     verdict, value = trainer.world.broadcast_verdict()
     if verdict is Verdict.RESTORE:
-        take_state(trainer)
+        receive_state(trainer)
         return value
     return done

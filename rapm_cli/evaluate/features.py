@@ -1,80 +1,227 @@
-"""What a network sees in a gallery's pictures, kept beside them."""
+"""Features of samples and of reference images, kept beside the images: the evidence that metrics are computed from."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rapm_cli.bases.hub.digest import NO_BAR
-from rapm_cli.core.common.errors import DamagedError
+from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.storage.commit import commit, read_commit
-from rapm_cli.evaluate.samples import Gallery
-from rapm_cli.extractors import Extractor
+from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
+from rapm_cli.evaluate.reference import statistics_of
+from rapm_cli.evaluate.request import PROTOCOLS, Options, Protocol, Request, reference_of
+from rapm_cli.evaluate.samples import SampleSet
+from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
+from rapm_cli.extractors.clip import TextReader, open_pair
+from rapm_cli.extractors.statistics import Statistics, require_same, write_statistics
+from rapm_cli.metrics import METRICS
+from rapm_cli.metrics.metric import CLIP, Evidence, ReferenceFeatures
+from rapm_cli.metrics.moments import Moments, RunningMoments
 from rapm_cli.runs import signals
-from rapm_cli.runs.lock import locked
-from rapm_cli.runs.retry import with_retries
+from rapm_cli.runs.versions import versions
 
 FEATURES = "features.safetensors"
-SHELF = 1024  # pictures whose features are kept together
+CHUNK = 1024  # images whose features are kept together
 
 
-def look(gallery: Gallery, extractor: Extractor, reporter: Reporter) -> Iterator[Tensor]:
-    """(B, D) float32 features of a gallery's pictures, some at a time; it has been drawn.
+def extract(samples: SampleSet, extractor: Extractor, reporter: Reporter) -> Iterator[Tensor]:
+    """Yield (B, D) float32 features of a set's kept images, in order; features found on the disk are not computed.
 
     Raises:
-        Stopped: A signal came; the features of all whole shelves are kept.
+        Stopped: A signal came; the features of all whole chunks are kept.
     """
-    count = len(gallery.plan.prompts)
-    pictures = list(gallery.readers())
-    shelves = [range(k, min(k + SHELF, count)) for k in range(0, count, SHELF)]
-    places = {shelf: _place(gallery, extractor, shelf) for shelf in shelves}
-    done = sum(len(shelf) for shelf, place in places.items() if place.exists())
-    name = extractor.identity.partition(" ")[0].rpartition("/")[2]
-    bar = reporter.bar(f"{name}, {gallery.contestant.role}", count, "picture", extractor.device, done=done)
-    with bar if done < count else nullcontext(NO_BAR) as shown, signals.patient("this batch"):
-        for shelf, place in places.items():
-            features = _recall(place)
-            if features is None:
-                seen = []
-                for part in extractor.features(pictures[shelf.start : shelf.stop]):
-                    seen.append(part)
+    readers, cache = samples.readers(), ChunkCache(samples.folder, reporter)
+    count = len(readers)
+    chunks = [range(k, min(k + CHUNK, count)) for k in range(0, count, CHUNK)]
+    names = {chunk: _name(samples, extractor, chunk) for chunk in chunks}
+    kept = {chunk for chunk, name in names.items() if cache.has(name, FEATURES)}
+    title = extractor.identity.partition(" ")[0].rpartition("/")[2]
+    done = sum(map(len, kept))
+    bar = reporter.bar(f"{title}, {samples.model.role}", count, "image", extractor.device, done=done)
+    with bar if done < count else nullcontext(NO_BAR) as shown, signals.deferred("this batch"):
+        for chunk, name in names.items():
+            if chunk not in kept and not is_intact(samples.folder / name, FEATURES):
+                found = []
+                for part in extractor.features(readers[chunk.start : chunk.stop]):
+                    found.append(part)
                     shown.advance(len(part))
-                    signals.check("what was seen before is kept", "resume with: the same command")
-                features = torch.cat(seen)
-                _keep(place, features, reporter)
-            yield features
+                    signals.check("earlier features are kept", "resume with: the same command")
+                _keep(cache, name, torch.cat(found))
+            yield read_tensors(samples.folder / name, FEATURES)["features"]
 
 
-def _place(gallery: Gallery, extractor: Extractor, shelf: range) -> Path:
-    """A commit that is known by the pictures and by the network."""
-    prompts = [gallery.plan.prompts[k] for k in shelf]
-    key = json.dumps([extractor.identity, shelf.start, prompts])
-    return gallery.folder / f"seen-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+def _name(samples: SampleSet, extractor: Extractor, chunk: range) -> str:
+    """Return the name of a chunk of features, which depends on the images and on the extractor."""
+    prompts = [samples.plan.prompts[k] for k in chunk]
+    key = json.dumps([extractor.identity, chunk.start, prompts])
+    return f"seen-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
 
 
-def _recall(place: Path) -> Tensor | None:
-    from safetensors.torch import load
-
-    try:
-        features: Tensor = load(read_commit(place, place.name)[1][FEATURES])["features"]
-    except DamagedError:  # or absent: it costs a look
-        return None
-    return features
-
-
-def _keep(place: Path, features: Tensor, reporter: Reporter) -> None:
+def _keep(cache: ChunkCache, name: str, features: Tensor) -> None:
     from safetensors.torch import save
 
-    files = {FEATURES: save({"features": features})}
+    cache.keep(name, {FEATURES: save({"features": features})})
 
-    def write() -> None:
-        with locked(place.parent, reporter, "Ctrl-C leaves", is_patient=True):
-            if _recall(place) is None:
-                commit(place, files, fingerprint=place.name)
 
-    with_retries(write, place, features.nbytes, reporter, "what was seen before is kept", "free space, and go on")
+@dataclass(frozen=True)
+class Found:
+    """What is known of one model's samples before metrics are computed, by extractor."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[Tensor] = field(default_factory=list)  # at most one
+
+
+def gather(
+    request: Request,
+    splits: Sequence[Sequence[SampleSet]],
+    references: Mapping[str, Statistics],
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[list[list[Evidence]], dict[str, str]]:
+    """Return the evidence for every model in every split, and the identities of the extractors by name.
+
+    Args:
+        request: Request of the evaluation.
+        splits: For each split, the sampled sets of all models; a teacher comes first.
+        references: Statistics of the reference images, by extractor.
+        device: Device of the extractors.
+        reporter: Reporter of progress.
+    """
+    found, identities = [[Found() for _ in sets] for sets in splits], {}
+    for name in request.extractors:  # one is open at a time
+        extractor, texts = open_extractor(name, request, device, reporter)
+        identities[name] = extractor.identity
+        for plan, sets, founds in zip(request.plans, splits, found, strict=True):
+            prompts = list(plan.prompts)
+            embedded = [_embedded(texts, prompts, reporter)] if texts else []
+            for samples, each in zip(sets, founds, strict=True):
+                each.texts.extend(embedded)
+                if samples.plan.images == len(prompts):  # a teacher without labels has the first ones only
+                    _extract_all(each, name, samples, extractor, request, reporter)
+    for labels in {plan.labels.known.reader: plan.labels for plan in request.plans if plan.labels}.values():
+        identities[labels.known.reader] = labels.reader.identity
+    sides = {name: ReferenceFeatures(made.moments, made.features) for name, made in references.items()}
+    made = [
+        [_evidence(request, samples, sets[0], each, sides) for samples, each in zip(sets, founds, strict=True)]
+        for sets, founds in zip(splits, found, strict=True)
+    ]
+    return made, identities
+
+
+def _evidence(
+    request: Request, samples: SampleSet, first: SampleSet, found: Found, sides: dict[str, ReferenceFeatures]
+) -> Evidence:
+    has_teacher = first.model.role == "teacher" and samples is not first
+    wants_images = request.wants("wants_images")
+    return Evidence(
+        prompts=samples.plan.prompts,
+        images=samples.readers() if wants_images else (),
+        moments=found.moments,
+        features=found.features,
+        reference=sides,
+        texts=next(iter(found.texts), None),
+        labelled=samples.labelled(),
+        teacher=samples.difference(first) if has_teacher else None,
+        teacher_images=first.readers(samples.plan.positions) if wants_images and has_teacher else (),
+    )
+
+
+def _extract_all(
+    found: Found, name: str, samples: SampleSet, extractor: Extractor, request: Request, reporter: Reporter
+) -> None:
+    """Extract features once; memory grows with the number of images only if a metric wants all features."""
+    running, kept = RunningMoments(extractor.width), []
+    keep = request.wants("wants_features", name) or request.wants("wants_texts", name)
+    for features in extract(samples, extractor, reporter):
+        running.add(features)
+        kept += [features] if keep else []
+    if running.count > 1:
+        found.moments[name] = running.result()
+        if found.moments[name].is_singular and request.wants("wants_moments", name):
+            reporter.warn(
+                f"{running.count:,} images are fewer than {name}'s {extractor.width:,} features: FD is far off"
+            )
+    if keep:
+        found.features[name] = torch.cat(kept)
+
+
+def _embedded(texts: TextReader, prompts: list[str], reporter: Reporter) -> Tensor:
+    """Return the embeddings of prompts, and warn of those that CLIP does not read to the end."""
+    if cut := sum(map(texts.is_cut, prompts)):
+        reporter.warn(f"CLIP does not read the end of {cut:,} of {len(prompts):,} prompts")
+    return texts.features(prompts)
+
+
+def open_extractor(
+    name: str, request: Request, device: torch.device, reporter: Reporter
+) -> tuple[Extractor, TextReader | None]:
+    """Return an extractor and, for the CLIP score, the text side of its network."""
+    opening = Opening(device, reporter, request.inception, request.protocol.clip_model)
+    if name != CLIP:
+        return EXTRACTORS[name](opening), None
+    extractor, texts = open_pair(opening, request.protocol.clip_prefix)
+    return extractor.after(request.protocol.clip_preparation), texts
+
+
+def reference_statistics(request: Request, device: torch.device, reporter: Reporter) -> dict[str, Statistics]:
+    """Return the statistics of the reference images by extractor, after every extractor was opened once.
+
+    Missing weights are found before hours of sampling.
+
+    Raises:
+        WeightsError: The weights of an extractor are missing.
+        InputError: The statistics were made in another way.
+    """
+    found = {}
+    for name in request.extractors:
+        extractor, _ = open_extractor(name, request, device, reporter)
+        if request.reference and (request.wants("wants_moments", name) or request.wants("wants_features", name)):
+            found[name] = _statistics(request, name, extractor, reporter)
+    return found
+
+
+def _statistics(request: Request, name: str, extractor: Extractor, reporter: Reporter) -> Statistics:
+    reference, preparation = request.reference, request.protocol.preparation
+    assert reference is not None
+    if reference.statistics is None:
+        keep = request.wants("wants_features", name)
+        return statistics_of(reference, preparation, extractor, reporter, keep=keep)
+    require_same(reference.statistics, extractor.identity, extractor.width, preparation.spec)
+    return reference.statistics
+
+
+def save_reference(asked: Options, path: Path, device: torch.device, reporter: Reporter) -> Statistics:
+    """Write the statistics of reference images under one extractor; with features if a metric wants them.
+
+    Args:
+        asked: Reference, protocol, and the metrics that determine the extractor; FID and KID if none are named.
+        path: Path of the file, which ends in `.safetensors`.
+        device: Device of the extractor.
+        reporter: Reporter of progress.
+
+    Raises:
+        ConfigError: There are no reference images, or the metrics need several extractors.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"--save-reference {path} has another ending", "let it end in .safetensors")
+    protocol = PROTOCOLS[asked.protocol] if asked.protocol else Protocol()
+    reference = reference_of(protocol, asked.reference, asked.samples or protocol.samples)
+    if reference is None or reference.statistics:
+        raise ConfigError("--save-reference needs images", "give --reference DIR, or coco:DIR")
+    metrics = [METRICS[name] for name in asked.metrics or ("fid", "kid")]
+    names = {None if metric.wants_labels else metric.extractor for metric in metrics}
+    name = names.pop()
+    if names or name is None:
+        raise ConfigError("--save-reference is for one network", "give --metrics fid,kid, or fd-dinov2, or cmmd")
+    extractor = EXTRACTORS[name](Opening(device, reporter, asked.inception, asked.clip_model))
+    keep = any(metric.wants_features for metric in metrics)
+    made = statistics_of(reference, protocol.preparation, extractor, reporter, keep=keep)
+    write_statistics(path, made, versions())
+    return made

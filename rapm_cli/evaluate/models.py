@@ -1,4 +1,4 @@
-"""Who draws in a comparison: the guided teacher, the bare base, the student."""
+"""Models in an evaluation: the guided teacher, the undistilled base, and the student."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,59 +15,64 @@ from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.schedule import fine_grid, slot_edges
 from rapm_cli.formats.lora import LoraFile
 
-Walk = Callable[[Tensor, Conditioning], list[Tensor]]  # noise and conditioning to positions, the clean one first
+TEACHER, BASE, STUDENT = "teacher", "base", "student"  # roles
+SampleFunction = Callable[[Tensor, Conditioning], list[Tensor]]  # noise and conditioning to positions, clean first
 
 
 @dataclass(frozen=True)
 class EvalModel:
-    """One way to draw.
+    """One way to sample.
 
     Args:
-        role: "teacher", "base" or "student".
-        steps: Steps that it takes.
-        evaluations: Network evaluations for each picture; guidance doubles them.
-        walk: Noise and conditioning to latents at the student's slot edges, `[0]` clean, the last the noise; of who
-            takes other steps at their times.
-        identity: What makes its pictures, for the cache.
+        role: `TEACHER`, `BASE` or `STUDENT`.
+        steps: Number of sampling steps.
+        evaluations: Network evaluations for each image; guidance doubles them.
+        sample: (B, C, h, w) noise and conditioning to a list of latents: `[0]` is clean, the last is the noise. Those
+            between are at the student's slot edges; a base with other steps has its own times.
+        identity: Text that identifies its images in caches.
+        parameters: Number of LoRA parameters; 0 without a LoRA.
     """
 
     role: str
     steps: int
     evaluations: int
-    walk: Walk
+    sample: SampleFunction
     identity: str
-
-    def draw(self, z: Tensor, cond: Conditioning) -> Tensor:
-        """(B, C, h, w) noise to clean latents."""
-        return self.walk(z, cond)[0]
+    parameters: int = 0
 
     @property
     def title(self) -> str:
-        """As in tables."""
+        """Name in tables."""
         return f"{self.role}, {self.steps} steps"
 
 
 def teacher_and_base(base: LoadedBase, config: TeacherConfig, identity: str) -> list[EvalModel]:
-    """The two that a student stands between: the guided teacher on the fine grid, the bare base at N steps."""
+    """Return the guided teacher on the fine grid, and the unguided base with the student's N steps.
+
+    Args:
+        base: Loaded base without a LoRA.
+        config: Settings of the teacher.
+        identity: Identity of the base's weights.
+    """
     fine = fine_grid(config.num_slots, config.fine_steps, base.backbone.schedule.length)
     return [
-        _undistilled("teacher", base, config, identity, fine, config.guidance_scale, apart=config.fine_steps),
+        _undistilled(TEACHER, base, config, identity, fine, config.guidance_scale, stride=config.fine_steps),
         few_steps(base, config, identity, config.num_slots, 1),
     ]
 
 
 def few_steps(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, guidance_scale: float) -> EvalModel:
-    """The network that nothing was distilled into, at so many steps; guidance doubles its evaluations."""
+    """Return the undistilled base with `steps` steps; guidance doubles its evaluations."""
     coarse = slot_edges(steps, base.backbone.schedule.length)[::-1]
-    return _undistilled("base", base, config, identity, coarse, guidance_scale)
+    return _undistilled(BASE, base, config, identity, coarse, guidance_scale)
 
 
 def renoised(base: LoadedBase, config: TeacherConfig, identity: str, steps: int, sampler: Sampler) -> EvalModel:
-    """The network that nothing was distilled into, sampled with new noise after each step."""
-    recipe = sampler.recipe(steps)  # before a LoRA is attached, the student is the bare network
+    """Return the undistilled base, sampled with new noise after each step."""
+    recipe = sampler.recipe(steps)
     made_by = f"{_made_by(base, identity, config)} bare {recipe}"
     return EvalModel(
-        "base", steps, steps, lambda z, cond: sample_student(base.backbone, z, cond, steps, sampler), made_by
+        BASE, steps, steps, lambda z, cond: sample_student(base.backbone.teacher, z, cond, steps, sampler), made_by
     )
 
 
@@ -78,34 +83,35 @@ def _undistilled(
     identity: str,
     times: list[int],
     guidance_scale: float,
-    apart: int = 1,
+    stride: int = 1,
 ) -> EvalModel:
-    """Its edges are so many of its steps apart."""
+    """Return the base at `times`; every `stride`-th position is a slot edge."""
 
-    def walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
-        return list(walk_teacher(base.backbone, z, times, cond, base.unconditional, guidance_scale))[::-apart]
+    def sample(z: Tensor, cond: Conditioning) -> list[Tensor]:
+        return list(walk_teacher(base.backbone.teacher, z, times, cond, base.unconditional, guidance_scale))[::-stride]
 
     steps, made_by = len(times) - 1, _made_by(base, identity, config)
     evaluations = steps * (1 if guidance_scale == 1 else 2)
-    return EvalModel(role, steps, evaluations, walk, f"{made_by} {times} guidance {guidance_scale}")
+    return EvalModel(role, steps, evaluations, sample, f"{made_by} {times} guidance {guidance_scale}")
 
 
 def student(base: LoadedBase, config: TeacherConfig, identity: str, lora: LoraFile) -> EvalModel:
-    """The LoRA that the backbone carries.
+    """Return the student.
 
     Args:
-        base: Loaded, with the LoRA attached.
-        config: Of its teacher.
-        identity: Of the base's weights.
-        lora: The same LoRA, whose digest its pictures are remembered by.
+        base: Loaded base with the LoRA attached.
+        config: Settings of its teacher.
+        identity: Identity of the base's weights.
+        lora: The same LoRA; its digest identifies the images.
     """
-    steps, renoised = config.num_slots, f" {lora.sampler.recipe(config.num_slots)}" if lora.sampler.is_renoised else ""
+    steps, new_noise = config.num_slots, f" {lora.sampler.recipe(config.num_slots)}" if lora.sampler.is_renoised else ""
     return EvalModel(
-        "student",
+        STUDENT,
         steps,
         steps,
-        lambda z, cond: sample_student(base.backbone, z, cond, steps, lora.sampler),
-        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}{renoised}",
+        lambda z, cond: sample_student(base.backbone.student, z, cond, steps, lora.sampler),
+        f"{_made_by(base, identity, config)} student {steps} {lora.digest()}{new_noise}",
+        sum(value.numel() for value in lora.state.values()),
     )
 
 

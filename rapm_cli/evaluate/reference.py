@@ -1,4 +1,4 @@
-"""Real pictures to reference statistics: of a folder, of COCO, or from a file of statistics."""
+"""Reference images and their statistics: a folder, COCO with its captions, or a file of statistics."""
 
 import contextlib
 import hashlib
@@ -14,26 +14,84 @@ from rapm_cli.bases.places import galleries_dir
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256
-from rapm_cli.evaluate.coco import coco_pairs
 from rapm_cli.extractors import Extractor
 from rapm_cli.extractors.preparation import Picture, Preparation, pictures_in, read_picture
 from rapm_cli.extractors.statistics import Statistics, read_statistics, write_statistics
-from rapm_cli.metrics.frechet import RunningMoments
+from rapm_cli.metrics.moments import RunningMoments
 from rapm_cli.runs import signals
+from rapm_cli.runs.prompts import captions_of_images, check_prompt, read_json
 from rapm_cli.runs.versions import versions
 
 COCO = "coco:"
 STATISTICS = (".safetensors", ".npz")
+ANNOTATIONS = ("annotations/captions_val2014.json", "captions_val2014.json")
+IMAGES = "val2014"
+SALT = "rapm coco30k"  # salt of the order; with another salt, other images would be the first 30,000
+REMEDY = f"give the folder that has {IMAGES}/ and {ANNOTATIONS[0]}, as COCO's zips unpack"
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image of COCO with one caption.
+
+    Args:
+        image: Id of the image.
+        path: File of the image.
+        caption: The image's caption with the smallest annotation id.
+    """
+
+    image: int
+    path: Path
+    caption: str
+
+
+def coco_pairs(folder: Path, count: int) -> list[Captioned]:
+    """Return the first `count` images of val2014 in the order of the sha256 of their ids.
+
+    Every shorter list begins the longer ones, and is as good as a random choice.
+
+    Raises:
+        InputError: The folder is not COCO's, an image is missing, or fewer images have a caption.
+    """
+    source = next((folder / name for name in ANNOTATIONS if (folder / name).is_file()), None)
+    if source is None or not (folder / IMAGES).is_dir():
+        raise InputError(f"{folder} is no COCO 2014", REMEDY)
+    record = read_json(source)
+    try:
+        files = {int(entry["id"]): str(entry["file_name"]) for entry in record["images"]}
+        captions = captions_of_images(str(source), record["annotations"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source} has no images and annotations", REMEDY) from error
+    chosen = sorted(captions.keys() & files.keys(), key=_rank)[:count]
+    if len(chosen) < count:
+        raise InputError(f"{source} has captions for {len(chosen):,} images, not {count:,}", "give --samples")
+    pairs = []
+    for image in chosen:
+        path = folder / IMAGES / Path(files[image]).name
+        if not path.is_file():
+            raise InputError(f"{path} is missing", REMEDY)
+        pairs.append(Captioned(image, path, check_prompt(captions[image].text, captions[image].place)))
+    return pairs
+
+
+def list_digest(pairs: list[Captioned]) -> str:
+    """Return the sha256 of a list of images and captions: one line each, id, tab, caption."""
+    lines = "".join(f"{pair.image}\t{pair.caption}\n" for pair in pairs)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _rank(image: int) -> str:
+    return hashlib.sha256(f"{SALT} {image}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures, or statistics of some.
+    """Reference images, or their statistics.
 
     Args:
-        source: What they are, in words.
-        paths: Files of pictures.
-        statistics: In place of pictures.
+        source: Description of the images.
+        paths: Files of the images.
+        statistics: Statistics instead of images.
     """
 
     source: str
@@ -42,20 +100,20 @@ class Reference:
 
     @property
     def count(self) -> int:
-        """Of pictures; 0 where statistics do not say it."""
+        """Number of images; 0 if the statistics do not say it."""
         return self.statistics.moments.count if self.statistics else len(self.paths)
 
 
 def find_reference(given: str, count: int | None = None) -> Reference:
-    """What `--reference` means.
+    """Return the reference that `--reference` names.
 
     Args:
         given: A folder, `coco:DIR`, or a file of statistics.
-        count: Pictures of COCO; None takes every one in the folder.
+        count: Number of COCO's images; None for every image in the folder.
 
     Raises:
         ConfigError: It is none of these.
-        InputError: What it names is not what it should be.
+        InputError: The folder or file cannot be used.
     """
     if given.startswith(COCO):
         folder = Path(given.removeprefix(COCO))
@@ -68,50 +126,50 @@ def find_reference(given: str, count: int | None = None) -> Reference:
         return Reference(f"folder {path}", tuple(pictures_in(path)))
     if path.suffix in STATISTICS:
         return Reference(f"file {path}", statistics=read_statistics(path))
-    raise ConfigError(f"--reference {given} is no folder of pictures", "give a folder, coco:DIR or statistics of rapm")
+    raise ConfigError(f"--reference {given} is no folder of images", "give a folder, coco:DIR or statistics of rapm")
 
 
 def statistics_of(
     reference: Reference, preparation: Preparation, extractor: Extractor, reporter: Reporter, *, keep: bool
 ) -> Statistics:
-    """What one network sees in real pictures; it is remembered for as long as the files do not change.
+    """Return the statistics of reference images under one extractor; they are cached while the files do not change.
 
     Args:
-        reference: With pictures.
-        preparation: Of each.
-        extractor: The network.
-        reporter: Sees the bar.
-        keep: Keep the features too, which KID needs.
+        reference: Reference with images.
+        preparation: Preparation of every image.
+        extractor: Extractor of the features.
+        reporter: Reporter of progress.
+        keep: Whether to keep the features too, which KID needs.
 
     Raises:
-        InputError: A file is no picture, or there is only one.
+        InputError: A file is no image, or there is only one image.
         Stopped: A signal came.
     """
     if len(reference.paths) < 2:
-        raise InputError(f"{reference.source} is one picture, which has no statistics", "give a folder of more")
+        raise InputError(f"{reference.source} is one image, which has no statistics", "give a folder of more")
     place = _place(reference, preparation, extractor, keep)
     if place.exists():
-        with contextlib.suppress(InputError):  # a damaged one is made again
+        with contextlib.suppress(InputError):  # a damaged file is made again
             return replace(read_statistics(place), source=reference.source)
-    made = _looked(reference, preparation, extractor, reporter, keep=keep)
+    made = _extracted(reference, preparation, extractor, reporter, keep=keep)
     write_statistics(place, made, versions())
     return made
 
 
 def _place(reference: Reference, preparation: Preparation, extractor: Extractor, keep: bool) -> Path:
-    """Where the statistics of these very files are remembered, by name, size and time."""
+    """Return the cached file of these very images, identified by name, size and time."""
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in reference.paths]
     key = json.dumps([states, preparation.spec, extractor.identity, keep])
     return galleries_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
 
 
-def _looked(
+def _extracted(
     reference: Reference, preparation: Preparation, extractor: Extractor, reporter: Reporter, *, keep: bool
 ) -> Statistics:
     readers = [partial(_prepared, path, preparation) for path in reference.paths]
     running, kept = RunningMoments(extractor.width), []
-    bar = reporter.bar(f"reading {reference.source}", len(readers), "picture", extractor.device)
-    with bar as shown, signals.patient("these pictures"):
+    bar = reporter.bar(f"reading {reference.source}", len(readers), "image", extractor.device)
+    with bar as shown, signals.deferred("these images"):
         for features in extractor.features(readers):
             running.add(features)
             kept += [features] if keep else []
@@ -128,7 +186,7 @@ def _looked(
 
 
 def files_digest(paths: Sequence[Path]) -> str:
-    """The sha256 over the names and contents of files, in their order."""
+    """Return the sha256 over the names and contents of files, in their order."""
     lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in paths)
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -1,6 +1,5 @@
-"""Pictures of one contestant for numbered prompts: whatever stops the work, none is lost, and none is there twice."""
+"""Samples of one model for numbered prompts: no stop loses any, and several processes share the work."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,237 +16,349 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rapm_cli.bases import LoadedBase
-from rapm_cli.bases.places import galleries_dir
-from rapm_cli.core.common.errors import DamagedError, InputError, OutOfMemoryError, require_shortage
+from rapm_cli.bases import Base, LabelledPrompts, LoadedBase
+from rapm_cli.bases.places import galleries_dir, readings_dir
+from rapm_cli.core.common.errors import InputError, OutOfMemoryError, require_shortage
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.backbone import Conditioning
-from rapm_cli.core.storage.commit import commit, read_commit, read_manifest, remove_commit, verify
+from rapm_cli.core.storage.commit import read_manifest
 from rapm_cli.core.storage.files import sweep
+from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.models import EvalModel
-from rapm_cli.extractors.preparation import Picture, Preparation
+from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
+from rapm_cli.extractors.preparation import AS_IT_IS, Picture, Preparation
+from rapm_cli.metrics.metric import LabelledSamples, TeacherDifference
 from rapm_cli.runs import signals
 from rapm_cli.runs.images import png_bytes
-from rapm_cli.runs.lock import POLL_SECONDS, locked, try_lock
-from rapm_cli.runs.retry import with_retries
+from rapm_cli.runs.lock import CLAIM, POLL_SECONDS, try_lock
 from rapm_cli.runs.versions import versions
 
-FORMAT = 1  # counts up when the code makes other pictures from the same settings
-PURPOSE = "evaluation"  # of the noise
-POSITIONS, CLAIM = "positions.safetensors", ".claim"
+FORMAT = 1  # counts up when the code makes other images from the same settings
+LABELLED_BATCH = 32  # labelled prompts that are sampled, read and kept together
+POSITIONS, READINGS = "positions.safetensors", "readings.safetensors"
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"nearest": Tensor.round, "down": Tensor.floor}
+SPLIT_NAMES = {True: "held-out scenes", False: "scenes that training may see"}  # by whether they are held out
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is drawn, the same for every contestant.
+class Labels:
+    """Labels of a plan's prompts, and the extractor that reads images for them.
 
     Args:
-        prompts: By number.
-        seed: Of the noise, which is a function of it and of the prompt's number alone.
-        batch: Prompts that are drawn and kept together; the last bits of a picture depend on it.
-        preparation: Of every picture.
-        rounding: Of values to bytes, a name from `ROUNDINGS`.
+        known: The prompts with their labels.
+        held_out: Whether training never sees their scenes.
+        reader: Extractor with answers.
+    """
+
+    known: LabelledPrompts
+    held_out: bool
+    reader: Extractor
+
+    def read(self, chunk: range, images: Tensor) -> dict[str, Tensor]:
+        """Return features and right answers of (B, 3, H, W) images of a chunk's prompts."""
+        features, answers = self.reader.read(images)
+        return {"features": features, "right": answers == self.known.labels[chunk.start : chunk.stop]}
+
+    def reference(self, chunk: range) -> Tensor:
+        """Return (B, D) features of the true images of a chunk's prompts; they are drawn once."""
+        if chunk not in self._references:
+            self._references[chunk] = self.reader.read(self.known.true_images(chunk))[0]
+        return self._references[chunk]
+
+    @cached_property
+    def _references(self) -> dict[range, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Prompts, noise and form of samples, the same for every model.
+
+    Args:
+        prompts: Prompts by number.
+        seed: Seed of the noise, which depends on it and on the prompt's number alone.
+        batch: Number of prompts that are sampled and kept together; the last bits of an image depend on it.
+        images: Number of first prompts whose images are kept; whole batches.
+        positions: Number of first prompts whose latents at the slot edges are kept; whole batches.
+        preparation: Preparation of every image that is kept.
+        rounding: Rounding of values to bytes, a name from `ROUNDINGS`.
+        labels: Labels of the prompts; the answers for them are kept for every prompt. None without labels.
     """
 
     prompts: Sequence[str]
     seed: int
     batch: int
-    preparation: Preparation
+    images: int = 0
+    positions: int = 0
+    preparation: Preparation = AS_IT_IS
     rounding: str = "nearest"
+    labels: Labels | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the split that the prompts are; empty without labels."""
+        return SPLIT_NAMES[self.labels.held_out] if self.labels else ""
+
+    @property
+    def purpose(self) -> str:
+        """Purpose of the noise, which seeds it."""
+        return f"exam {int(self.labels.held_out)}" if self.labels else "evaluation"
 
     @property
     def chunks(self) -> list[range]:
-        """The numbers of the prompts of each batch."""
+        """Prompt numbers of each batch."""
         return [range(k, min(k + self.batch, len(self.prompts))) for k in range(0, len(self.prompts), self.batch)]
+
+    def whole_batches(self, count: int) -> int:
+        """Return `count` prompts rounded up to whole batches."""
+        return min(-(-count // self.batch) * self.batch, len(self.prompts))
+
+
+def labelled_plan(
+    base: Base, count: int, seed: int, held_out: bool, reporter: Reporter, *, batch: int = LABELLED_BATCH
+) -> SamplePlan:
+    """Return a plan for the first `count` labelled prompts of a base; it keeps no images.
+
+    Args:
+        base: Base with labelled prompts.
+        count: Number of prompts.
+        seed: Seed of prompts and noise.
+        held_out: Whether training never sees their scenes.
+        reporter: Reporter of downloads.
+        batch: Number of prompts that are sampled together.
+    """
+    assert base.labelled_prompts is not None
+    known = base.labelled_prompts(count, seed, held_out)
+    reader = EXTRACTORS[known.reader](Opening(torch.device("cpu"), reporter))
+    return SamplePlan(known.prompts, seed, batch, labels=Labels(known, held_out, reader))
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """A contestant's pictures, drawn or not yet.
+class SampleSet:
+    """A model's samples for a plan. `sampled` finds or makes them; everything else reads what is kept.
 
     Args:
-        contestant: Who draws.
-        plan: What.
-        walked: Of the first so many prompts, keep the latents at the slot edges too.
+        model: The model.
+        plan: The plan.
     """
 
-    contestant: EvalModel
-    plan: Plan
-    walked: int = 0
+    model: EvalModel
+    plan: SamplePlan
 
     @cached_property
     def folder(self) -> Path:
-        """Where they are; a longer list of prompts goes on in the same folder."""
-        plan, who = self.plan, self.contestant.identity
-        key = [who, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
+        """Folder of the images; a longer list of prompts continues in the same folder."""
+        plan = self.plan
+        key = [self.model.identity, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
+        key += [plan.purpose] if plan.labels else []
         return galleries_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
-    def place(self, chunk: range) -> Path:
-        """The commit of one batch."""
-        prompts = json.dumps([self.plan.prompts[k] for k in chunk])
-        return self.folder / f"{chunk.start:06d}-{hashlib.sha256(prompts.encode()).hexdigest()[:12]}"
+    def picture(self, k: int) -> Picture:
+        """Return the kept image of prompt `k`.
 
-    def is_drawn(self, chunk: range) -> bool:
-        """Whether a batch is there, by its manifest, with its positions where they are wanted."""
-        with contextlib.suppress(DamagedError):
-            names = read_manifest(self.place(chunk), self.place(chunk).name).files
-            return chunk.start >= self.walked or POSITIONS in names
-        return False
-
-    def readers(self) -> Iterator[Callable[[], Picture]]:
-        """What reads each picture, in order; `drawn` has found or made them all."""
-        for chunk in self.plan.chunks:
-            for k in chunk:
-                yield partial(self.picture, chunk, k)
-
-    def picture(self, chunk: range, k: int) -> Picture:
-        """Picture `k`, of the batch that it was drawn in."""
+        Raises:
+            InputError: The file cannot be read any more.
+        """
         from PIL import Image
 
-        path = self.place(chunk) / _name(k)
+        path = self.folder / self._image_chunk(self.plan.chunks[k // self.plan.batch]) / _file(k)
         try:
             with Image.open(path) as image:
                 return np.asarray(image)
         except OSError as error:  # somebody removed it since
             raise InputError(f"{path} cannot be read any more", "give the same command again") from error
 
-    def positions(self, chunk: range) -> Tensor:
-        """(B, N + 1, C, h, w) latents of a batch by slot edge, of those that were kept."""
-        from safetensors.torch import load
+    def readers(self, count: int | None = None) -> list[Callable[[], Picture]]:
+        """Return functions that read the first `count` kept images, or all of them."""
+        return [partial(self.picture, k) for k in range(self.plan.images if count is None else count)]
 
-        held: Tensor = load(read_commit(self.place(chunk), self.place(chunk).name)[1][POSITIONS])["positions"]
-        return held
+    def difference(self, teacher: "SampleSet") -> TeacherDifference | None:
+        """Return the differences from the teacher's samples; None if no positions are kept."""
+        images, positions = [], []
+        for chunk in (chunk for chunk in self.plan.chunks if chunk.start < self.plan.positions):
+            for k in chunk:
+                off = self.picture(k).astype(np.float64) - teacher.picture(k)
+                images.append(float(np.sqrt((off**2).mean())))
+            off_edges = (self._positions(chunk) - teacher._positions(chunk))[:, :-1]  # the noise is the same
+            positions.append(off_edges.square().mean(dim=(2, 3, 4)).sqrt())
+        if not images:
+            return None
+        return TeacherDifference(torch.tensor(images, dtype=torch.float64), torch.cat(positions))
+
+    def _positions(self, chunk: range) -> Tensor:
+        """Return (B, N + 1, C, h, w) kept latents of a batch by slot edge."""
+        return read_tensors(self.folder / self._image_chunk(chunk), POSITIONS)["positions"]
+
+    @cached_property
+    def _readings(self) -> list[dict[str, Tensor]]:
+        """Features, right answers and seconds of every batch."""
+        return [read_tensors(readings_dir() / self._reading_chunk(chunk), READINGS) for chunk in self.plan.chunks]
+
+    def labelled(self) -> LabelledSamples | None:
+        """Return features and answers for all prompts; None if the prompts have no labels."""
+        labels = self.plan.labels
+        if labels is None:
+            return None
+        features, right = (torch.cat([chunk[name] for chunk in self._readings]) for name in ("features", "right"))
+        reference = torch.cat([labels.reference(chunk) for chunk in self.plan.chunks])
+        return LabelledSamples(features, right, labels.known.asked[: len(features)], reference)
 
     @cached_property
     def _about(self) -> list[dict[str, Any]]:
-        """What every batch says of itself."""
-        return [read_manifest(self.place(chunk)).about for chunk in self.plan.chunks]
+        """Seconds and versions of every batch whose images are kept."""
+        chunks = (chunk for chunk in self.plan.chunks if chunk.start < self.plan.images)
+        return [read_manifest(self.folder / self._image_chunk(chunk)).about for chunk in chunks]
 
     def seconds(self) -> float:
-        """That a picture took, from prompt to bytes."""
+        """Return the seconds for one image, from prompt to pixels."""
+        if self.plan.labels:
+            return sum(float(chunk["seconds"]) for chunk in self._readings) / len(self.plan.prompts)
         return float(sum(about["seconds"] for about in self._about)) / len(self.plan.prompts)
 
     def versions(self) -> list[dict[str, str]]:
-        """Of the libraries that drew the pictures; more than one where they changed meanwhile."""
-        return list(
-            {json.dumps(about["versions"], sort_keys=True): about["versions"] for about in self._about}.values()
-        )
+        """Return the versions of the libraries that made the images; several if they changed meanwhile."""
+        found = {json.dumps(about["versions"], sort_keys=True): about["versions"] for about in self._about}
+        return list(found.values())
 
-    def drawn(self, loaded: LoadedBase, reporter: Reporter, *, share: tuple[int, int] = (0, 1)) -> "Gallery":
-        """The gallery once all is there: what is not is drawn, and every batch kept as soon as it is.
-
-        What is returned holds no network any more, so that the next contestant has the memory.
+    def sampled(
+        self, loaded: LoadedBase, reporter: Reporter, *, share: tuple[int, int] = (0, 1), is_strict: bool = False
+    ) -> "SampleSet":
+        """Sample what is missing, and keep every batch at once.
 
         Args:
-            loaded: The base, with the LoRA attached where a student draws.
-            reporter: Sees the bar.
-            share: This process's number among how many that were started together; each begins with batches of its
-                own. Others may have been started by themselves. All end when everything is there.
+            loaded: Base of the model, with the LoRA attached if the model is a student.
+            reporter: Reporter of progress.
+            share: Number of this process, and number of processes that were started together. Each begins with other
+                batches; processes that were started by themselves share the rest.
+            is_strict: Whether damage to kept batches is an error; otherwise they are sampled again.
+
+        Returns:
+            The same set without its network, so that the next model has the memory.
 
         Raises:
             OutOfMemoryError: A batch does not fit.
-            Stopped: A signal came; what was drawn is kept.
+            InputError: Not all values of an image are finite.
+            DamagedError: A kept batch is damaged, and `is_strict`.
+            Stopped: A signal came; all batches so far are kept.
         """
-        sweep(self.folder)
-        missing = [chunk for chunk in self.plan.chunks if not self._is_sound(chunk, reporter)]
+        for folder in {self.folder, self._claims}:
+            sweep(folder)
+        missing = [chunk for chunk in self.plan.chunks if not self._is_kept(chunk, reporter, is_strict)]
         total, left = len(self.plan.prompts), sum(map(len, missing))
         if left < total:
-            reporter.say(f"{self.contestant.title}: {total - left:,} of {total:,} pictures are there")
+            of = f" of {self.plan.name}" if self.plan.labels else ""
+            reporter.say(f"{self.model.title}: {total - left:,} of {total:,} samples{of} are already there")
         if missing:
-            self._draw(missing, loaded, reporter, share, done=total - left)
-        for left_by_a_killed_one in self.folder.glob(f"*{CLAIM}"):
-            with try_lock(left_by_a_killed_one, remove=True):
+            self._sample_missing(missing, loaded, reporter, share, done=total - left)
+        for left_by_a_killed_process in self._claims.glob(f"*{CLAIM}"):
+            with try_lock(left_by_a_killed_process, remove=True):
                 pass
-        return replace(self, contestant=replace(self.contestant, walk=_no_walk))
+        return replace(self, model=replace(self.model, sample=_already_sampled))
 
-    def _draw(
+    @property
+    def _claims(self) -> Path:
+        """Folder of the files that tell which process samples a batch."""
+        return readings_dir() if self.plan.labels else self.folder
+
+    def _sample_missing(
         self, missing: list[range], loaded: LoadedBase, reporter: Reporter, share: tuple[int, int], done: int
     ) -> None:
-        """Batches of this process's own first; one that another process is at is left until that ends."""
+        """Sample this process's own batches first; a batch that another process has comes back to the queue."""
         numbers, others = {chunk: k for k, chunk in enumerate(self.plan.chunks)}, random.Random(os.getpid())
         left = deque(sorted(missing, key=lambda c: (numbers[c] % share[1] != share[0], others.random())))
-        bar = reporter.bar(self.contestant.title, len(self.plan.prompts), "picture", loaded.device, done=done)
-        with bar as shown, signals.patient(f"these {len(missing[0])} pictures"):
-            taken = 0  # in a row, by other processes
+        bar = reporter.bar(self.model.title, len(self.plan.prompts), "image", loaded.device, done=done)
+        with bar as shown, signals.deferred(f"these {len(missing[0])} images"):
+            taken = 0  # batches in a row that other processes have
             while left:
                 chunk = left.popleft()
-                with try_lock(self.folder / f"{chunk.start:06d}{CLAIM}", remove=True) as is_mine:
-                    if is_mine and not self.is_drawn(chunk):
-                        begun = time.perf_counter()
-                        files = self._files(chunk, loaded)
-                        self._keep(chunk, files, time.perf_counter() - begun, reporter)
+                with try_lock(self._claims / f"{self._claim(chunk)}{CLAIM}", remove=True) as is_mine:
+                    if is_mine and not self._is_intact(chunk):
+                        self._make(chunk, loaded, reporter)
                 if is_mine:
-                    shown.advance(len(chunk))
+                    shown.advance(len(chunk), note=self.plan.name)
                     taken = 0
                 else:
                     left.append(chunk)
                     taken += 1
                     signals.pause(POLL_SECONDS if taken >= len(left) else 0)
-                signals.check("every picture that was drawn is kept", "resume with: the same command")
+                signals.check("all samples so far are kept", "resume with: the same command")
 
-    def _is_sound(self, chunk: range, reporter: Reporter) -> bool:
-        """Whether every byte of a batch is what was kept."""
-        place = self.place(chunk)
-        if not place.exists():
-            return False
-        try:
-            verify(place, place.name)
-        except DamagedError as error:
-            reporter.warn(f"{error.message}; drawing its pictures again")
-            with (
-                locked(self.folder, reporter, "Ctrl-C leaves", is_patient=True),
-                contextlib.suppress(FileNotFoundError),
-            ):
-                remove_commit(place)
-            return False
-        return self.is_drawn(chunk)
-
-    def _files(self, chunk: range, loaded: LoadedBase) -> dict[str, bytes]:
-        from safetensors.torch import save
-
-        noise = initial_noise(self.plan.seed, PURPOSE, list(chunk), loaded.latent_shape).to(loaded.device)
+    def _make(self, chunk: range, loaded: LoadedBase, reporter: Reporter) -> None:
+        """Sample a batch, and keep its images and its answers as far as the plan wants them."""
+        begun = time.perf_counter()
+        noise = initial_noise(self.plan.seed, self.plan.purpose, list(chunk), loaded.latent_shape).to(loaded.device)
         prompts = [self.plan.prompts[k] for k in chunk]
         try:
-            positions = self.contestant.walk(noise, loaded.encode(prompts).to(loaded.device))
-            pictures = loaded.decode(positions[0])
+            positions = self.model.sample(noise, loaded.encode(prompts).to(loaded.device))
+            images = loaded.decode(positions[0])
         except RuntimeError as error:
             raise OutOfMemoryError(
-                f"{len(chunk)} pictures at once do not fit", f"give --batch-size below {self.plan.batch}"
+                f"{len(chunk)} images at once do not fit", f"give --batch-size below {self.plan.batch}"
             ) from require_shortage(error)
-        if not torch.isfinite(pictures).all():
+        seconds = time.perf_counter() - begun
+        about = {"seconds": seconds, "versions": versions()}
+        for folder, name, _ in self._places(chunk):
+            is_answers = folder == readings_dir()
+            files = self._answers(chunk, images, seconds) if is_answers else self._files(chunk, images, positions)
+            ChunkCache(folder, reporter).keep(name, files, about)
+
+    def _answers(self, chunk: range, images: Tensor, seconds: float) -> dict[str, bytes]:
+        from safetensors.torch import save
+
+        assert self.plan.labels is not None
+        return {READINGS: save(self.plan.labels.read(chunk, images) | {"seconds": torch.tensor(seconds)})}
+
+    def _files(self, chunk: range, images: Tensor, positions: list[Tensor]) -> dict[str, bytes]:
+        from safetensors.torch import save
+
+        if not torch.isfinite(images).all():
             raise InputError(
-                f"{self.contestant.title}: not all values of pictures {chunk.start} to {chunk.stop - 1} are finite",
+                f"{self.model.title}: not all values of images {chunk.start} to {chunk.stop - 1} are finite",
                 "give --precision bf16 or fp32",
             )
-        files = {_name(k): self._png(picture) for k, picture in zip(chunk, pictures, strict=True)}
-        if chunk.start < self.walked:
+        files = {_file(k): self._png(image) for k, image in zip(chunk, images, strict=True)}
+        if chunk.start < self.plan.positions:
             files[POSITIONS] = save({"positions": torch.stack(positions, dim=1).float().cpu().contiguous()})
         return files
 
-    def _png(self, picture: Tensor) -> bytes:
+    def _png(self, image: Tensor) -> bytes:
         from PIL import Image
 
-        rounded = ROUNDINGS[self.plan.rounding](picture * 255).byte().permute(1, 2, 0).numpy()
+        rounded = ROUNDINGS[self.plan.rounding](image * 255).byte().permute(1, 2, 0).numpy()
         return png_bytes(Image.fromarray(self.plan.preparation(rounded)))
 
-    def _keep(self, chunk: range, files: dict[str, bytes], seconds: float, reporter: Reporter) -> None:
-        place = self.place(chunk)
+    def _places(self, chunk: range) -> Iterator[tuple[Path, str, list[str]]]:
+        """Yield folder, name, and some files of every commit that a batch is kept in."""
+        if self.plan.labels:
+            yield readings_dir(), self._reading_chunk(chunk), [READINGS]
+        if chunk.start < self.plan.images:
+            yield self.folder, self._image_chunk(chunk), [POSITIONS] if chunk.start < self.plan.positions else []
 
-        def write() -> None:
-            with locked(self.folder, reporter, "Ctrl-C leaves", is_patient=True):  # another may have drawn the same
-                if not self.is_drawn(chunk):
-                    about = {"seconds": seconds, "versions": versions()}
-                    commit(place, files, fingerprint=place.name, about=about)
+    def _is_kept(self, chunk: range, reporter: Reporter, is_strict: bool) -> bool:
+        places = self._places(chunk)
+        return all(ChunkCache(folder, reporter, is_strict).has(name, *files) for folder, name, files in places)
 
-        size = sum(map(len, files.values()))
-        with_retries(write, place, size, reporter, "what was drawn before is kept", "free space, and go on")
+    def _is_intact(self, chunk: range) -> bool:
+        return all(is_intact(folder / name, *files) for folder, name, files in self._places(chunk))
+
+    def _image_chunk(self, chunk: range) -> str:
+        prompts = json.dumps([self.plan.prompts[k] for k in chunk])
+        return f"{chunk.start:06d}-{hashlib.sha256(prompts.encode()).hexdigest()[:12]}"
+
+    def _reading_chunk(self, chunk: range) -> str:
+        assert self.plan.labels is not None
+        prompts = [self.plan.prompts[k] for k in chunk]
+        key = json.dumps([self.model.identity, self.plan.seed, self.plan.labels.held_out, chunk.start, prompts])
+        return hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def _claim(self, chunk: range) -> str:
+        return self._reading_chunk(chunk) if self.plan.labels else f"{chunk.start:06d}"
 
 
-def _no_walk(z: Tensor, cond: Conditioning) -> list[Tensor]:
-    raise AssertionError("the gallery was drawn")
+def _already_sampled(z: Tensor, cond: Conditioning) -> list[Tensor]:
+    raise AssertionError("the samples were made")
 
 
-def _name(k: int) -> str:
+def _file(k: int) -> str:
     return f"{k:06d}.png"

@@ -1,1 +1,1 @@
-"""The `export` command."""
+"""The `rapm export` command: LoRAs and fused models for other programs."""

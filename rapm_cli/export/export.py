@@ -1,4 +1,4 @@
-"""A run's LoRA to files for elsewhere: the LoRA itself in some forms, or the base with the LoRA merged in."""
+"""Write a run's LoRA for other programs: the LoRA in several formats, or the base with the LoRA fused in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,34 +13,42 @@ from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.storage.files import replacing, sweep, write_file
-from rapm_cli.export.plan import FILE, Content, File, checkpoint, folder, loras, written
-from rapm_cli.export.sidecars import companions
+from rapm_cli.export.plan import (
+    SUFFIX,
+    ExportedFile,
+    ExportPlan,
+    plan_fused_checkpoint,
+    plan_fused_folder,
+    plan_lora,
+    write_verified,
+)
+from rapm_cli.export.sidecars import build_sidecars
 from rapm_cli.formats.exports import EXPORTS
-from rapm_cli.formats.fuse import FuseReport, Merge
-from rapm_cli.formats.kohya import Target
+from rapm_cli.formats.fuse import FuseReport, LoraFuser
+from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.runs.retry import with_retries
 
-STORED = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by what --dtype is given
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-NOTHING, AGAIN = "nothing of it is left", "free space, and run the same command again"
+SAFETENSORS_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by the value of --dtype
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+NOTHING_LEFT, RETRY = "no part of the export was kept", "free space, and run the same command again"
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written.
+class ExportResult:
+    """A finished export.
 
     Args:
-        path: File or folder.
-        total_bytes: Its size.
-        files: Of weights that other programs read.
-        report: What rounding did to a merged update; None for a LoRA.
-        url: Where it was published; empty for nowhere.
+        path: File or folder of the export.
+        total_bytes: Size of the export.
+        files: Files with weights that other programs read.
+        report: What rounding changed in a fused update; None for a LoRA.
+        url: Address on the hub; empty where the export was not uploaded.
     """
 
     path: Path
     total_bytes: int
-    files: list[File] = field(default_factory=list)
+    files: list[ExportedFile] = field(default_factory=list)
     report: FuseReport | None = None
     url: str = ""
 
@@ -55,122 +63,125 @@ def export(
     fuse: bool = False,
     single_file: bool = False,
     dtype: str = "base",
-) -> Exported:
-    """Write one export, and read it back; nothing is left behind if it fails.
+) -> ExportResult:
+    """Write one export and verify it. A failed export leaves no file behind.
 
     Args:
-        lora_path: LoRA to export.
-        base: The base that it was distilled from.
-        output: What to write: a folder with a card and all forms, or one file where the name ends so.
-        reporter: Sees bars, and is told of a full disk.
-        formats: Names from `EXPORTS`; by default all of them, and in one file diffusers'.
-        fuse: Merge the LoRA into the base's weights.
-        single_file: With `fuse`: one checkpoint in the original layout.
-        dtype: Of what is written: "fp16", "bf16", "fp32", or "base" for the merged UNet's or the LoRA's own.
+        lora_path: LoRA file to export.
+        base: Base that the LoRA was distilled from.
+        output: Path to write: a file where it ends in `.safetensors`, else a folder with a model card.
+        reporter: Shows bars, and warns of a full disk.
+        formats: Names from `EXPORTS`. By default a folder gets all of them, and a file gets diffusers'.
+        fuse: Fuse the LoRA into the base's weights.
+        single_file: With `fuse`, write one checkpoint in the original layout.
+        dtype: Dtype of the written UNet or LoRA: "fp16", "bf16", "fp32", or "base" to keep it.
 
     Raises:
-        ConfigError: The base has no folder to merge into, a name is unknown, or options contradict each other.
-        InputError: The output exists, the LoRA does not fit, or the base is not all there.
-        DiskError: It cannot be written.
-        VerificationError: What was read back is not what was written.
+        ConfigError: A name is unknown, options contradict each other, or the base has no folder to fuse into.
+        InputError: The output exists, the LoRA does not fit, or files of the base are missing.
+        DiskError: The output cannot be written.
+        VerificationError: The bytes read back differ from those written.
     """
-    is_file = output.suffix == FILE
-    if output.suffix in PICKLES:
-        raise ConfigError(f"--output {output} names a pickle, which rapm never writes", f"end it in {FILE}")
-    _check(formats, fuse, single_file, dtype, is_file)
+    is_file = output.suffix == SUFFIX
+    if output.suffix in PICKLE_SUFFIXES:
+        raise ConfigError(f"--output {output} names a pickle, which rapm never writes", f"end it in {SUFFIX}")
+    _check_options(formats, fuse, single_file, dtype, is_file)
     lora = load_lora(lora_path)
     if output.exists():
         raise InputError(f"{output} exists", "give --output another name, or remove it")
     sweep(output.parent)
-    merge = Merge(lora, STORED[dtype]) if fuse else None
-    if merge:
-        name = output.stem if is_file else output.name
-        content = checkpoint(base, merge, name, reporter) if single_file else folder(base, merge, reporter)
+    fuser = LoraFuser(lora, SAFETENSORS_DTYPES[dtype]) if fuse else None
+    if fuser is None:
+        names = formats or (["diffusers"] if is_file else EXPORTS.names())
+        target = replace(lora_target(base, reporter), alias=output.stem if is_file else "")
+        plan = plan_lora(lora, target, output.name, names, DTYPES.get(dtype))
+    elif single_file:
+        plan = plan_fused_checkpoint(base, fuser, output.stem if is_file else output.name, reporter)
     else:
-        forms = formats or (["diffusers"] if is_file else EXPORTS.names())
-        target = replace(target_of(base, reporter), alias=output.stem if is_file else "")
-        content = loras(lora, target, output.name, forms, DTYPES.get(dtype))
+        plan = plan_fused_folder(base, fuser, reporter)
 
-    def write() -> tuple[list[File], int]:
-        return _as_file(content, output) if is_file else _as_folder(content, output, lora_path, lora, base, reporter)
+    def write() -> tuple[list[ExportedFile], int]:
+        return _write_file(plan, output) if is_file else _write_folder(plan, output, lora_path, lora, base, reporter)
 
-    files, total = with_retries(write, output, content.nbytes, reporter, NOTHING, AGAIN)
-    return Exported(output, total, files, merge.report() if merge else None)
+    files, total = with_retries(write, output, plan.nbytes, reporter, NOTHING_LEFT, RETRY)
+    return ExportResult(output, total, files, fuser.report() if fuser else None)
 
 
-def _check(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is_file: bool) -> None:
+def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is_file: bool) -> None:
     if single_file and not fuse:
         raise ConfigError("--single-file goes with --fuse", "a LoRA is one file anyway")
     if fuse and formats:
-        raise ConfigError("--format is of a LoRA, and --fuse writes none", "leave one of the two out")
+        raise ConfigError("--format is for a LoRA, and --fuse writes a whole model", "leave one of the two out")
     if fuse and is_file and not single_file:
-        raise ConfigError("--fuse writes a folder", f"give --single-file, or an --output that does not end in {FILE}")
+        raise ConfigError("--fuse writes a folder", f"give --single-file, or an --output that does not end in {SUFFIX}")
     for name in formats:
         EXPORTS[name]
     if is_file and len(formats) > 1:
         raise ConfigError("one file has one format", "give --output a folder, or one --format")
-    if dtype not in STORED:
-        raise ConfigError(f"--dtype {dtype} is unknown", f"give {', '.join(STORED)}")
+    if dtype not in SAFETENSORS_DTYPES:
+        raise ConfigError(f"--dtype {dtype} is unknown", f"give {', '.join(SAFETENSORS_DTYPES)}")
 
 
-def target_of(base: Base, reporter: Reporter) -> Target:
-    """The shapes of a base that a LoRA is written for; its weights are not needed."""
+def lora_target(base: Base, reporter: Reporter) -> LoraTarget:
+    """Return the layer names and the image size of a base; its weights are not needed."""
     architecture = base.architecture(reporter)
     network = architecture.network(torch.device("meta"), torch.float32)
     layers = {name for name, layer in network.named_modules() if hasattr(layer, "weight")}
-    return Target(architecture.has_pooled_text, layers, architecture.side_px)
+    return LoraTarget(architecture.has_pooled_text, layers, architecture.side_px)
 
 
-def _as_file(content: Content, output: Path) -> tuple[list[File], int]:
-    ((_, write),) = content.files.items()
+def _write_file(plan: ExportPlan, output: Path) -> tuple[list[ExportedFile], int]:
+    ((_, write),) = plan.files.items()
     with replacing(output) as temporary:
-        file = written(temporary, output, write)
-        _refuse_taken(output)
+        file = write_verified(temporary, output, write)
+        _check_absent(output)
     return [file], file.bytes
 
 
-def _as_folder(
-    content: Content, output: Path, lora_path: Path, lora: LoraFile, base: Base, reporter: Reporter
-) -> tuple[list[File], int]:
+def _write_folder(
+    plan: ExportPlan, output: Path, lora_path: Path, lora: LoraFile, base: Base, reporter: Reporter
+) -> tuple[list[ExportedFile], int]:
     with committing(output, fingerprint=lora.digest()) as temporary:
-        files = [written(temporary / name, output / name, write) for name, write in content.files.items()]
-        told = [file for file in files if file.readers]
-        beside = companions(lora_path, lora, base, output, told, is_lora=content.is_lora, reporter=reporter)
-        for name, data in beside.items():
+        files = [write_verified(temporary / name, output / name, write) for name, write in plan.files.items()]
+        readable = [file for file in files if file.readers]
+        sidecars = build_sidecars(lora_path, lora, base, output, readable, is_lora=plan.is_lora, reporter=reporter)
+        for name, data in sidecars.items():
             write_file(temporary / name, data)
-        _refuse_taken(output)
-    return told, read_manifest(output).total_bytes
+        _check_absent(output)
+    return readable, read_manifest(output).total_bytes
 
 
-def _refuse_taken(output: Path) -> None:
+def _check_absent(output: Path) -> None:
     if output.exists():
-        raise InputError(f"{output} has appeared meanwhile", "give --output another name")
+        raise InputError(f"{output} was made by another process during the export", "give --output another name")
 
 
 def check_push(repo: str, output: Path) -> None:
-    """Refuse what could not be published, before it is made.
+    """Check before the export that it can be uploaded.
 
     Raises:
-        ConfigError: It is one file, or the name is no repository's.
-        WeightsError: The network is forbidden, or the user has no login.
+        ConfigError: The output is one file, or `repo` is not a repository's name.
+        WeightsError: The network is forbidden, or the user is not logged in.
     """
-    if output.suffix == FILE:
-        raise ConfigError("--push-to-hub uploads a folder with its card", f"give an --output that ends not in {FILE}")
+    if output.suffix == SUFFIX:
+        raise ConfigError(
+            "--push-to-hub uploads a folder with its card", f"give an --output that does not end in {SUFFIX}"
+        )
     check_login(repo)
 
 
-def push(made: Exported, repo: str, reporter: Reporter) -> Exported:
-    """Publish an export on the hub.
+def push(made: ExportResult, repo: str, reporter: Reporter) -> ExportResult:
+    """Upload an export to the hub, and return it with its address.
 
     Raises:
-        WeightsError: It may not be written, or the hub cannot be reached.
-        InputError: The hub refuses it.
+        WeightsError: The user may not write there, or the hub cannot be reached.
+        InputError: The hub refuses the export.
     """
     reporter.say(f"uploading {made.path} to {repo}")
     return replace(made, url=publish(made.path, repo, (MANIFEST,)))
 
 
 def default_output(lora_path: Path, *, fuse: bool) -> Path:
-    """Where an export goes unless the user names a place: the working folder, named after the run."""
+    """Return the default folder of an export: below the working folder, named after the run."""
     name = lora_path.parent.name if lora_path.name == "lora.safetensors" else lora_path.stem
     return Path(f"{name}-fused" if fuse else f"{name}-lora")

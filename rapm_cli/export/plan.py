@@ -1,4 +1,4 @@
-"""What an export consists of, planned before anything is written: a writer for each file, which verifies it."""
+"""Plan an export before anything is written: one function for each file, which writes and verifies it."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,50 +14,51 @@ from rapm_cli.bases import Base, Weights
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.core.storage.commit import MANIFEST
 from rapm_cli.core.storage.files import file_sha256, write_file
 from rapm_cli.formats.exports import EXPORTS, verify_lora
-from rapm_cli.formats.folder import INDEX, SCHEDULER, with_sampler
-from rapm_cli.formats.fuse import Merge, stored
-from rapm_cli.formats.kohya import Target
+from rapm_cli.formats.fuse import LoraFuser, open_tensors
+from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
 from rapm_cli.formats.programs import PROGRAMS, Verdict
-from rapm_cli.formats.recipe import RECIPE_FILE
-from rapm_cli.formats.stream import Piece, verify_pieces, write_pieces
+from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
+from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
 
-FILE = ".safetensors"
+SUFFIX = ".safetensors"
 CARD, SHEET = "README.md", "sheet.png"
-ANEW = (RECIPE_FILE, CARD, SHEET, MANIFEST)  # files of a base that an export has of its own
-UNET_FILE = f"unet/diffusion_pytorch_model{FILE}"
+REPLACED_FILES = (RECIPE_FILE, CARD, SHEET, MANIFEST)  # an export writes its own, and does not copy the base's
+UNET_FILE = f"unet/diffusion_pytorch_model{SUFFIX}"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-Write = Callable[[Path], Sequence[Verdict]]
+FileWriter = Callable[[Path], Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
-class Content:
-    """What an export consists of.
+class ExportPlan:
+    """Files that an export will write.
 
     Args:
-        files: Names in its folder to what writes and verifies each, and says which programs read it.
-        nbytes: Size of all, about.
-        is_lora: Whether it is the LoRA; else it is a whole model.
+        files: File names, relative to the export's folder, to functions. Each function writes its file to the path
+            that it gets, verifies it, and returns the verdict of each program.
+        nbytes: Approximate size of all files, in bytes.
+        is_lora: True where the files hold the LoRA; False where they hold a whole model.
     """
 
-    files: dict[str, Write]
+    files: dict[str, FileWriter]
     nbytes: int
     is_lora: bool
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of an export that was read back.
+class ExportedFile:
+    """A file of an export, written and verified.
 
     Args:
-        path: Of it.
-        bytes: Its size.
-        sha256: Its checksum.
-        verdicts: What each program makes of it; none for what is no file of weights by itself.
+        path: Path of the file.
+        bytes: Size of the file.
+        sha256: Checksum of the file, in hexadecimal digits.
+        verdicts: One verdict for each program; empty for a file without weights.
     """
 
     path: Path
@@ -66,53 +68,60 @@ class File:
 
     @property
     def readers(self) -> list[str]:
-        """The programs that read it."""
+        """Names of the programs that read the file."""
         return [one.program for one in self.verdicts if not one.reason]
 
 
-def written(path: Path, final: Path, write: Write) -> File:
-    """Write a file at `path`, which will lie at `final`; its folder is made.
+def write_verified(path: Path, final: Path, write: FileWriter) -> ExportedFile:
+    """Write and verify one file, and make its folder.
+
+    Args:
+        path: Path to write to now.
+        final: Path that the file will have once the export is complete.
+        write: Function that writes and verifies the file.
 
     Raises:
-        OSError: It cannot be written.
-        VerificationError: It did not turn out as it should.
+        OSError: The file cannot be written.
+        VerificationError: The bytes read back differ from those written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     verdicts = write(path)
-    return File(final, path.stat().st_size, file_sha256(path), verdicts)
+    return ExportedFile(final, path.stat().st_size, file_sha256(path), verdicts)
 
 
-def loras(lora: LoraFile, target: Target, name: str, formats: Sequence[str], dtype: torch.dtype | None) -> Content:
-    """The LoRA in some forms.
+def plan_lora(
+    lora: LoraFile, target: LoraTarget, name: str, formats: Sequence[str], dtype: torch.dtype | None
+) -> ExportPlan:
+    """Plan the LoRA alone, one file for each format.
 
     Args:
-        lora: What is written.
-        target: The base that it is for.
-        name: What the files' names begin with.
+        lora: LoRA to write.
+        target: UNet that the LoRA is for.
+        name: Stem of the file names.
         formats: Names from `EXPORTS`.
-        dtype: Of the weights; None keeps theirs.
+        dtype: Dtype of the written weights; None keeps the LoRA's own.
     """
 
     def write(path: Path, form: str) -> Sequence[Verdict]:
         EXPORTS[form](path, lora, target, dtype)
         return verify_lora(path, lora, target)
 
-    files: dict[str, Write] = {f"{name}-{form}{FILE}": partial(write, form=form) for form in formats}
+    files: dict[str, FileWriter] = {f"{name}-{form}{SUFFIX}": partial(write, form=form) for form in formats}
     size = sum(value.nbytes for value in lora.state.values())
-    return Content(files, 2 * len(files) * size, is_lora=True)
+    return ExportPlan(files, 2 * len(files) * size, is_lora=True)
 
 
-def folder(base: Base, merge: Merge, reporter: Reporter) -> Content:
-    """A diffusers folder whose UNet has the LoRA in it, and whose sampler is the student's.
+def plan_fused_folder(base: Base, fuser: LoraFuser, reporter: Reporter) -> ExportPlan:
+    """Plan a diffusers folder whose UNet contains the LoRA and whose scheduler is the student's.
 
     Args:
-        base: The base that the LoRA was distilled from, in diffusers layout.
-        merge: The LoRA, and the dtype of the UNet.
-        reporter: Sees a bar of bytes.
+        base: Base that the LoRA was distilled from, in diffusers layout.
+        fuser: LoRA, and the dtype of the written UNet.
+        reporter: Shows a bar of bytes.
 
     Raises:
-        ConfigError: The base has no folder.
-        InputError: The LoRA does not fit, or the base's files are not all there.
+        ConfigError: The base is one checkpoint file, not a folder.
+        InputError: The LoRA does not fit the base, or files of the base are missing.
     """
     weights = base.locate(reporter)
     if weights.checkpoint:
@@ -121,80 +130,95 @@ def folder(base: Base, merge: Merge, reporter: Reporter) -> Content:
             "give --single-file, or --base the model in diffusers layout",
         )
     weights.check("unet")
-    names = {name: plain for name, plain in weights.plain_names().items() if name not in ANEW}
+    names = {name: plain for name, plain in weights.plain_names().items() if name not in REPLACED_FILES}
     unet = weights.files_of("unet")
     copied = {
         plain: weights.folder / name
         for name, plain in names.items()
         if weights.folder / name not in unet and not plain.startswith("unet/diffusion_pytorch_model")
     }
-    files: dict[str, Write] = {plain: partial(_copy, source=source) for plain, source in copied.items()}
-    for name in (INDEX, SCHEDULER):
-        said = with_sampler(name, read_json(weights.folder / name), merge.lora.sampler)
-        files[name] = partial(_bytes, data=said)
-    files[RECIPE_FILE] = partial(_bytes, data=(json.dumps(merge.lora.recipe, indent=2) + "\n").encode())
-    pieces = merge.folder(stored(unet))
+    files: dict[str, FileWriter] = {plain: partial(_copy_file, source=source) for plain, source in copied.items()}
+    for name in (MODEL_INDEX, SCHEDULER_CONFIG):
+        config = with_sampler(name, read_json(weights.folder / name), fuser.lora.sampler)
+        files[name] = partial(_write_bytes, data=config)
+    files[RECIPE_FILE] = partial(_write_bytes, data=(json.dumps(fuser.lora.recipe, indent=2) + "\n").encode())
+    outputs = fuser.fuse_unet(open_tensors(unet))
     files[UNET_FILE] = partial(
-        _merged, pieces=pieces, metadata={"format": "pt"}, readers=PROGRAMS[:1], reporter=reporter
+        _write_fused, outputs=outputs, metadata={"format": "pt"}, readers=PROGRAMS[:1], reporter=reporter
     )
-    return Content(files, _size(pieces) + sum(source.stat().st_size for source in copied.values()), is_lora=False)
+    nbytes = _total_bytes(outputs) + sum(source.stat().st_size for source in copied.values())
+    return ExportPlan(files, nbytes, is_lora=False)
 
 
-def checkpoint(base: Base, merge: Merge, name: str, reporter: Reporter) -> Content:
-    """One checkpoint in the original layout, which ComfyUI and A1111 open, with the LoRA in it.
+def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Reporter) -> ExportPlan:
+    """Plan one checkpoint in the original layout, which ComfyUI and A1111 open, with the LoRA fused in.
 
     Args:
-        base: The base that the LoRA was distilled from.
-        merge: The LoRA, and the dtype of the UNet; all else is copied byte for byte.
-        name: Of the file, without its end.
-        reporter: Sees a bar of bytes.
+        base: Base that the LoRA was distilled from.
+        fuser: LoRA, and the dtype of the written UNet; all other tensors are copied byte for byte.
+        name: Stem of the file name.
+        reporter: Shows a bar of bytes.
 
     Raises:
-        InputError: The LoRA does not fit, the base's files are not all there, or the original layout has no place for
-            one of its tensors.
+        InputError: The LoRA does not fit the base, files of the base are missing, or the original layout has no place
+            for one of its tensors.
     """
     weights, architecture = base.locate(reporter), base.architecture(reporter)
-    pieces = _original_pieces(weights, merge)
+    outputs = _original_outputs(weights, fuser)
     is_xl, side_px = architecture.has_pooled_text, architecture.side_px
-    metadata = model_spec(merge.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
+    metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
     metadata |= {"modelspec.merged_from": base.name}
-    write = partial(_merged, pieces=pieces, metadata=metadata, readers=PROGRAMS, reporter=reporter)
-    return Content({f"{name}{FILE}": write}, _size(pieces), is_lora=False)
+    write = partial(_write_fused, outputs=outputs, metadata=metadata, readers=PROGRAMS, reporter=reporter)
+    return ExportPlan({f"{name}{SUFFIX}": write}, _total_bytes(outputs), is_lora=False)
 
 
-def _original_pieces(weights: Weights, merge: Merge) -> dict[str, Piece]:
+def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
+    """Return one of the two config files that name the scheduler, with the student's scheduler in it.
+
+    Args:
+        name: `MODEL_INDEX` or `SCHEDULER_CONFIG`.
+        config: Content of the base's file.
+        sampler: Sampler of the student; for most methods DDIM with trailing timesteps.
+    """
+    kind = f"{sampler.scheduler}Scheduler"
+    new = {"scheduler": ["diffusers", kind]} if name == MODEL_INDEX else {"_class_name": kind, **sampler.settings}
+    return (json.dumps(config | new, indent=2) + "\n").encode()
+
+
+def _original_outputs(weights: Weights, fuser: LoraFuser) -> dict[str, OutputTensor]:
     if weights.checkpoint:
-        return merge.original(stored([weights.checkpoint]))
+        return fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
     present = [part for part in PARTS if (weights.folder / part).is_dir()]
     for part in present:
         weights.check(part)
-    pieces = merge.checkpoint({part: stored(weights.files_of(part)) for part in present})
-    predicts = read_json(weights.folder / SCHEDULER).get("prediction_type")
-    return pieces | ({"v_pred": Piece((), "F32", (0,))} if predicts == "v_prediction" else {})  # an empty mark
+    outputs = fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
+    if read_json(weights.folder / SCHEDULER_CONFIG).get("prediction_type") == "v_prediction":
+        outputs |= {"v_pred": OutputTensor((), "F32", (0,))}  # ComfyUI looks for this name; the tensor is empty
+    return outputs
 
 
-def _merged(
-    path: Path, pieces: dict[str, Piece], metadata: dict[str, str], readers: Sequence[str], reporter: Reporter
+def _write_fused(
+    path: Path, outputs: dict[str, OutputTensor], metadata: dict[str, str], readers: Sequence[str], reporter: Reporter
 ) -> list[Verdict]:
-    with reporter.bar("merging", _size(pieces), "byte", torch.device("cpu")) as bar:
-        write_pieces(path, pieces, metadata, bar.advance)
-    with reporter.bar("verifying", _size(pieces), "byte", torch.device("cpu")) as bar:
-        verify_pieces(path, pieces, metadata, bar.advance)
+    with reporter.bar("merging", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
+        stream_tensors(path, outputs, metadata, bar.advance)
+    with reporter.bar("verifying", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
+        verify_tensors(path, outputs, metadata, bar.advance)
     return [Verdict(program, "") for program in readers]
 
 
-def _size(pieces: dict[str, Piece]) -> int:
-    return sum(piece.nbytes for piece in pieces.values())
+def _total_bytes(outputs: dict[str, OutputTensor]) -> int:
+    return sum(output.nbytes for output in outputs.values())
 
 
-def _copy(path: Path, source: Path) -> list[Verdict]:
-    if path.name.endswith(".index.json"):  # of shards, which it names
+def _copy_file(path: Path, source: Path) -> list[Verdict]:
+    if path.name.endswith(".index.json"):  # it names the shards, which lose their variant suffix
         path.write_text(source.read_text().replace(f".{FP16}", ""))
     else:
         shutil.copyfile(source, path)
     return []
 
 
-def _bytes(path: Path, data: bytes) -> list[Verdict]:
+def _write_bytes(path: Path, data: bytes) -> list[Verdict]:
     write_file(path, data)
     return []

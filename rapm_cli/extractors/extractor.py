@@ -1,4 +1,4 @@
-"""What looks at pictures, and pictures to features in batches that are read ahead."""
+"""Extractors: networks from images to features, in batches that are read ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +17,21 @@ from rapm_cli.core.common.registry import Registry
 from rapm_cli.extractors.preparation import Picture, Preparation
 
 BATCH = 32
-THREADS = 4  # that read and prepare; decoding and resizing let others run meanwhile
+THREADS = 4  # threads that read and prepare images; decoding and resizing release the interpreter lock
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network from pictures to features.
+    """A network from images to features.
 
     Args:
-        identity: What tells its features from others': network, weights, and how it prepares a picture.
-        width: D, of the features.
-        prepare: A picture to the (3, S, S) that the network takes.
-        network: (B, 3, S, S) float32 on the device to (B, D).
-        device: Where it computes.
+        identity: Text that identifies its features: network, weights, and preparation of an image.
+        width: D, the number of values in a feature.
+        prepare: (H, W, 3) uint8 image to the (3, S, S) float32 input of the network.
+        network: (B, 3, S, S) float32 on the device to (B, D) features.
+        device: Device that it computes on.
+        answers: (B, 3, S, S) float32 to (B, A) int64 classes of attributes; None if it reads no attributes. A network
+            with answers takes RGB in [0, 1].
     """
 
     identity: str
@@ -37,9 +39,10 @@ class Extractor:
     prepare: Callable[[Picture], NDArray[np.float32]]
     network: Callable[[Tensor], Tensor]
     device: torch.device
+    answers: Callable[[Tensor], Tensor] | None = None
 
     def after(self, preparation: Preparation) -> "Extractor":
-        """The same, of pictures that are prepared so first."""
+        """Return the same extractor with another preparation before its own."""
         if preparation.side_px is None:
             return self
         prepare = self.prepare
@@ -47,28 +50,39 @@ class Extractor:
         return replace(self, identity=identity, prepare=lambda picture: prepare(preparation(picture)))
 
     @torch.no_grad()
-    def features(self, pictures: Iterable[Callable[[], Picture]], batch: int = BATCH) -> Iterator[Tensor]:
-        """(B, D) float32 on the CPU for each B pictures, in order; while one batch is looked at, the next are read.
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, D) features and (N, A) answers of float images, before they are rounded to bytes.
 
         Args:
-            pictures: Each read when it is called, in another thread.
-            batch: B, of all but the last.
+            images: (N, 3, S, S) RGB in [0, 1]; the extractor has `answers`.
+        """
+        assert self.answers is not None
+        parts = images.split(BATCH)
+        return torch.cat(list(map(self.network, parts))), torch.cat(list(map(self.answers, parts)))
+
+    @torch.no_grad()
+    def features(self, pictures: Iterable[Callable[[], Picture]], batch: int = BATCH) -> Iterator[Tensor]:
+        """Yield (B, D) float32 features on the CPU, in order; the next images are read meanwhile.
+
+        Args:
+            pictures: Functions that read one (H, W, 3) uint8 image each; other threads call them.
+            batch: B, the number of images in every batch but the last.
         """
         for prepared in _read_ahead(pictures, self.prepare, batch):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 in convolutions too
-                seen = self.network(torch.from_numpy(prepared).to(self.device)).float().cpu()
-            yield seen
+                found = self.network(torch.from_numpy(prepared).to(self.device)).float().cpu()
+            yield found
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What an extractor is opened with.
+    """Settings to open an extractor with.
 
     Args:
-        device: Where it shall compute.
-        reporter: Sees downloads.
-        inception: Path of Inception's weights, where the user named one.
-        clip_model: Repository, `ORG/NAME[@REVISION]`, or folder of a CLIP.
+        device: Device to compute on.
+        reporter: Reporter of downloads.
+        inception: Path of Inception's weights; None for the usual places.
+        clip_model: Repository `ORG/NAME[@REVISION]` or folder of a CLIP model; None for the usual one.
     """
 
     device: torch.device
@@ -83,7 +97,7 @@ EXTRACTORS: Registry[Callable[[Opening], Extractor]] = Registry("extractor")
 def _read_ahead(
     pictures: Iterable[Callable[[], Picture]], prepare: Callable[[Picture], NDArray[np.float32]], batch: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Prepared batches in order; at most two batches more than is asked for are in memory."""
+    """Yield prepared batches in order; at most two batches wait in memory."""
     left, waiting = iter(pictures), deque[Future[NDArray[np.float32]]]()
     with ThreadPoolExecutor(THREADS) as pool:
         try:

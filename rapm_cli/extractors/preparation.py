@@ -49,6 +49,9 @@ class Preparation:
         return np.asarray(_image(square).resize((self.side_px, self.side_px), _filter(self.filter)))
 
 
+AS_IT_IS = Preparation()
+
+
 def read_picture(path: Path) -> Picture:
     """The picture in a file, in RGB.
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import file_sha256, regular_file
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.tensors import write_tensors
-from rapm_cli.metrics.frechet import Moments, frechet_distance
+from rapm_cli.formats.safetensors_writer import write_tensors
+from rapm_cli.metrics.frechet import frechet_distance
+from rapm_cli.metrics.moments import Moments
 
 KEY, FORMAT = "rapm_statistics", 1
 WORDS = ("extractor", "preparation", "source", "files")  # what is said of how they were made

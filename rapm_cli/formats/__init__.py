@@ -1,1 +1,1 @@
-"""LoRA and checkpoint files that other programs read."""
+"""File formats of LoRAs and checkpoints that other programs read and write."""

@@ -1,6 +1,6 @@
-"""What a safetensors file holds: a LoRA in any form, a whole model, or a part of one; from its header alone.
+"""Describe a safetensors file from its header: a LoRA under any keys, a whole model, or a part of one.
 
-Of the values no more is read than the alphas that a LoRA keeps in tensors, a few bytes each.
+The only values that are read are a LoRA's alpha tensors, a few bytes each.
 """
 
 import json
@@ -13,34 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.formats.header import DTYPE_BYTES, Header, TensorInfo
-from rapm_cli.formats.programs import OTHER_KINDS, form_of, verdicts
-from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, is_of_rapm, lora_facts, recipe_of
+from rapm_cli.formats.programs import OTHER_KINDS, key_format, verdicts
+from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, is_rapm_lora, parse_lora_header, parse_recipe
 
-HALF = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
-BASES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by width of its text
-UNPACK = {"F16": "<e", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h"}
+FACTOR_KEY = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
+FAMILIES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by text width
+STRUCT_FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h"}
 TEXT_ENCODERS = ("text_encoder", "lora_te")
-BLOCK = re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]?(\d+)?")
-PROVENANCE = {  # what other programs say of a file, by the words that it is shown under
+BLOCK_NAME = re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]?(\d+)?")
+PROVENANCE = {  # metadata keys of other programs, and the names that rapm shows them under
     "modelspec.title": "title", "modelspec.author": "author", "modelspec.date": "date", "ss_output_name": "alias",
     "modelspec.architecture": "architecture", "modelspec.merged_from": "merged from",
     "modelspec.usage_hint": "usage", "ss_training_comment": "comment", "ss_sd_model_name": "trained on",
 }  # fmt: skip
-ORIGINAL = "model.diffusion_model."
-PARTS = {  # of the original layout, by how their names begin
-    "unet": ORIGINAL, "autoencoder": "first_stage_model.", "CLIP-L": "conditioner.embedders.0.",
+ORIGINAL_UNET = "model.diffusion_model."
+ORIGINAL_PARTS = {  # of the original layout, by how their names begin
+    "unet": ORIGINAL_UNET, "autoencoder": "first_stage_model.", "CLIP-L": "conditioner.embedders.0.",
     "OpenCLIP": "conditioner.embedders.1.", "CLIP": "cond_stage_model.",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What a LoRA says of one layer.
+class LayerInfo:
+    """The header's facts about one layer of a LoRA.
 
     Args:
-        rank: Of its update.
-        alpha: The update is (alpha / rank) B A; None where nothing says it.
-        inputs: Of A.
+        rank: Rank of the update.
+        alpha: Alpha of the update, which is (alpha / rank) B A; None where the file does not say it.
+        inputs: Number of input features of A.
     """
 
     rank: int
@@ -49,30 +49,29 @@ class Layer:
 
 
 def is_lora(names: Collection[str]) -> bool:
-    """Whether a file of these tensors is a LoRA, of whatever kind."""
-    return form_of(names) is not None or any(piece in name for name in names for piece in ("lora", "lokr_", "hada_"))
+    """Return True where tensors of these names are a LoRA of any kind, also one that rapm does not read."""
+    return key_format(names) is not None or any(piece in name for name in names for piece in ("lora", "lokr_", "hada_"))
 
 
 def describe_lora(path: Path, header: Header) -> dict[str, Any]:
-    """Facts of a LoRA as JSON values.
+    """Return facts about a LoRA, as JSON values.
 
     Raises:
-        InputError: It is in rapm's own form, and contradicts itself.
+        InputError: The header of a LoRA that rapm wrote contradicts its tensors.
     """
-    if is_of_rapm(header) or _says_peft(header):
-        lora_facts(path, header)
+    if is_rapm_lora(header) or _has_peft_settings(header):
+        parse_lora_header(path, header)
     layers, names = _layers(path, header), list(header.tensors)
-    form = form_of(names)
+    form = key_format(names)
     ranks, alphas = Counter(one.rank for one in layers.values()), Counter(one.alpha for one in layers.values())
-    base = _base(layers)
-    said = _recipe(header.metadata)
+    base = _base_family(layers)
     rank, alpha = next(iter(ranks), None), next(iter(alphas), None)
     is_one = len(ranks) == len(alphas) == 1
     kind = next((kind for piece, kind in OTHER_KINDS.items() if any(piece in name for name in names)), None)
     return {
         "file": str(path),
         "kind": "LoRA",
-        "form": form.title if form else f"not plain: {kind or 'keys that nobody knows'}",
+        "form": form.title if form else f"not plain: {kind or 'unknown keys'}",
         "bytes": header.file_bytes,
         "dtype": "/".join(sorted({one.dtype for name, one in header.tensors.items() if not name.endswith(".alpha")})),
         "rank": rank if len(ranks) == 1 else None,
@@ -84,17 +83,21 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
         "parameters": sum(one.count for name, one in header.tensors.items() if not name.endswith(".alpha")),
         "blocks": dict(sorted(Counter(map(block_of, layers)).items())),
         "fits": base,
-        "programs": [asdict(one) for one in verdicts(names, header.metadata, is_xl=base == BASES[2048])],
-        "recipe": said,
-        "said": _said(header.metadata),
+        "programs": [asdict(one) for one in verdicts(names, header.metadata, is_xl=base == FAMILIES[2048])],
+        "recipe": _recipe(header.metadata),
+        "said": _provenance(header.metadata),
     }
 
 
 def describe_model(path: Path, header: Header) -> dict[str, Any]:
-    """Facts of a file that is no LoRA: a whole model in the original layout, a part in diffusers', or just tensors."""
+    """Return facts about any other file: a model in the original layout, a part in diffusers', or other tensors."""
     names = header.tensors
-    sizes = {part: _sum(header, start) for part, start in PARTS.items() if any(n.startswith(start) for n in names)}
-    kind, readers = _kind(names, sizes)
+    sizes = {
+        part: _part_facts(header, start)
+        for part, start in ORIGINAL_PARTS.items()
+        if any(n.startswith(start) for n in names)
+    }
+    kind, readers = _model_kind(names, sizes)
     facts: dict[str, Any] = {
         "file": str(path),
         "kind": kind,
@@ -105,12 +108,12 @@ def describe_model(path: Path, header: Header) -> dict[str, Any]:
         "parts": sizes,
         "programs": readers,
         "recipe": _recipe(header.metadata),
-        "said": _said(header.metadata),
+        "said": _provenance(header.metadata),
     }
     return facts | ({"predicts": "v_prediction"} if "v_pred" in names else {})
 
 
-def _kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _model_kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tuple[str, list[str]]:
     readers = ["ComfyUI", "A1111", "diffusers (from_single_file)", "rapm (--base)"]
     if "unet" in parts:
         family = "Stable Diffusion XL" if "OpenCLIP" in parts else "Stable Diffusion 1" if "CLIP" in parts else ""
@@ -127,77 +130,81 @@ def _kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tuple[st
     return "tensors", []
 
 
-def _sum(header: Header, start: str) -> dict[str, Any]:
+def _part_facts(header: Header, start: str) -> dict[str, Any]:
     own = [one for name, one in header.tensors.items() if name.startswith(start)]
     return {"parameters": sum(one.count for one in own), "dtype": "/".join(sorted({one.dtype for one in own}))}
 
 
 def _recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return recipe_of(metadata)
+        return parse_recipe(metadata)
     except ValueError:
         return {}
 
 
-def _said(metadata: Mapping[str, str]) -> dict[str, str]:
+def _provenance(metadata: Mapping[str, str]) -> dict[str, str]:
     return {shown: metadata[name] for name, shown in PROVENANCE.items() if metadata.get(name)}
 
 
-def _says_peft(header: Header) -> bool:
+def _has_peft_settings(header: Header) -> bool:
     return ADAPTER_KEY in header.metadata and all(name.startswith(PREFIX) for name in header.tensors)
 
 
-def _layers(path: Path, header: Header) -> dict[str, Layer]:
-    """Layers by the names that the file gives them."""
+def _layers(path: Path, header: Header) -> dict[str, LayerInfo]:
+    """Return the layers by the names that they have in the file."""
     downs, ups, alphas = {}, set(), {}
     for name, one in header.tensors.items():
         if name.endswith(".alpha"):
-            alphas[name.removesuffix(".alpha")] = _number(path, one)
-        elif match := HALF.fullmatch(name):
+            alphas[name.removesuffix(".alpha")] = _read_alpha(path, one)
+        elif match := FACTOR_KEY.fullmatch(name):
             if match[2] and len(one.shape) >= 2:
                 downs[match[1]] = one
             else:
                 ups.add(match[1])
-    usual = _header_alpha(header.metadata)
+    default = _header_alpha(header.metadata)
     return {
-        name: Layer(one.shape[0], alphas.get(name, usual), one.shape[1]) for name, one in downs.items() if name in ups
+        name: LayerInfo(one.shape[0], alphas.get(name, default), one.shape[1])
+        for name, one in downs.items()
+        if name in ups
     }
 
 
 def _header_alpha(metadata: Mapping[str, str]) -> float | None:
-    """What peft's settings in the header say; None where they say nothing, or more than a number for all."""
+    """Return alpha from peft's settings in the header; None without one, or where layers have alphas of their own."""
     try:
-        said = json.loads(metadata.get(ADAPTER_KEY, "{}"))
-        if said.get(f"{PREFIX}alpha_pattern", said.get("alpha_pattern")):
+        settings = json.loads(metadata.get(ADAPTER_KEY, "{}"))
+        if settings.get(f"{PREFIX}alpha_pattern", settings.get("alpha_pattern")):
             return None
-        alpha = said.get(f"{PREFIX}lora_alpha", said.get("lora_alpha"))
+        alpha = settings.get(f"{PREFIX}lora_alpha", settings.get("lora_alpha"))
         return None if alpha is None else float(alpha)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def _number(path: Path, one: TensorInfo) -> float | None:
-    if one.count != 1 or (one.dtype not in UNPACK and one.dtype != "BF16"):
+def _read_alpha(path: Path, one: TensorInfo) -> float | None:
+    if one.count != 1 or (one.dtype not in STRUCT_FORMATS and one.dtype != "BF16"):
         return None
     with path.open("rb") as file:
         file.seek(one.start)
         data = file.read(DTYPE_BYTES[one.dtype])
-    data, form = (b"\0\0" + data, "<f") if one.dtype == "BF16" else (data, UNPACK[one.dtype])
+    data, form = (b"\0\0" + data, "<f") if one.dtype == "BF16" else (data, STRUCT_FORMATS[one.dtype])
     return float(struct.unpack(form, data)[0])
 
 
-def _base(layers: Mapping[str, Layer]) -> str:
-    """The family of base that it fits, by the width of the text that its layers read."""
+def _base_family(layers: Mapping[str, LayerInfo]) -> str:
+    """Return the model family that the LoRA fits, by the width of the text embedding that its layers read."""
     widths = {one.inputs for name, one in layers.items() if re.search(r"attn2[._](processor\.)?to_[kv]", name)}
-    found = {BASES.get(width, f"a base whose text is {width} wide") for width in widths}
-    return found.pop() if len(found) == 1 else "a UNet whose text it does not touch" if not found else "no one base"
+    found = {FAMILIES.get(width, f"a base whose text is {width} wide") for width in widths}
+    if not found:
+        return "unknown: no layer that reads the text is changed"
+    return found.pop() if len(found) == 1 else "unknown: its layers read texts of several widths"
 
 
 def block_of(name: str) -> str:
-    """The block that a layer is in, such as `down_blocks.1`."""
+    """Return the block of a layer, such as `down_blocks.1`."""
     if name.startswith(TEXT_ENCODERS):
         return "text encoders"
-    match = BLOCK.search(name)
+    match = BLOCK_NAME.search(name)
     if match is None:
         return "outside"
     side = match[1]

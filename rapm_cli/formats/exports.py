@@ -1,4 +1,4 @@
-"""The forms that a LoRA is written in for other programs, and the proof that a file says what the LoRA does."""
+"""The formats that a LoRA is exported in, and the check that an exported file applies the same update."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,51 +10,57 @@ from rapm_cli.core.common.errors import VerificationError
 from rapm_cli.core.common.registry import Registry
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.kohya import Target, save_kohya
+from rapm_cli.formats.kohya import LoraTarget, save_kohya
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import Verdict, verdicts
 
-Writer = Callable[[Path, LoraFile, Target, torch.dtype | None], None]
+Writer = Callable[[Path, LoraFile, LoraTarget, torch.dtype | None], None]
 EXPORTS: Registry[Writer] = Registry("format")
-# |update of the file - update| / |update|, Frobenius norms, of a layer: both halves are rounded once.
+# Limit of |file's update - LoRA's update| / |LoRA's update| of a layer, Frobenius norms. A and B are each rounded once.
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
-SMALLEST = 1e-12  # an update that nobody misses
+NEGLIGIBLE_NORM = 1e-12  # smaller differences always pass
 
 
 @EXPORTS.add("diffusers")
-def save_diffusers(path: Path, lora: LoraFile, target: Target, dtype: torch.dtype | None = None) -> None:
-    """Write peft's keys, rank and alpha in the header; arguments and errors as of `save_kohya`."""
+def save_diffusers(path: Path, lora: LoraFile, target: LoraTarget, dtype: torch.dtype | None = None) -> None:
+    """Write a LoRA under peft's keys, with rank and alpha in the header; arguments and errors as of `save_kohya`."""
     for module in lora.modules:
-        target.name_of(module)
+        target.kohya_name(module)
     save_lora(path, replace(lora, state={name: value.to(dtype or value.dtype) for name, value in lora.state.items()}))
 
 
 EXPORTS.add("kohya")(save_kohya)
 
 
-def verify_lora(path: Path, lora: LoraFile, target: Target) -> list[Verdict]:
-    """Read a LoRA back by diffusers' own table of names, and compare what it does to each layer.
+def verify_lora(path: Path, lora: LoraFile, target: LoraTarget) -> list[Verdict]:
+    """Read an exported LoRA back through diffusers' table of names, and compare the update of each layer.
+
+    Args:
+        path: Exported file.
+        lora: LoRA that was exported.
+        target: UNet that the LoRA is for.
 
     Returns:
-        What each program makes of the file.
+        One verdict for each program.
 
     Raises:
-        VerificationError: A layer is missing, or what is added to it differs by more than rounding.
+        VerificationError: The file lacks a layer, or an update differs by more than rounding.
     """
     found, header = load_lora(path), read_header(path)
     if found.modules != lora.modules:
         odd = sorted(set(found.modules) ^ set(lora.modules))[0]
-        raise VerificationError(f"{path} does not change the same layers, first {odd}", "this is a bug of rapm")
+        raise VerificationError(f"{path} changes other layers than the LoRA, first {odd}", "this is a bug of rapm")
     limit = max(TOLERANCE[info.dtype] for info in header.tensors.values())
     for module in lora.modules:
-        wanted, made = _update(lora, module), _update(found, module)
-        if float((made - wanted).norm()) > max(limit * float(wanted.norm()), SMALLEST):
+        wanted, made = _layer_update(lora, module), _layer_update(found, module)
+        if float((made - wanted).norm()) > max(limit * float(wanted.norm()), NEGLIGIBLE_NORM):
             raise VerificationError(
-                f"{path} changes {module} otherwise than the LoRA does", "give --dtype fp32, which rounds nothing"
+                f"{path} applies another update to {module} than the LoRA does",
+                "give --dtype fp32, which rounds nothing",
             )
     return verdicts(header.tensors, header.metadata, is_xl=target.is_xl)
 
 
-def _update(lora: LoraFile, module: str) -> torch.Tensor:
+def _layer_update(lora: LoraFile, module: str) -> torch.Tensor:
     down, up = (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
     return lora_update(down, up, lora.alpha / lora.rank)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without torch."""
+"""Read and check the header of a safetensors file, without torch."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from typing import Any
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
-MAX_TENSORS = 100_000  # a whole SDXL has under 3,000
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_TENSORS = 100_000  # a complete SDXL has under 3,000
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 REMEDY = "give a LoRA in safetensors format"
-STRANGERS = (  # how files begin that are taken for safetensors, and what they are
+LOOKALIKES = (  # first bytes, kind and remedy of files that are often given as safetensors
     (b"version https://git-lfs", "a git-lfs pointer, not weights", "run: git lfs pull"),
     (b"PK\x03\x04", "a zip, as torch.save writes, which can hold code", "ask for a safetensors file"),
     (b"\x80", "a pickle, which can run code when it is opened", "ask for a safetensors file"),
@@ -27,7 +27,13 @@ STRANGERS = (  # how files begin that are taken for safetensors, and what they a
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Type and shape of one stored tensor, and where in the file it starts."""
+    """One entry of a header.
+
+    Args:
+        dtype: Dtype as safetensors names it.
+        shape: Shape of the tensor.
+        start: Offset of the tensor's bytes from the start of the file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,13 +46,19 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, in bytes."""
         return self.count * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself."""
+    """The header of a safetensors file.
+
+    Args:
+        tensors: Dtype, shape and place of each tensor, by name.
+        metadata: Texts by key.
+        file_bytes: Size of the whole file.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -54,10 +66,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header; the values are not touched.
+    """Read and check the header; the values are not read.
 
     Raises:
-        InputError: The file cannot be read, or is no whole safetensors file.
+        InputError: The file cannot be read, or is not a complete safetensors file.
     """
     regular_file(path, "check the path")
     try:
@@ -66,7 +78,7 @@ def read_header(path: Path) -> Header:
             start = file.read(32)
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise _stranger(path, start)
+                raise _not_safetensors(path, start)
             file.seek(8)
             record: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         metadata = record.pop("__metadata__", {})
@@ -87,10 +99,14 @@ def read_header(path: Path) -> Header:
 
 
 def _read_entries(record: dict[str, Any], data: int) -> tuple[dict[str, TensorInfo], int]:
-    """Every tensor, and where the last ends, counted from where the data start in the file.
+    """Return every entry, and the size of all data.
+
+    Args:
+        record: Parsed header, without metadata.
+        data: Offset of the data from the start of the file.
 
     Raises:
-        ValueError: The tensors do not lie one after the other, each as long as its shape.
+        ValueError: The tensors leave gaps, overlap, or differ in size from their shapes.
     """
     if len(record) > MAX_TENSORS:
         raise ValueError(f"it lists {len(record):,} tensors")
@@ -117,13 +133,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def is_stranger(start: bytes) -> bool:
-    """True for the first bytes of what is often taken for safetensors, and is not."""
-    return any(start.startswith(sign) for sign, _, _ in STRANGERS)
+def is_lookalike(start: bytes) -> bool:
+    """Return True for the first bytes of a file that is often given as safetensors, and is something else."""
+    return any(start.startswith(sign) for sign, _, _ in LOOKALIKES)
 
 
-def _stranger(path: Path, start: bytes) -> InputError:
-    for sign, kind, remedy in STRANGERS:
+def _not_safetensors(path: Path, start: bytes) -> InputError:
+    for sign, kind, remedy in LOOKALIKES:
         if start.startswith(sign):
             return InputError(f"{path} is {kind}, not a safetensors file", remedy)
     return InputError(f"{path} is not a safetensors file", REMEDY)

@@ -1,7 +1,7 @@
-"""A LoRA in the form of kohya's trainer, which ComfyUI, A1111 and sd-scripts read, and diffusers too.
+"""Write a LoRA in the format of kohya's trainer (sd-scripts), which ComfyUI, A1111, sd-scripts and diffusers read.
 
-Its layers have the names of SDXL's original code, for a Stable Diffusion 1.5 those of diffusers, as there. The strength
-is in the up weights, and alpha says the rank: every reader then agrees, whatever it makes of alpha.
+Layers are named as in kohya's trainer: for SDXL by the original code, for Stable Diffusion 1.5 by diffusers. The scale
+is folded into the up weights, and alpha equals the rank, so that every reader applies the same scale of 1.
 """
 
 import json
@@ -14,24 +14,23 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import LoraFile
-from rapm_cli.formats.modelspec import SGM, model_spec, title, usage_hint
-from rapm_cli.formats.original import attentive_blocks, unet_layer
-from rapm_cli.formats.stream import DIGEST
-from rapm_cli.formats.tensors import write_tensors
+from rapm_cli.formats.modelspec import SGM, model_spec, model_title, usage_hint
+from rapm_cli.formats.original_layout import attention_blocks, original_unet_layer
+from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER, write_tensors
 
-PREFIX = "lora_unet_"
-VERSIONS = {True: "sdxl_base_v1-0", False: "sd_v1"}  # of the base, by whether it is an SDXL; A1111 hides others
+KOHYA_PREFIX = "lora_unet_"
+BASE_VERSIONS = {True: "sdxl_base_v1-0", False: "sd_v1"}  # by is_xl; A1111 hides a LoRA of another version
 
 
 @dataclass(frozen=True)
-class Target:
-    """The base that a LoRA is written for.
+class LoraTarget:
+    """The UNet that a LoRA is written for.
 
     Args:
-        is_xl: Whether it is an SDXL; else it is a Stable Diffusion 1.5.
-        layers: Names of its UNet's layers in diffusers.
-        side_px: Width and height of its pictures.
-        alias: What A1111 calls the LoRA; empty for the file's own name.
+        is_xl: True for an SDXL; False for a Stable Diffusion 1.5.
+        layers: Names of the UNet's layers in diffusers.
+        side_px: Width and height of the images, in pixels.
+        alias: Name that A1111 shows for the LoRA; empty for the file's stem.
     """
 
     is_xl: bool
@@ -39,45 +38,46 @@ class Target:
     side_px: int
     alias: str = ""
 
-    def name_of(self, module: str) -> str:
-        """What kohya calls a layer.
+    def kohya_name(self, module: str) -> str:
+        """Return kohya's name for a layer of diffusers.
 
         Raises:
             InputError: The base has no such layer.
         """
         if module not in self.layers:
             raise InputError(f"the LoRA changes {module}, which this base does not have", "give its own --base")
-        return PREFIX + (unet_layer(module, attentive_blocks(self.layers)) if self.is_xl else module).replace(".", "_")
+        name = original_unet_layer(module, attention_blocks(self.layers)) if self.is_xl else module
+        return KOHYA_PREFIX + name.replace(".", "_")
 
 
-def save_kohya(path: Path, lora: LoraFile, target: Target, dtype: torch.dtype | None = None) -> None:
-    """Write the file, and read it back.
+def save_kohya(path: Path, lora: LoraFile, target: LoraTarget, dtype: torch.dtype | None = None) -> None:
+    """Write a LoRA in kohya's format, and verify the file.
 
     Args:
-        path: Of the file.
-        lora: What to write.
-        target: Its base.
-        dtype: Of the weights; None keeps theirs.
+        path: File to write.
+        lora: LoRA to write.
+        target: UNet that the LoRA is for.
+        dtype: Dtype of the written weights; None keeps the LoRA's own.
 
     Raises:
-        InputError: The LoRA is of another base.
-        DiskError: It cannot be written.
-        VerificationError: What was read back differs from what was written; nothing is left.
+        InputError: The LoRA changes a layer that the base does not have.
+        DiskError: The file cannot be written.
+        VerificationError: The bytes read back differ from those written; no file is left.
     """
     state: dict[str, Tensor] = {}
     for module in lora.modules:
-        name, (down, up) = target.name_of(module), (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
+        name, (down, up) = target.kohya_name(module), (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
         state[f"{name}.lora_down.weight"] = down.to(dtype or down.dtype)
         state[f"{name}.lora_up.weight"] = (up.float() * (lora.alpha / lora.rank)).to(dtype or up.dtype)
         state[f"{name}.alpha"] = torch.tensor(float(lora.rank))
     write_tensors(path, state, _metadata(path, lora, target))
 
 
-def _metadata(path: Path, lora: LoraFile, target: Target) -> dict[str, str]:
-    training, about = lora.recipe.get("training", {}), [title(lora.recipe), usage_hint(lora.recipe)]
+def _metadata(path: Path, lora: LoraFile, target: LoraTarget) -> dict[str, str]:
+    training, about = lora.recipe.get("training", {}), [model_title(lora.recipe), usage_hint(lora.recipe)]
     kohya = {
         "v2": "False",
-        "base_model_version": VERSIONS[target.is_xl],
+        "base_model_version": BASE_VERSIONS[target.is_xl],
         "network_module": "networks.lora",
         "network_dim": str(lora.rank),
         "network_alpha": str(float(lora.rank)),
@@ -87,7 +87,7 @@ def _metadata(path: Path, lora: LoraFile, target: Target) -> dict[str, str]:
         "resolution": f"({target.side_px}, {target.side_px})",
         "training_comment": ": ".join(filter(None, about)),
     }
-    told = {"seed": "seed", "steps": "iterations", "learning_rate": "learning_rate"}
-    kohya |= {name: str(training[ours]) for name, ours in told.items() if ours in training}
+    settings = {"seed": "seed", "steps": "iterations", "learning_rate": "learning_rate"}  # ours by kohya's name
+    kohya |= {name: str(training[ours]) for name, ours in settings.items() if ours in training}
     spec = model_spec(lora.recipe, is_xl=target.is_xl, is_lora=True, implementation=SGM, side_px=target.side_px)
-    return spec | {f"ss_{name}": text for name, text in kohya.items()} | {"sshs_model_hash": DIGEST}
+    return spec | {f"ss_{name}": text for name, text in kohya.items()} | {"sshs_model_hash": DIGEST_PLACEHOLDER}

@@ -1,4 +1,4 @@
-"""A distilled LoRA as one safetensors file in diffusers' own form, with its recipe in the header."""
+"""A distilled LoRA as one safetensors file in diffusers' format, with its recipe in the header."""
 
 import hashlib
 import json
@@ -15,22 +15,22 @@ from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, load_lora_state
-from rapm_cli.formats.forms import by_module, refuse_broken, refused
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, is_of_rapm, lora_facts, recipe_of
-from rapm_cli.formats.strength import of_one_rank
-from rapm_cli.formats.tensors import write_tensors
+from rapm_cli.formats.lora_keys import check_finite, lora_error, updates_by_layer
+from rapm_cli.formats.lora_scale import fold_scale
+from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, is_rapm_lora, parse_lora_header, parse_recipe
+from rapm_cli.formats.safetensors_writer import write_tensors
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA on disk.
+    """The content of a LoRA file.
 
     Args:
-        state: Peft keys, without prefix, to float tensors.
+        state: Float tensors under peft's keys, without a prefix.
         rank: Rank of every update.
-        alpha: The update is (alpha / rank) B A.
-        recipe: How it was made and how it is sampled; empty for files that rapm did not write.
+        alpha: Alpha of every update, which is (alpha / rank) B A.
+        recipe: Settings of training and sampling; empty for files that rapm did not write.
     """
 
     state: dict[str, Tensor]
@@ -40,20 +40,20 @@ class LoraFile:
 
     @property
     def sampler(self) -> Sampler:
-        """How it is sampled; with DDIM where its file does not say by which method it was made.
+        """The student's sampler: that of its method, or DDIM where the file names no method.
 
         Raises:
-            ConfigError: It was made by a method that this version does not know.
+            ConfigError: This version does not know the method.
         """
         return sampler_of(self.recipe.get("training", {}))
 
     @property
     def modules(self) -> list[str]:
-        """The layers that it changes, in order of their names."""
+        """Names of the layers that the LoRA changes, sorted."""
         return sorted(name.removesuffix(".lora_A.weight") for name in self.state if name.endswith(".lora_A.weight"))
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the update alone: equal for files that draw the same pictures."""
+        """Return sixteen hexadecimal digits of the update alone; files that sample the same images have the same."""
         digest = hashlib.sha256(repr((self.rank, self.alpha)).encode())
         for name in sorted(self.state):
             value = self.state[name].contiguous()
@@ -63,13 +63,13 @@ class LoraFile:
 
 
 def save_lora(path: Path, lora: LoraFile) -> None:
-    """Write a file that plain `load_lora_weights` reads at the right strength, and read it back.
+    """Write a file that diffusers' `load_lora_weights` loads with the right scale, and verify it.
 
     Raises:
-        VerificationError: What was read back differs from what was written.
+        VerificationError: The bytes read back differ from those written.
     """
-    # What rapm trained has every layer of its kinds. Of another LoRA each layer is named: diffusers would look for
-    # those of a kind that it lacks, and pass over those of no kind.
+    # A LoRA that rapm trained has every layer of its kinds, so the kinds are enough. For any other LoRA each layer is
+    # listed: by kinds, diffusers would look for layers that the LoRA lacks, and skip layers of other kinds.
     targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
     adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, "lora_dropout": 0.0}
     metadata = {
@@ -81,61 +81,61 @@ def save_lora(path: Path, lora: LoraFile) -> None:
 
 
 def load_lora(path: Path) -> LoraFile:
-    """Read a LoRA: what rapm wrote as it is, any other with its strength folded in.
+    """Read a LoRA. A file of rapm is read unchanged; any other gets its scale folded into the weights.
 
     Raises:
-        InputError: The file is damaged, is no plain LoRA of a UNet, or has values that are not finite.
+        InputError: The file is damaged, is not a plain LoRA of a UNet, or has values that are not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = read_header(path)
-    facts = lora_facts(path, header) if is_of_rapm(header) else None
+    facts = parse_lora_header(path, header) if is_rapm_lora(header) else None
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}", "copy or download it again") from error
     if facts is None:
-        return plain_lora(path, state, header.metadata)
-    refuse_broken(path, state)
+        return convert_lora(path, state, header.metadata)
+    check_finite(path, state)
     return LoraFile({name.removeprefix(PREFIX): value for name, value in state.items()}, *facts)
 
 
-def plain_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
-    """A LoRA out of any form that diffusers loads; its alpha is its rank.
+def convert_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
+    """Convert a LoRA from any keys that diffusers loads; the result's alpha equals its rank.
 
     Args:
-        path: For messages.
-        state: What the file holds.
-        metadata: Of its header.
+        path: LoRA's file, for messages.
+        state: Tensors of the file.
+        metadata: Metadata of the file's header.
 
     Raises:
-        InputError: It is no plain LoRA of a UNet alone.
+        InputError: The LoRA is not a plain one of a UNet alone.
     """
-    updates = by_module(path, state)
+    updates = updates_by_layer(path, state)
     try:
-        recipe = recipe_of(metadata)
+        recipe = parse_recipe(metadata)
     except ValueError as error:
-        raise refused(path, f"has a recipe that is none: {error}") from error
+        raise lora_error(path, f"has a malformed recipe: {error}") from error
     rank = max(update.rank for update in updates.values())
-    return LoraFile(of_one_rank(path, updates, metadata), rank, float(rank), recipe)
+    return LoraFile(fold_scale(path, updates, metadata), rank, float(rank), recipe)
 
 
 def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
-    """Attach a LoRA to a backbone without one.
+    """Attach a LoRA to a backbone that has none.
 
     Raises:
-        InputError: It was made for another base.
+        InputError: The LoRA was made for another base.
     """
     try:
         attach_lora(backbone, lora.rank, lora.alpha, modules=lora.modules)
         load_lora_state(backbone, lora.state)
     except ValueError as error:
-        raise does_not_fit(path, lora, str(error)) from error
+        raise wrong_base_error(path, lora, str(error)) from error
 
 
-def does_not_fit(path: Path, lora: LoraFile, reason: str) -> InputError:
-    """The error of a LoRA on a base that it was not made for."""
+def wrong_base_error(path: Path, lora: LoraFile, reason: str) -> InputError:
+    """Return the error for a LoRA on a base that it was not made for."""
     base = lora.recipe.get("base")
     remedy = f"it was made for --base {base}" if base else "give the --base that it was made for"
     return InputError(f"{path} does not fit this base ({reason})", remedy)

@@ -1,7 +1,6 @@
-"""What a PNG says of itself, read without decoding it."""
+"""Size and texts of a PNG, read without decoding its pixels."""
 
-import struct
-import zlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-MAX_TEXT = 2**20  # bytes of a chunk
 REMEDY = "give a PNG"
 
 
@@ -23,44 +21,21 @@ class Png:
 
 
 def read_png(path: Path) -> Png:
-    """The size and the texts of a PNG.
+    """Read the size and the texts of a PNG, and check its checksums.
 
     Raises:
-        InputError: It is none, or is damaged.
+        InputError: The file is no PNG or is damaged, or a text or the image would need too much memory.
     """
+    from PIL import Image
+
     regular_file(path, REMEDY)
-    size: tuple[int, int] | None = None
-    texts: dict[str, str] = {}
     try:
-        with path.open("rb") as file:
-            if file.read(8) != MAGIC:
-                raise InputError(f"{path} is no PNG", REMEDY)
-            kind = b""
-            while kind != b"IEND":
-                length, kind = struct.unpack(">I4s", file.read(8))
-                if kind not in (b"IHDR", b"tEXt", b"iTXt") or length > MAX_TEXT:
-                    file.seek(length + 4, 1)
-                    continue
-                data = file.read(length)
-                if zlib.crc32(kind + data) != struct.unpack(">I", file.read(4))[0]:
-                    raise InputError(f"{path} is damaged: a checksum differs", "copy it again")
-                if kind == b"IHDR":
-                    size = struct.unpack(">II", data[:8])
-                else:
-                    texts |= _text(kind, data)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    except (struct.error, ValueError) as error:
-        raise InputError(f"{path} is no whole PNG", "copy it again") from error
-    if size is None:
-        raise InputError(f"{path} is no whole PNG", "copy it again")
-    return Png(*size, texts)
-
-
-def _text(kind: bytes, data: bytes) -> dict[str, str]:
-    key, _, rest = data.partition(b"\0")
-    if kind == b"tEXt":
-        return {key.decode("latin-1"): rest.decode("latin-1")}
-    is_packed, _, (_language, _, rest) = rest[:1] == b"\1", rest[1:2], rest[2:].partition(b"\0")
-    _translated, _, text = rest.partition(b"\0")
-    return {} if is_packed else {key.decode("latin-1"): text.decode()}
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
+            texts = {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
+            image.verify()
+            return Png(image.width, image.height, texts)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is refused: {error}", REMEDY) from error
+    except (OSError, SyntaxError, ValueError, LookupError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{path} is no whole PNG: {reason}", "copy it again") from error

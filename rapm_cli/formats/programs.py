@@ -1,4 +1,4 @@
-"""Which programs read a LoRA, by its keys and header alone, and why one would not; torch is not needed.
+"""Tell from a LoRA's keys and header which programs read it, and why another does not. This needs no torch.
 
 Source: the loaders of diffusers 0.42, ComfyUI 17358c8, A1111 1.10 and sd-scripts 48d368f.
 """
@@ -7,86 +7,91 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-OTHER_KINDS = {  # pieces of keys that no plain LoRA has, or none that diffusers loads
+OTHER_KINDS = {  # parts of keys that a plain LoRA which diffusers loads does not have
     "diffusion_model.": "one under ComfyUI's own keys, which diffusers does not load",
     "dora_scale": "a DoRA", "lora_magnitude_vector": "a DoRA", "hada_": "a LoHa", "lokr_": "a LoKr",
     "lora_mid": "a LoCon with a core tensor", "oft_": "an OFT", ".diff": "one with whole weights",
     ".bias": "one with biases", "lora_embedding_": "one with embeddings", "bundle_emb": "one with embeddings",
 }  # fmt: skip
 PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
-KOHYA = "rapm export --format kohya writes one that is"
-PIPELINE = f"keys that begin with unet. are not read there; {KOHYA}"
-BARE = f"such keys are not read there; {KOHYA}"
-SGM = re.compile(r"lora_unet_(input|middle|output)_block|lora_unet_(time_embed|label_emb|out)_\d")
+KOHYA_HINT = "rapm export --format kohya writes a file that loads there"
+PREFIX_REASON = f"keys that begin with unet. are not supported; {KOHYA_HINT}"
+BARE_REASON = f"peft keys without a prefix are not supported; {KOHYA_HINT}"
+ORIGINAL_BLOCK_KEY = re.compile(r"lora_unet_(input|middle|output)_block|lora_unet_(time_embed|label_emb|out)_\d")
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
-    """A way to name a LoRA's tensors.
+class KeyFormat:
+    """A convention for the names of a LoRA's tensors.
 
     Args:
-        title: In words.
-        refusals: Programs that do not read it, and why.
+        title: Name for people.
+        refusals: Programs that do not read such names, with the reason.
     """
 
     title: str
     refusals: Mapping[str, str]
 
 
-PEFT = Form("peft keys of a diffusers pipeline", dict.fromkeys(PROGRAMS[1:], PIPELINE))
-PEFT_BARE = Form("peft keys of a UNet", dict.fromkeys(PROGRAMS[1:], BARE))
-DIFFUSERS = Form("old keys of diffusers", dict.fromkeys(PROGRAMS[1:], PIPELINE))
-KOHYA_SGM = Form("kohya, by the blocks of SDXL's original code", {})
-KOHYA_BLOCKS = Form("kohya, by the blocks of diffusers", {})
-COMFY = Form(
+PEFT = KeyFormat("peft keys of a diffusers pipeline", dict.fromkeys(PROGRAMS[1:], PREFIX_REASON))
+PEFT_BARE = KeyFormat("peft keys of a UNet", dict.fromkeys(PROGRAMS[1:], BARE_REASON))
+DIFFUSERS = KeyFormat("old keys of diffusers", dict.fromkeys(PROGRAMS[1:], PREFIX_REASON))
+KOHYA_SGM = KeyFormat("kohya, by the blocks of SDXL's original code", {})
+KOHYA_BLOCKS = KeyFormat("kohya, by the blocks of diffusers", {})
+COMFY = KeyFormat(
     "ComfyUI's own keys",
     {
-        name: f"keys that begin with diffusion_model. are not read there; {KOHYA}"
+        name: f"keys that begin with diffusion_model. are not supported; {KOHYA_HINT}"
         for name in PROGRAMS
         if name != "ComfyUI"
     },
 )
-MIXED = Form("a mixture", dict.fromkeys(PROGRAMS[1:], f"some of its keys are not read there; {KOHYA}"))
+MIXED = KeyFormat("a mixture", dict.fromkeys(PROGRAMS[1:], f"some of its keys are not supported; {KOHYA_HINT}"))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a program makes of a file; it reads it where there is no reason not to."""
+    """Whether a program reads a file.
+
+    Args:
+        program: Name of the program.
+        reason: Reason why the program does not read the file; empty where it does.
+    """
 
     program: str
     reason: str
 
 
-def form_of(names: Collection[str]) -> Form | None:
-    """How a LoRA's tensors are named; None where nothing of it is a LoRA of a UNet."""
-    forms = {form for name in names if (form := _form(name))}
+def key_format(names: Collection[str]) -> KeyFormat | None:
+    """Return the naming convention of a LoRA's tensors; None where no name is that of a UNet's LoRA."""
+    forms = {form for name in names if (form := _key_format_of(name))}
     return forms.pop() if len(forms) == 1 else MIXED if forms else None
 
 
 def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool) -> list[Verdict]:
-    """What each program makes of a LoRA.
+    """Return one verdict for each program.
 
     Args:
-        names: Of its tensors.
-        metadata: Of its header.
-        is_xl: Whether it is one of an SDXL.
+        names: Names of the LoRA's tensors.
+        metadata: Metadata of the LoRA's header.
+        is_xl: True for a LoRA of an SDXL.
     """
-    form = form_of(names)
+    form = key_format(names)
     if form is None:
-        return [Verdict(program, "it holds no LoRA of a UNet") for program in PROGRAMS]
+        return [Verdict(program, "the file holds no LoRA of a UNet") for program in PROGRAMS]
     refusals = dict(form.refusals)
     if form is KOHYA_BLOCKS and is_xl:
-        refusals["sd-scripts"] = f"SDXL's layers have the original code's names there; {KOHYA}"
+        refusals["sd-scripts"] = f"keys with diffusers' names of SDXL's layers are not supported; {KOHYA_HINT}"
     if is_xl and "A1111" not in refusals and not metadata.get("ss_base_model_version", "sdxl_").startswith("sdxl_"):
-        refusals["A1111"] = "its header names another base, and A1111 hides it beside an SDXL"
+        refusals["A1111"] = "the header names another base, so A1111 hides the LoRA while an SDXL is loaded"
     if is_xl and "A1111" not in refusals and metadata and "ss_base_model_version" not in metadata:
-        refusals["A1111"] = f"its header names no base, and A1111 hides it beside an SDXL; {KOHYA}"
+        refusals["A1111"] = f"the header names no base, so A1111 hides the LoRA while an SDXL is loaded; {KOHYA_HINT}"
     return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
 
 
-def _form(name: str) -> Form | None:
+def _key_format_of(name: str) -> KeyFormat | None:
     if name.startswith("lora_unet_"):
-        return KOHYA_SGM if SGM.match(name) else KOHYA_BLOCKS
+        return KOHYA_SGM if ORIGINAL_BLOCK_KEY.match(name) else KOHYA_BLOCKS
     if name.startswith("diffusion_model."):
         return COMFY
     if ".lora_A." in name or ".lora_B." in name:

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself in its header; read without torch."""
+"""The recipe, rank and alpha in a LoRA's header, read without torch."""
 
 import json
 import math
@@ -12,55 +12,56 @@ from rapm_cli.formats.header import Header
 
 PREFIX = "unet."
 RECIPE_KEY = "rapm_recipe"
-RECIPE_FILE = "rapm_recipe.json"  # of a folder
-GROUPS = ("sampler", "teacher", "training")  # of a recipe
-ADAPTER_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
-VARIANTS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # of a LoRA, that change its strength
+RECIPE_FILE = "rapm_recipe.json"  # in the folder of a fused model
+MODEL_INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"  # in a folder of diffusers
+GROUPS = ("sampler", "teacher", "training")  # sections of a recipe
+ADAPTER_KEY = "lora_adapter_metadata"  # diffusers reads rank and alpha here
+UNSUPPORTED_SETTINGS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # peft's, which change the update
 
 
-def is_of_rapm(header: Header) -> bool:
-    """True for a file in the form that rapm writes, with a recipe, be it an empty one."""
-    return RECIPE_KEY in header.metadata and _has_our_keys(header)
+def is_rapm_lora(header: Header) -> bool:
+    """Return True for a file that rapm wrote: it has rapm's keys and a recipe, which may be empty."""
+    return RECIPE_KEY in header.metadata and _has_rapm_keys(header)
 
 
-def recipe_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """How a LoRA was made and how it is sampled; empty where its header does not say.
+def parse_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the recipe in a header: settings of training and sampling; empty where the header has none.
 
     Raises:
-        ValueError: The recipe is none.
+        ValueError: The recipe is malformed.
     """
     try:
         recipe: dict[str, Any] = json.loads(metadata.get(RECIPE_KEY, "{}"))
         if not _is_recipe(recipe):
-            raise ValueError("a part of the recipe has another type")
+            raise ValueError("a value of the recipe has the wrong type")
     except (TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("the recipe is no table") from error
+        raise ValueError("the recipe is not a JSON object") from error
     return recipe
 
 
-def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
-    """Rank, alpha and recipe from a header of ours.
+def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
+    """Return rank, alpha and recipe from the header of a LoRA that rapm wrote.
 
     Raises:
-        InputError: The file holds no LoRA, or not in the form that rapm writes, or does not say its rank and alpha.
+        InputError: The file holds no LoRA with rapm's keys, or its header lacks rank and alpha.
     """
     names = list(header.tensors)
-    if not _has_our_keys(header):
-        raise InputError(f"{path} holds no LoRA, or not in the form that rapm writes", _to_write_anew(path))
+    if not _has_rapm_keys(header):
+        raise InputError(f"{path} holds no LoRA with the keys that rapm writes", _rewrite_command(path))
     try:
         adapter = json.loads(header.metadata[ADAPTER_KEY])
         rank, alpha = int(adapter[PREFIX + "r"]), float(adapter[PREFIX + "lora_alpha"])
-        recipe = recipe_of(header.metadata)
+        recipe = parse_recipe(header.metadata)
         is_sound = rank >= 1 and 0 < alpha < math.inf
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         is_sound = False
     if not is_sound:
-        raise InputError(f"{path} does not say its rank and alpha as rapm writes them", _to_write_anew(path))
-    if variant := next((name for name in VARIANTS if adapter.get(PREFIX + name)), None):
-        raise InputError(f"{path} is a LoRA with {variant}, which rapm does not read", "give a plain LoRA")
+        raise InputError(f"{path} lacks rank and alpha in the form that rapm writes", _rewrite_command(path))
+    if variant := next((name for name in UNSUPPORTED_SETTINGS if adapter.get(PREFIX + name)), None):
+        raise InputError(f"{path} has the setting {variant}, which rapm does not support", "give a plain LoRA")
     ups, downs = ({name.split(".lora_")[0] for name in names if f".lora_{half}." in name} for half in "BA")
     if ups != downs:
-        raise InputError(f"{path} lacks half of {min(ups ^ downs)}", "give a file that is whole")
+        raise InputError(f"{path} lacks A or B of {min(ups ^ downs)}", "copy or download it again")
     for name, tensor in header.tensors.items():
         inner = tensor.shape[1 if ".lora_B." in name else 0] if len(tensor.shape) >= 2 else 0
         if inner != rank:
@@ -68,18 +69,18 @@ def lora_facts(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     return rank, alpha, recipe
 
 
-def _to_write_anew(path: Path) -> str:
-    """The command that writes any LoRA that rapm reads in its own form."""
+def _rewrite_command(path: Path) -> str:
+    """Return the remedy: the command that rewrites another program's LoRA."""
     return f"if another program wrote it: rapm export {shlex.quote(str(path))} --base BASE --output NEW.safetensors"
 
 
-def _has_our_keys(header: Header) -> bool:
+def _has_rapm_keys(header: Header) -> bool:
     names = header.tensors
     return bool(names) and all(name.startswith(PREFIX) and ".lora_" in name for name in names)
 
 
 def _is_recipe(recipe: Any) -> bool:
-    """True where every part that rapm reads has its type; an empty recipe is one too."""
+    """Return True where every value that rapm reads has its type; an empty recipe passes."""
     groups = [recipe.get(group, {}) for group in GROUPS]
     steps = recipe.get("sampler", {}).get("steps", 4)
     texts = [

@@ -1,4 +1,4 @@
-"""Tensors that other programs pickled; no code that a pickle names is run."""
+"""Read a state dict from a pickle of `torch.save`, without running code that the pickle names."""
 
 import warnings
 from pathlib import Path
@@ -12,22 +12,22 @@ SAFE_TORCH = (2, 10)
 
 
 def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
-    """The state dict that `torch.save` wrote.
+    """Read a state dict that `torch.save` wrote.
 
     Args:
-        source: The file.
-        remedy: What to do about one that is refused.
+        source: Pickle to read.
+        remedy: Remedy of the error for a refused file.
 
     Raises:
-        InputError: It holds more than dense tensors by name, is damaged, or torch is too old to be safe.
+        InputError: The file holds anything but dense tensors by name, is damaged, or torch is too old to be safe.
     """
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
         raise InputError(
-            f"{source} is a pickle, and torch {torch.__version__} can be made to run code by one (CVE-2026-24747)",
+            f"{source} is a pickle, and a pickle can run code in torch {torch.__version__} (CVE-2026-24747)",
             "install torch 2.10 or newer",
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that torch itself would not write
+        with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it would not write itself
             state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{source} holds more than tensors, or is damaged", remedy) from error
@@ -35,5 +35,5 @@ def read_pickled(source: Path, remedy: str) -> dict[str, Tensor]:
         raise InputError(f"{source} is not a state dict", remedy)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise InputError(f"{source} has under {name!r} what is not a dense tensor", remedy)
+            raise InputError(f"{source} has {name!r}, which is not a dense tensor", remedy)
     return state

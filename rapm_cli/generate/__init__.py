@@ -1,1 +1,1 @@
-"""The `generate` command."""
+"""The `rapm generate` command: images from prompts."""

@@ -1,4 +1,4 @@
-"""Prompts to pictures with the student, each with the recipe that makes it again."""
+"""Sample images from prompts with the student; each PNG stores the recipe that reproduces it."""
 
 import time
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import DiskError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.method.samplers import Sampler, sample_student
 from rapm_cli.core.method.trajectories import walk_teacher
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.schedule import fine_grid, slot_edges
 from rapm_cli.core.storage.files import sweep
+from rapm_cli.formats.fuse import fuse_lora
 from rapm_cli.formats.lora import apply_lora
-from rapm_cli.formats.merged import merge_lora
 from rapm_cli.runs import signals
-from rapm_cli.runs.fused_base import MergedBase
+from rapm_cli.runs.fused_base import FusedBase
 from rapm_cli.runs.images import grid, save_png, to_image
 from rapm_cli.runs.prompts import warn_of_unread
 from rapm_cli.runs.resolve_lora import ResolvedLora
@@ -31,15 +31,15 @@ from rapm_cli.runs.retry import with_retries
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One written picture.
+class GeneratedImage:
+    """An image that was written.
 
     Args:
         path: PNG file.
-        prompt: What it shows.
-        seed: Seed of its noise.
-        seconds: Time of the student's sampling and decoding, its share of the batch.
-        teacher_seconds: The teacher's, where it was drawn beside.
+        prompt: Prompt of the image.
+        seed: Seed of the image's noise.
+        seconds: Student's time for sampling and decoding the batch, divided by the batch size.
+        teacher_seconds: Teacher's time, likewise; None without the teacher's image.
     """
 
     path: Path
@@ -49,22 +49,22 @@ class Picture:
     teacher_seconds: float | None = None
 
 
-def noise_for(
+def pipeline_noise(
     seeds: list[int],
     shape: tuple[int, int, int],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The noise that a diffusers pipeline starts from.
+    """Return the noise that a diffusers pipeline starts from.
 
     Args:
-        seeds: One for each picture.
-        shape: (C, h, w) of a latent.
-        device: Of the generator: another kind of device makes other noise from the same seed.
-        dtype: Of the pipeline, in which the noise is drawn.
+        seeds: One seed for each image.
+        shape: Shape (C, h, w) of a latent.
+        device: Device of the generator; the same seed gives other noise on another kind of device.
+        dtype: Dtype of the pipeline, in which the noise is made.
 
     Returns:
-        (B, C, h, w) float32; row i is what diffusers draws from `torch.Generator(device).manual_seed(seeds[i])`.
+        (B, C, h, w) float32; row i equals diffusers' noise from `torch.Generator(device).manual_seed(seeds[i])`.
     """
     generators = (torch.Generator(device).manual_seed(seed) for seed in seeds)
     rows = [torch.randn((1, *shape), generator=each, device=device, dtype=dtype) for each in generators]
@@ -72,7 +72,7 @@ def noise_for(
 
 
 def generate(
-    chosen: ResolvedLora | MergedBase,
+    chosen: ResolvedLora | FusedBase,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -85,38 +85,65 @@ def generate(
     compare: bool,
     with_grid: bool,
     reporter: Reporter,
-) -> Iterator[Picture]:
-    """Write a picture for every prompt and seed.
+) -> Iterator[GeneratedImage]:
+    """Write one image for every prompt and seed, and yield each.
 
     Args:
-        chosen: Base and LoRA, or a base with one in it.
-        prompts: What to draw.
+        chosen: Base and LoRA, or a base with the LoRA fused in.
+        prompts: Prompts to sample.
         seeds: Seeds of the noise; every prompt gets all of them.
-        steps: N.
+        steps: Number of sampling steps, N.
         output: Folder for the PNGs.
-        device: Where to compute.
+        device: Device to compute on.
         precision: "auto", "fp32", "bf16" or "fp16".
-        rng: Where to draw the noise.
-        batch_size: Pictures at once, or None for the base's own number.
-        compare: Draw the guided teacher's picture beside each.
-        with_grid: Also write all of them as one picture.
-        reporter: Sees the bar and what the base cannot know.
+        rng: Device that makes the noise.
+        batch_size: Images at once; None for the base's default.
+        compare: Put the guided teacher's image on the left of each image.
+        with_grid: Also write one PNG of all images.
+        reporter: Shows a bar, and warns of what the model was not made for.
     """
     slot_edges(steps)
     teacher_settings = chosen.teacher if compare else None
     if steps != chosen.steps:
-        reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: pictures will be worse")
-    unknown = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
+        reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: images will be worse")
     weights = chosen.base.locate(reporter)
-    for doubt in (chosen.doubt(weights), unknown):
-        if doubt:
-            reporter.warn(doubt)
+    unknown_words = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
+    for warning in filter(None, (chosen.warning(weights), unknown_words)):
+        reporter.warn(warning)
     _make_folder(output)
     precision = find_precision(precision, device)
     reporter.say(f"loading {chosen.base.name}")
-    loaded = _loaded(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
+    loaded = _load_student(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, reporter)
-    recipe = {
+    recipe = _recipe(chosen, weights, steps, precision, rng) | {"teacher": teacher_settings}
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    images = []
+    with reporter.bar("images", len(jobs), "image", device) as bar, signals.deferred("these images"):
+        done, size = 0, batch_size or chosen.base.defaults.picture_batch
+        for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
+            noise = pipeline_noise([seed for _, seed in batch], loaded.latent_shape, rng, DTYPES[precision]).to(device)
+            cond = loaded.encode([prompt for prompt, _ in batch]).to(device)
+            made, seconds, teacher_seconds = _sample(loaded, noise, cond, steps, chosen.sampler, teacher_settings)
+            for (prompt, seed), image in zip(batch, made, strict=True):
+                path = _free_path(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
+                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter)
+                images += [image] if with_grid else []
+                yield GeneratedImage(path, prompt, seed, seconds, teacher_seconds)
+            bar.advance(len(batch))
+            done += len(batch)
+            signals.check(f"{done} of {len(jobs)} images are written")
+    if with_grid and len(images) > 1:
+        columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
+        path = _free_path(output, "grid")
+        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, reporter)
+        reporter.say(f"{path}  all {len(images)} images")
+
+
+def _recipe(
+    chosen: ResolvedLora | FusedBase, weights: Weights, steps: int, precision: str, rng: torch.device
+) -> dict[str, Any]:
+    """Return the part of the recipe that all images share."""
+    return {
         "rapm": __version__,
         "steps": steps,
         "base": chosen.base.name,
@@ -125,58 +152,59 @@ def generate(
         "precision": precision,
         "rng": rng.type,
         "sampler": chosen.recipe.get("sampler", {}),
-        "teacher": teacher_settings,
     }
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    images = []
-    with reporter.bar("pictures", len(jobs), "picture", device) as bar, signals.patient("these pictures"):
-        done, size = 0, batch_size or chosen.base.defaults.picture_batch
-        for part in (jobs[k : k + size] for k in range(0, len(jobs), size)):
-            noise = noise_for([seed for _, seed in part], loaded.latent_shape, rng, DTYPES[precision]).to(device)
-            cond = loaded.encode([prompt for prompt, _ in part]).to(device)
-            begun = time.perf_counter()
-            drawn = loaded.decode(sample_student(loaded.backbone, noise, cond, steps, chosen.sampler)[0])
-            seconds = (time.perf_counter() - begun) / len(part)
-            teacher, teacher_seconds = (
-                _teacher_pictures(teacher_settings, loaded, noise, cond) if teacher_settings else (None, None)
-            )
-            for k, (prompt, seed) in enumerate(part):
-                image = to_image(drawn[k])
-                if teacher is not None:
-                    image = grid([to_image(teacher[k]), image], columns=2)
-                path = _free(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
-                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter)
-                images += [image] if with_grid else []
-                yield Picture(path, prompt, seed, seconds, teacher_seconds)
-            bar.advance(len(part))
-            done += len(part)
-            signals.check(f"{done} of {len(jobs)} pictures are written")
-    if with_grid and len(images) > 1:
-        columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
-        path = _free(output, "grid")
-        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, reporter)
-        reporter.say(f"{path}  all {len(images)} pictures")
 
 
-def _loaded(
-    chosen: ResolvedLora | MergedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
+def _load_student(
+    chosen: ResolvedLora | FusedBase, weights: Weights, device: torch.device, dtype: torch.dtype, *, is_bare_too: bool
 ) -> LoadedBase:
-    """The base with its LoRA, merged unless the bare network is wanted too or rounding would lose the update."""
+    """Load the base with its LoRA: fused, unless the bare network is needed too or rounding would lose the update."""
     loaded = LoadedBase(weights, device, dtype)
-    if isinstance(chosen, MergedBase):
+    if isinstance(chosen, FusedBase):
         return loaded
-    if is_bare_too or not merge_lora(loaded.backbone, chosen.lora, chosen.lora_path):
+    if is_bare_too or not fuse_lora(loaded.backbone, chosen.lora, chosen.lora_path):
         apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     return loaded
 
 
-def _teacher_pictures(
+def _sample(
+    loaded: LoadedBase,
+    noise: Tensor,
+    cond: Conditioning,
+    steps: int,
+    sampler: Sampler,
+    teacher_settings: dict[str, Any] | None,
+) -> tuple[list[Image.Image], float, float | None]:
+    """Return the images of a batch, and the seconds for each image of the student and of the teacher.
+
+    Args:
+        loaded: Base with its LoRA.
+        noise: (B, C, h, w).
+        cond: Conditioning of the B prompts.
+        steps: Number of steps of the student.
+        sampler: Sampler of the student.
+        teacher_settings: Slots, fine steps and guidance of the teacher, whose image goes on the left; None for no
+            teacher.
+    """
+    begun = time.perf_counter()
+    samples = loaded.decode(sample_student(loaded.backbone.student, noise, cond, steps, sampler)[0])
+    seconds = (time.perf_counter() - begun) / len(noise)
+    images = [to_image(sample) for sample in samples]
+    if teacher_settings is None:
+        return images, seconds, None
+    teacher, teacher_seconds = _sample_teacher(teacher_settings, loaded, noise, cond)
+    pairs = zip(teacher, images, strict=True)
+    return [grid([to_image(left), image], columns=2) for left, image in pairs], seconds, teacher_seconds
+
+
+def _sample_teacher(
     settings: dict[str, Any], loaded: LoadedBase, noise: Tensor, cond: Conditioning
 ) -> tuple[Tensor, float]:
-    """The guided teacher's pictures, and seconds for each."""
+    """Return the guided teacher's images, and the seconds for each."""
     times = fine_grid(settings["num_slots"], settings["fine_steps"], loaded.backbone.schedule.length)
     begun = time.perf_counter()
-    *_, clean = walk_teacher(loaded.backbone, noise, times, cond, loaded.unconditional, settings["guidance_scale"])
+    guidance_scale, teacher = settings["guidance_scale"], loaded.backbone.teacher
+    *_, clean = walk_teacher(teacher, noise, times, cond, loaded.unconditional, guidance_scale)
     return loaded.decode(clean), (time.perf_counter() - begun) / len(noise)
 
 
@@ -189,13 +217,13 @@ def _make_folder(output: Path) -> None:
 
 
 def _save(image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter) -> None:
-    size = 3 * image.width * image.height  # at most
-    again = "free space, and draw the rest"
-    with_retries(lambda: save_png(image, path, recipe), path, size, reporter, "the pictures before it are kept", again)
+    most_bytes, remedy = 3 * image.width * image.height, "free space, and generate the remaining images"
+    kept = "the images before it are kept"
+    with_retries(lambda: save_png(image, path, recipe), path, most_bytes, reporter, kept, remedy)
 
 
-def _free(output: Path, stem: str) -> Path:
-    """A PNG's name that is not there yet; a prompt never becomes part of one."""
+def _free_path(output: Path, stem: str) -> Path:
+    """Return a PNG path that does not exist yet. The stem never contains text of a prompt."""
     path, copy = output / f"{stem}.png", 1
     while path.exists():
         path, copy = output / f"{stem}-{copy}.png", copy + 1

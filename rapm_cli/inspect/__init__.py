@@ -1,1 +1,1 @@
-"""The `inspect` command."""
+"""The `rapm inspect` command: facts about files, runs, caches and the device."""

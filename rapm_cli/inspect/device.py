@@ -1,4 +1,4 @@
-"""What this machine has to compute with."""
+"""Describe the device that rapm computes on."""
 
 import platform
 from typing import Any
@@ -9,8 +9,8 @@ from rapm_cli.bases.device import describe_machine, find_device
 from rapm_cli.inspect.inspect import size_in_words
 
 
-def machine() -> dict[str, Any]:
-    """Facts of the device that `--device auto` takes, as JSON values."""
+def device_facts() -> dict[str, Any]:
+    """Return facts about the device that `--device auto` takes, as JSON values."""
     device = find_device("auto")
     facts: dict[str, Any] = {
         "device": describe_machine(device),

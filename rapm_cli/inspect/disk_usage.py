@@ -1,6 +1,6 @@
-"""What rapm and its models take on the disk. Nothing is verified, and neither torch nor any weight is loaded.
+"""Measure the disk space of rapm and its models. Nothing is verified, and neither torch nor weights are loaded.
 
-Links are not followed below the cache folder, and what has no name of ours there is left alone.
+Links below the cache folder are not followed, and files there that rapm did not name are left alone.
 """
 
 import contextlib
@@ -26,28 +26,30 @@ from rapm_cli.bases.places import (
 from rapm_cli.core.common.errors import DamagedError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, read_manifest, verify
 from rapm_cli.core.storage.files import is_marked, leftovers
-from rapm_cli.runs.lock import HOLDER, LOCK, holder
+from rapm_cli.runs.lock import CLAIM, HOLDER, LOCK, holder
 from rapm_cli.runs.run import Run, all_runs, base_of
 
+# Kinds of entries. Their values are keys of `--json` and names of folders, which stay.
 MODELS, OTHERS = "models", "other_models"
-TRAJECTORIES, READINGS, GALLERIES, CONVERTED = "trajectories", "readings", "galleries", "converted"
+TRAJECTORIES, FEATURES, SAMPLES, CONVERTED = "trajectories", "readings", "galleries", "converted"
 LEFTOVERS, REST = "leftovers", "rest"
 RUNS, STUDIES = "runs", "studies"
-PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test holds these against the families
-_STORE, _SHARD, _READING = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
+PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # a test compares these with the families
+_STORE, _SHARD, _SAMPLE_SET = (re.compile(pattern) for pattern in (r"[0-9a-f]{12}", r"[0-9]{6,}", r"[0-9a-f]{24}"))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something on the disk.
+    """Files or folders that are counted as one.
 
     Args:
-        kind: One of this module's names in capitals.
-        path: Where it is.
-        total_bytes: Size of its files.
-        used: When it was last written, trajectories and models also read, in seconds since the epoch; 0 for never.
-        facts: What there is to know of it, as JSON values.
-        parts: What is removed where it is pruned.
+        kind: Kind of the entry, one of this module's constants.
+        path: File or folder.
+        total_bytes: Size of all files, in bytes.
+        used: Time of the last write (for trajectories and models also of the last read), in seconds since the epoch;
+            0 for never.
+        facts: Further facts, as JSON values.
+        parts: Files or folders that pruning removes.
     """
 
     kind: str
@@ -58,19 +60,19 @@ class Entry:
     parts: tuple[Path, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the entry as JSON values."""
         used = datetime.fromtimestamp(self.used).astimezone().isoformat(timespec="seconds") if self.used else None
         return {"path": str(self.path), "bytes": self.total_bytes, "last_used": used, **self.facts}
 
 
 @dataclass(frozen=True)
-class Survey:
-    """All that was found.
+class DiskUsage:
+    """Disk space of rapm and its models.
 
     Args:
-        folders: Where each kind lies.
-        entries: What is there.
-        left_alone: What lies in the cache folder and is a link, or none of ours.
+        folders: Folder of each kind.
+        entries: All entries.
+        left_alone: Paths in the cache folder that are links, or that rapm did not make.
     """
 
     folders: dict[str, Path]
@@ -78,16 +80,16 @@ class Survey:
     left_alone: list[Path]
 
     def of(self, *kinds: str) -> list[Entry]:
-        """The entries of some kinds, the largest first."""
+        """Return the entries of some kinds, the largest first."""
         return sorted((entry for entry in self.entries if entry.kind in kinds), key=lambda entry: -entry.total_bytes)
 
     def total(self, *kinds: str) -> int:
-        """Bytes of some kinds."""
+        """Return the size of all entries of some kinds, in bytes."""
         return sum(entry.total_bytes for entry in self.of(*kinds))
 
     def record(self) -> dict[str, Any]:
-        """As JSON values, sizes in bytes."""
-        kinds = (MODELS, OTHERS, TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
+        """Return all entries as JSON values, with sizes in bytes."""
+        kinds = (MODELS, OTHERS, TRAJECTORIES, FEATURES, SAMPLES, CONVERTED, LEFTOVERS, REST, RUNS, STUDIES)
         return {
             "folders": {kind: str(folder) for kind, folder in self.folders.items()},
             **{kind: [entry.record() for entry in self.of(kind)] for kind in kinds},
@@ -96,71 +98,72 @@ class Survey:
         }
 
 
-def survey() -> Survey:
-    """What is in the caches of rapm and of huggingface_hub, and all runs."""
+def measure() -> DiskUsage:
+    """Measure the caches of rapm and of huggingface_hub, all runs and all studies."""
     hub, models = _models()
-    folders = {TRAJECTORIES: trajectories_dir(), READINGS: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
-    folders |= {GALLERIES: galleries_dir(), STUDIES: studies_dir()}
+    folders = {TRAJECTORIES: trajectories_dir(), FEATURES: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
+    folders |= {SAMPLES: galleries_dir(), STUDIES: studies_dir()}
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
-    readings = [path for path in _children(readings_dir()) if _is_commit(path) and _READING.fullmatch(path.name)]
+    features = [path for path in _children(readings_dir()) if _is_commit(path) and _SAMPLE_SET.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    galleries = [path for path in _children(galleries_dir()) if _is_real(path) and _READING.fullmatch(path.name)]
+    samples = [path for path in _children(galleries_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
     places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
-    known = {*stores, *readings, *converted, *galleries, *(place / name for place in places for name in (LOCK, HOLDER))}
-    foreign = [path for place in places for path in _children(place) if path not in known and not is_marked(path)]
+    known = {*stores, *features, *converted, *samples, *(place / name for place in places for name in (LOCK, HOLDER))}
+    unknown = [path for place in places for path in _children(place) if path not in known and path.suffix != CLAIM]
+    foreign = [path for path in unknown if not is_marked(path)]
     foreign += [place for place in places if place.is_symlink()]
-    needs = needs_of_runs()
+    needs = trajectory_needs()
     entries = [*models, *(_store(path, needs) for path in stores)]
-    if readings:
-        entries.append(_together(READINGS, readings_dir(), readings))
-    entries += [_together(CONVERTED, path, [path]) for path in converted]
-    entries += [_together(GALLERIES, path, [path]) for path in galleries]
+    if features:
+        entries.append(_entry_of(FEATURES, readings_dir(), features))
+    entries += [_entry_of(CONVERTED, path, [path]) for path in converted]
+    entries += [_entry_of(SAMPLES, path, [path]) for path in samples]
     if litter := [
-        path for place in (cache_dir(), *_children(cache_dir()), *stores, *galleries) for path in _leftovers(place)
+        path for place in (cache_dir(), *_children(cache_dir()), *stores, *samples) for path in _leftovers(place)
     ]:
-        entries.append(_together(LEFTOVERS, cache_dir(), litter))
+        entries.append(_entry_of(LEFTOVERS, cache_dir(), litter))
     if rest := [path for path in _children(cache_dir()) if path not in places and not is_marked(path)]:
-        entries.append(_together(REST, cache_dir(), rest))
+        entries.append(_entry_of(REST, cache_dir(), rest))
     entries += [_run(run) for run in all_runs() if run.is_begun or run.has_lora]
     if studies_dir().is_dir():
-        entries.append(_together(STUDIES, studies_dir(), [studies_dir()]))
-    return Survey({MODELS: hub, **folders}, entries, foreign)
+        entries.append(_entry_of(STUDIES, studies_dir(), [studies_dir()]))
+    return DiskUsage({MODELS: hub, **folders}, entries, foreign)
 
 
 @dataclass(frozen=True)
-class Need:
-    """Trajectories that a run trains with, or will when it is gone on with.
+class TrajectoryNeed:
+    """Trajectories that a run needs now, or when it is resumed.
 
     Args:
-        run: The run.
-        teacher: Its teacher's settings, as JSON values.
-        identity: Of its base's weights.
-        is_at_work: A process trains it now.
+        run: Run that needs them.
+        teacher: Settings of the run's teacher, as JSON values.
+        identity: Identity of the weights of the run's base.
+        is_running: True while a process trains the run.
     """
 
     run: Run
     teacher: Any
     identity: Any
-    is_at_work: bool
+    is_running: bool
 
     def is_for(self, facts: dict[str, Any]) -> bool:
-        """True where a store may be the run's: its prompts are not compared, so that rather too much is kept."""
+        """Return True where the run may need a store; prompts are not compared, so a doubtful store is kept."""
         return bool(facts["teacher"]) and (facts["teacher"], facts["identity"]) == (self.teacher, self.identity)
 
 
-def needs_of_runs() -> list[Need]:
-    """What all runs need that can be gone on with, or are at work."""
+def trajectory_needs() -> list[TrajectoryNeed]:
+    """Return the trajectories that unfinished and running runs need."""
     needs = []
     for run in (*all_runs(), *all_runs(study_runs_dir())):
-        is_at_work = bool(holder(run.folder))
-        if run.is_begun and (is_at_work or not (run.is_finished or run.has_diverged)):
-            written = run.written_settings()
-            needs.append(Need(run, written.get("teacher"), written.get("base_identity"), is_at_work))
+        is_running = bool(holder(run.folder))
+        if run.is_begun and (is_running or not (run.is_finished or run.has_diverged)):
+            settings = run.raw_settings()
+            needs.append(TrajectoryNeed(run, settings.get("teacher"), settings.get("base_identity"), is_running))
     return needs
 
 
 def trajectories_at(path: Path) -> dict[str, Any]:
-    """What a folder of trajectories holds, each shard verified; empty where it is none."""
+    """Return facts about a folder of trajectories, with every shard verified; empty for any other folder."""
     if not _is_store(path):
         return {}
     damaged = []
@@ -170,15 +173,15 @@ def trajectories_at(path: Path) -> dict[str, Any]:
                 verify(shard)
             except DamagedError as error:
                 damaged.append(f"{shard.name}: {error.damage}")
-    return _store(path, needs_of_runs()).record() | {"damaged": damaged}
+    return _store(path, trajectory_needs()).record() | {"damaged": damaged}
 
 
-def _store(path: Path, needs: list[Need]) -> Entry:
-    """A store of trajectories; a lock's coming and going dates its folder, so that a store that is read is used."""
+def _store(path: Path, needs: list[TrajectoryNeed]) -> Entry:
+    """Return the entry of a store of trajectories. Reading counts as use: its lock file changes the folder's time."""
     shards = [shard for shard in _children(path) if _SHARD.fullmatch(shard.name)]
     manifests = [manifest for shard in shards if (manifest := _manifest(shard))]
     about = manifests[0].about if manifests else {}
-    teacher: dict[str, Any] = said if isinstance(said := about.get("teacher"), dict) else {}
+    teacher: dict[str, Any] = stated if isinstance(stated := about.get("teacher"), dict) else {}
     facts: dict[str, Any] = {
         "base": teacher.get("base"),
         "identity": about.get("base"),
@@ -200,13 +203,14 @@ def _rows(manifest: Manifest) -> int:
     return count
 
 
-def _together(kind: str, place: Path, paths: list[Path]) -> Entry:
+def _entry_of(kind: str, place: Path, paths: list[Path]) -> Entry:
+    """Return one entry for several files or folders."""
     total_bytes, written = _measure(paths)
     return Entry(kind, place, total_bytes, written, {"count": len(paths)}, tuple(paths))
 
 
 def _run(run: Run) -> Entry:
-    written = run.written_settings()
+    written = run.raw_settings()
     base = written.get("base_name") or (base_of(run.lora) if run.has_lora else None)
     training = written.get("training")
     state = "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished"
@@ -222,7 +226,7 @@ def _run(run: Run) -> Entry:
 
 
 def _models() -> tuple[Path, list[Entry]]:
-    """The folder of huggingface_hub, what rapm can distil in it, and all else as one."""
+    """Return the folder of huggingface_hub, one entry for each model that rapm can distil, and one for all others."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import CacheNotFound
@@ -230,7 +234,7 @@ def _models() -> tuple[Path, list[Entry]]:
     entries, rest = [], []
     try:
         repos = scan_cache_dir(HF_HUB_CACHE).repos
-    except (CacheNotFound, OSError, ValueError):  # there is none, or it is no folder
+    except (CacheNotFound, OSError, ValueError):  # the folder is missing, or is a file
         repos = frozenset()
     for repo in repos:
         files = {file.file_name: file.file_path for revision in repo.revisions for file in revision.files}
@@ -259,7 +263,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where it is a link that is not followed, or cannot be read."""
+    """Return the sorted content of a folder; empty for a link that is not followed, or an unreadable folder."""
     with contextlib.suppress(OSError):
         if _is_followed(folder):
             return sorted(folder.iterdir())
@@ -273,7 +277,7 @@ def _leftovers(place: Path) -> Iterator[Path]:
 
 
 def _is_followed(folder: Path) -> bool:
-    """True where no link leads out of the cache folder, which may itself be one."""
+    """Return True for the cache folder, which may be a link, and for any folder that is not a link."""
     return folder == cache_dir() or not folder.is_symlink()
 
 
@@ -286,7 +290,7 @@ def _is_commit(path: Path) -> bool:
 
 
 def _is_store(path: Path) -> bool:
-    """True for a folder of ours with nothing in it that is not."""
+    """Return True for a store of trajectories that contains only files of rapm."""
     if not _is_real(path) or not _STORE.fullmatch(path.name):
         return False
     shards = [there for there in _children(path) if there.name not in (LOCK, HOLDER) and not is_marked(there)]
@@ -294,7 +298,7 @@ def _is_store(path: Path) -> bool:
 
 
 def _measure(paths: list[Path]) -> tuple[int, float]:
-    """Bytes of all files there, and when one was last written; what vanishes meanwhile counts for nothing."""
+    """Return the size of all files, and the time of the last write; files that vanish meanwhile are not counted."""
     total_bytes, newest = 0, 0.0
     for path in paths:
         inner = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)

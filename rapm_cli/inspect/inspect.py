@@ -1,4 +1,4 @@
-"""What a thing is, from manifests and headers alone: neither torch nor any weight is loaded."""
+"""Describe runs, models, LoRAs, images and pickles from manifests and headers, without torch and without weights."""
 
 import contextlib
 import json
@@ -8,97 +8,107 @@ from typing import Any
 
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.common.errors import DamagedError, InputError
-from rapm_cli.core.storage.commit import MANIFEST, verify
+from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
-from rapm_cli.formats.header import is_stranger, read_header
-from rapm_cli.formats.pickled import SAFE, imports_of, is_pickle
+from rapm_cli.formats.header import is_lookalike, read_header
+from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
 from rapm_cli.formats.png import MAGIC, read_png
-from rapm_cli.formats.recipe import RECIPE_FILE
+from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.inspect.disk_usage import trajectories_at
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
-INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-ENDING, HEADER_BYTES, ENOUGH = ".safetensors", 8, 32  # of a file whose JSON header follows its own length
-PICTURE_KEY = "rapm"  # of a PNG's text
-LOADERS = ["diffusers (from_pretrained)", "rapm (--base)"]
+SUFFIX = ".safetensors"
+LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
+START_BYTES = 32  # enough to tell the kinds of files apart
+IMAGE_KEY = "rapm"  # key of the recipe among a PNG's texts
+FOLDER_PROGRAMS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """Facts of a run, a LoRA, a model in a file or a folder, trajectories, a picture or a pickle.
+    """Return facts about a run, a LoRA, a model (file or folder), trajectories, an image or a pickle.
 
     Args:
         name: Path, or name of a run.
 
     Returns:
-        JSON values; `kind` says which it is.
+        Facts as JSON values; the key "kind" says which kind of thing it is.
 
     Raises:
-        InputError: There is no such thing, or it is damaged.
+        InputError: Nothing has this name, or the thing is damaged.
     """
     if (run := inspect_run(name)) is not None:
         return run
     path, is_there = Path(name), False
-    with contextlib.suppress(OSError, ValueError):  # no file has such a name
+    with contextlib.suppress(OSError, ValueError):  # the operating system rejects the name
         if name and path.is_dir():
             return _folder(path)
         is_there = bool(name) and path.exists()
     if not is_there and find_run(name) is None:
         raise InputError(f"there is no {name!r}", f"give a file, a folder, or a run's name; runs are in {runs_dir()}")
     path = find_lora(name)
-    start = _start(path)
+    start = _first_bytes(path)
     if start.startswith(MAGIC):
-        return _picture(path)
+        return _image(path)
     if is_pickle(start):
         return _pickle(path)
-    is_plausible = path.suffix == ENDING or start[HEADER_BYTES : HEADER_BYTES + 1] == b"{" or is_stranger(start)
-    if not is_plausible:
-        raise InputError(f"{path} is nothing that rapm can show", "rapm inspect --help says what it shows")
+    has_header = start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+    if not (path.suffix == SUFFIX or has_header or is_lookalike(start)):
+        raise InputError(f"{path} is not a kind of file that rapm shows", "rapm inspect --help says what it shows")
     return _safetensors(path)
 
 
 def inspect_run(name: str) -> dict[str, Any] | None:
-    """Facts of a run: its folder, how far it is, its commits, and those of its LoRA where it has one.
+    """Return facts about a run: its folder, progress, checkpoints, and its LoRA where it has one.
 
-    Every commit is read whole and verified; the damaged ones are listed. None where the name is no run's.
+    Every checkpoint is read completely and verified, and the damaged ones are listed.
+
+    Args:
+        name: Path, or name of a run.
+
+    Returns:
+        Facts as JSON values; None where no run has this name.
     """
     run = find_run(name)
     if run is None or not run.is_begun:
         return None
-    commits = []
-    for commit, manifest, damage in run.survey():
-        facts: dict[str, Any] = {"name": commit, "verifies": not damage, "damage": damage}
-        if manifest:
-            about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}
-            files = {file: entry["bytes"] for file, entry in manifest.files.items()}
-            facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
-        commits.append(facts)
+    checkpoints = [_checkpoint(*found) for found in run.verify_all()]
     facts_of_lora, damage_of_lora = None, ""
     if run.has_lora:
         try:
             facts_of_lora = _safetensors(run.verified_lora())
         except InputError as error:
             damage_of_lora = f"{error.message}; {error.remedy}"
-    damaged = [facts["name"] for facts in commits if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
-    again, whole = run.resume_command, "its LoRA is whole; more --iterations would go on from the newest good one"
-    good = [int(facts["name"]) for facts in commits if facts["verifies"] and facts["name"].isdecimal()]
+    damaged = [facts["name"] for facts in checkpoints if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
+    resume = f"resume from the newest good checkpoint: {run.resume_command}"
+    whole = "its LoRA is complete; with more --iterations the run resumes from the newest good checkpoint"
+    good = [int(facts["name"]) for facts in checkpoints if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "kind": "run",
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "iterations": max(good, default=0),
-        "resume": "" if run.is_finished or run.has_diverged else again,
-        "commits": commits,
+        "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
+        "commits": checkpoints,
         "damaged": damaged,
-        "repair": whole if run.is_finished and not damage_of_lora else f"go on from the newest good one: {again}",
+        "repair": whole if run.is_finished and not damage_of_lora else resume,
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }
 
 
-def _start(path: Path) -> bytes:
+def _checkpoint(name: str, manifest: Manifest | None, damage: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": name, "verifies": not damage, "damage": damage}
+    if manifest:
+        about = {key: str(manifest.about.get(key, "")) for key in ("written", "rapm")}
+        files = {file: entry["bytes"] for file, entry in manifest.files.items()}
+        facts |= about | {"parent": manifest.parent, "bytes": manifest.total_bytes, "files": files}
+    return facts
+
+
+def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(ENOUGH) if path.is_file() else b""
+            return file.read(START_BYTES) if path.is_file() else b""
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
 
@@ -112,13 +122,13 @@ def _safetensors(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _picture(path: Path) -> dict[str, Any]:
+def _image(path: Path) -> dict[str, Any]:
     png = read_png(path)
     recipe: Any = {}
     with contextlib.suppress(ValueError, RecursionError):
-        recipe = json.loads(png.texts.get(PICTURE_KEY, "{}"))
+        recipe = json.loads(png.texts.get(IMAGE_KEY, "{}"))
     is_ours = isinstance(recipe, dict) and bool(recipe)
-    is_one = is_ours and isinstance(recipe.get("seed"), int)  # not a grid of several
+    is_one = is_ours and isinstance(recipe.get("seed"), int)  # a grid of several images has no seed of its own
     return {
         "kind": "picture",
         "file": str(path),
@@ -127,53 +137,53 @@ def _picture(path: Path) -> dict[str, Any]:
         "height": png.height,
         "recipe": recipe if is_ours else {},
         "parameters": png.texts.get("parameters", ""),
-        "again": _again(path, recipe) if is_one else "",
+        "again": _regenerate_command(path, recipe) if is_one else "",
     }
 
 
-def _again(path: Path, recipe: dict[str, Any]) -> str:
-    """The command that makes a picture again; one of a model with its LoRA in it names the model."""
+def _regenerate_command(path: Path, recipe: dict[str, Any]) -> str:
+    """Return the command that reproduces an image; it names the base where a fused model made the image."""
     base = "" if recipe.get("lora_sha256", "?") else f" --base {shlex.quote(str(recipe.get('base')))}"
     return f"rapm generate --from {shlex.quote(str(path))}{base}"
 
 
 def _pickle(path: Path) -> dict[str, Any]:
-    names = imports_of(path)
+    names = pickle_imports(path)
     return {
         "kind": "pickle",
         "file": str(path),
         "bytes": path.stat().st_size,
         "imports": names,
-        "unusual": [name for name in names if name not in SAFE],
+        "unusual": [name for name in names if name not in SAFE_IMPORTS],
     }
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    facts = {"folder": str(path), **_sealed(path)}
-    if (path / INDEX).is_file():
+    facts = {"folder": str(path), **_verified(path)}
+    if (path / MODEL_INDEX).is_file():
         return facts | _model(path)
     if store := trajectories_at(path):
         return facts | {"kind": "trajectories", **store}
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{path} is no run, no model and no export", "see rapm inspect --help")
+        raise InputError(f"{path} is not a run, a model or an export", "see rapm inspect --help")
     return facts | {"kind": "files that lie together", "files": [_safetensors(file) for file in files]}
 
 
-def _sealed(path: Path) -> dict[str, Any]:
-    """Whether a folder of ours is what was written; empty for one of others."""
+def _verified(path: Path) -> dict[str, Any]:
+    """Return whether all files of a folder equal what rapm wrote; empty for a folder of another program."""
     if not (path / MANIFEST).is_file():
         return {}
     try:
         manifest = verify(path, is_movable=True)
-        said = {"verified": f"{len(manifest.files)} files, each is what was written"}
-        return {"bytes": manifest.total_bytes, "damage": "", "said": said}
+        verified = f"{len(manifest.files)} files, all equal to what rapm wrote"
+        return {"bytes": manifest.total_bytes, "damage": "", "said": {"verified": verified}}
     except DamagedError as error:
         return {"damage": error.damage}
 
 
 def _model(path: Path) -> dict[str, Any]:
-    index, scheduler, recipe = (_json(path / name) for name in (INDEX, SCHEDULER, RECIPE_FILE))
+    index, scheduler, recipe = (_json(path / name) for name in (MODEL_INDEX, SCHEDULER_CONFIG, RECIPE_FILE))
     parts = {}
     for name, kind in index.items():
         files = sorted((path / name).glob("*.safetensors")) if isinstance(kind, list) else []
@@ -191,7 +201,7 @@ def _model(path: Path) -> dict[str, Any]:
         "class": index.get("_class_name"),
         "parts": parts,
         "scheduler": {"class": scheduler.get("_class_name"), "timestep_spacing": scheduler.get("timestep_spacing")},
-        "programs": LOADERS,
+        "programs": FOLDER_PROGRAMS,
         "recipe": recipe,
     }
 
@@ -204,7 +214,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def size_in_words(count: int) -> str:
-    """Bytes in words, decimal units as file managers use."""
+    """Return a size in bytes as text, in decimal units."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"

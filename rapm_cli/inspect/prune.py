@@ -1,4 +1,4 @@
-"""Removing what rapm keeps and can make again; never a model, a run, or what another process works on."""
+"""Remove cached files that rapm can make again; never a model, a run, or files that another process uses."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from rapm_cli.core.storage.commit import remove_commit
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.inspect.disk_usage import (
     CONVERTED,
-    GALLERIES,
+    FEATURES,
     LEFTOVERS,
-    READINGS,
+    SAMPLES,
     TRAJECTORIES,
+    DiskUsage,
     Entry,
-    Survey,
-    needs_of_runs,
+    trajectory_needs,
 )
 from rapm_cli.runs.lock import LOCK, holder, try_lock
 
-PRUNABLE = (TRAJECTORIES, READINGS, GALLERIES, CONVERTED, LEFTOVERS)
+PRUNABLE = (TRAJECTORIES, FEATURES, SAMPLES, CONVERTED, LEFTOVERS)
 
 
-def plan(found: Survey, *, is_all: bool) -> tuple[list[Entry], list[tuple[Entry, str]]]:
-    """What would be removed, and what would be kept, each with the reason.
+def plan_prune(found: DiskUsage, *, is_all: bool) -> tuple[list[Entry], list[tuple[Entry, str]]]:
+    """Return the entries to remove, and the entries to keep, each with the reason.
 
     Args:
-        found: What there is.
-        is_all: Remove what unfinished runs need too, unless a process is at work on one.
+        found: Result of `measure`.
+        is_all: Also remove trajectories of unfinished runs, unless a process is training one.
     """
     removable, kept = [], []
     for entry in found.of(*PRUNABLE):
@@ -42,13 +42,17 @@ def plan(found: Survey, *, is_all: bool) -> tuple[list[Entry], list[tuple[Entry,
 
 
 def prune(entries: list[Entry], *, is_all: bool) -> Iterator[tuple[Entry, str]]:
-    """Remove entries one by one; each is yielded when it is gone, or with the reason why it was left.
+    """Remove entries one by one, and yield each with an empty string, or with the reason why it was kept.
 
-    What runs need and what is in use is looked at again for each, under its lock: a run that began meanwhile keeps its
+    Before each removal, under the entry's lock, runs are checked again: a run that began meanwhile keeps its
     trajectories, or makes them again once the lock is free.
 
+    Args:
+        entries: Entries to remove, from `plan_prune`.
+        is_all: Also remove trajectories of unfinished runs, unless a process is training one.
+
     Raises:
-        DiskError: One cannot be removed; those before it are gone.
+        DiskError: An entry cannot be removed; those before it are gone.
     """
     for entry in entries:
         with _held(entry) as in_use:
@@ -60,7 +64,7 @@ def prune(entries: list[Entry], *, is_all: bool) -> Iterator[tuple[Entry, str]]:
 
 @contextmanager
 def _held(entry: Entry) -> Iterator[str]:
-    """Hold what an entry is made under the lock of; who else holds it, or an empty string."""
+    """Hold the lock of an entry; yields an empty string, or the other process that holds the lock."""
     place = entry.path.parent if entry.kind == CONVERTED else entry.path
     if entry.kind != LEFTOVERS and place.is_dir():
         with try_lock(place / LOCK) as is_mine:
@@ -70,18 +74,18 @@ def _held(entry: Entry) -> Iterator[str]:
 
 
 def _need(entry: Entry, *, is_all: bool) -> str:
-    """Why an entry is needed; empty where it is not."""
-    needs = [need for need in needs_of_runs() if entry.kind == TRAJECTORIES and need.is_for(entry.facts)]
+    """Return the reason why a run needs an entry; empty where none does."""
+    needs = [need for need in trajectory_needs() if entry.kind == TRAJECTORIES and need.is_for(entry.facts)]
     for need in needs:
-        if need.is_at_work:
-            return f"a process is at work on {need.run.folder}"
+        if need.is_running:
+            return f"a process is training {need.run.folder}"
     return f"{needs[0].run.folder} is not finished" if needs and not is_all else ""
 
 
 def _remove(entry: Entry) -> None:
     for path in entry.parts:
         try:
-            with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
                 if entry.kind == LEFTOVERS:
                     sweep(path.parent)
                 else:

@@ -5,21 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NORMAL_95 = 1.959963984540054  # half of a 95 % interval, in standard errors
+NORMAL_95 = 1.959963984540054  # half the width of a 95 % interval, in standard errors
 
 
 def bootstrap_interval(
     statistic: Callable[[Tensor], float], count: int, generator: torch.Generator, *, draws: int = 200
 ) -> tuple[float, float]:
-    """The middle 95 % of a statistic over resampled rows, moved so that its middle is the statistic itself.
+    """Return the middle 95 % of a statistic over resampled rows, shifted so that its mean is the statistic itself.
 
-    A resample repeats rows, which biases distances between distributions upward; the spread is what is wanted.
+    A resample repeats rows, which biases distances between distributions upward. The shift removes that bias.
 
     Args:
-        statistic: Row indices (count,) to a number.
-        count: How many rows there are.
+        statistic: (count,) row indices to a number.
+        count: Number of rows.
         generator: CPU generator that draws the rows.
-        draws: How many resamples.
+        draws: Number of resamples.
     """
     values = torch.tensor([statistic(torch.randint(count, (count,), generator=generator)) for _ in range(draws)])
     shift = statistic(torch.arange(count)) - values.double().mean()

@@ -1,91 +1,34 @@
-"""The Fréchet distance between two Gaussians fitted to features, in float64."""
+"""The Fréchet distance between two Gaussians fitted to features, in float64: FID, FD-DINOv2 and FD-demo."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-5  # of the largest value, by which a covariance may be askew or an eigenvalue negative
+from rapm_cli.metrics.metric import (
+    DINO,
+    INCEPTION,
+    METRICS,
+    Bootstrap,
+    Estimate,
+    Evidence,
+    LabelledSamples,
+    Metric,
+    add_labelled_metric,
+)
+from rapm_cli.metrics.moments import Moments, moments
 
-ROWS = 4096  # that are held in float64 at a time
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean (D,) and covariance (D, D) of a set of features, float64, and how many there were."""
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-    @property
-    def is_singular(self) -> bool:
-        """Whether there were too few features for a covariance of full rank."""
-        return self.count <= len(self.mean)
-
-
-class RunningMoments:
-    """Moments of features that come in parts, in memory that does not grow with their number.
-
-    Every part is centred on its own mean before it is squared, so that nothing cancels.
-
-    Source: Chan, Golub and LeVeque, The American Statistician 37 (1983) 242, eq. 2.1.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self._mean = torch.zeros(width, dtype=torch.float64)
-        self._scatter = torch.zeros(width, width, dtype=torch.float64)
-
-    def add(self, features: Tensor) -> None:
-        """Take in (N, D) more.
-
-        Raises:
-            ValueError: One is not finite.
-        """
-        if not torch.isfinite(features).all():
-            raise ValueError("moments need finite features")
-        if not len(features):
-            return
-        x = features.double().cpu()
-        mean, total = x.mean(dim=0), self.count + len(x)
-        centred, shift = x - mean, mean - self._mean
-        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(x) / total)
-        self._mean += shift * (len(x) / total)
-        self.count = total
-
-    def result(self) -> Moments:
-        """Mean and unbiased covariance of all.
-
-        Raises:
-            ValueError: There are fewer than two.
-        """
-        if self.count < 2:
-            raise ValueError("moments need at least two features")
-        scatter = (self._scatter + self._scatter.T) / 2  # alike on both sides to the last bit
-        return Moments(self._mean.clone(), scatter / (self.count - 1), self.count)
-
-
-def moments(features: Tensor) -> Moments:
-    """Mean and unbiased covariance of (N, D) features.
-
-    Raises:
-        ValueError: There are fewer than two, or one is not finite.
-    """
-    running = RunningMoments(features.shape[1])
-    for rows in features.split(ROWS):
-        running.add(rows)
-    return running.result()
+ROUNDING = 1e-5  # asymmetry of a covariance and negative eigenvalues that count as rounding, over the largest value
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), never negative.
+    """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), never negative.
 
-    The trace of the root is that of a symmetric matrix: with S_a = R R^T it is the sum of the square roots of
-    the eigenvalues of R^T S_b R, which are real, so no complex arithmetic and no matrix square root is needed.
+    With S_a = R R^T, the trace of the root is the sum of the square roots of the eigenvalues of R^T S_b R. This
+    matrix is symmetric, so neither complex arithmetic nor a matrix square root is needed.
 
     Raises:
-        ValueError: One is not a covariance: not symmetric, or with a negative eigenvalue that is not of rounding.
+        ValueError: A covariance is not symmetric, or has a negative eigenvalue beyond rounding.
 
     Source: arXiv:1706.08500, section 3.
     """
@@ -104,3 +47,21 @@ def _without_negative(values: Tensor) -> Tensor:
     if values.min() < -ROUNDING * values.max().clamp(min=1e-300):
         raise ValueError(f"a covariance with the negative eigenvalue {float(values.min()):.3g}")
     return values.clamp(min=0)
+
+
+def _of_extractor(extractor: str) -> Callable[[Evidence], Estimate]:
+    def compute(evidence: Evidence) -> Estimate:
+        return Estimate(frechet_distance(evidence.moments[extractor], evidence.reference[extractor].moments))
+
+    return compute
+
+
+def _demo(samples: LabelledSamples) -> float:
+    return frechet_distance(moments(samples.features), moments(samples.reference))
+
+
+add_labelled_metric("fd-demo", "FD-demo", False, Bootstrap(_demo, lowest=0))
+METRICS.add("fid")(
+    Metric("FID", False, _of_extractor(INCEPTION), INCEPTION, wants_moments=True, is_usual=True, fewest=2)
+)
+METRICS.add("fd-dinov2")(Metric("FD-DINOv2", False, _of_extractor(DINO), DINO, wants_moments=True, fewest=2))

@@ -1,22 +1,35 @@
-"""The kernel distance: squared maximum mean discrepancy with a cubic kernel, unbiased."""
+"""The kernel distance, squared maximum mean discrepancy with a cubic kernel, unbiased: KID and KD-demo."""
 
 import torch
 from torch import Tensor
 
-SUBSETS, SUBSET_SIZE = 50, 1000  # of a paired distance
+from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.metrics.bootstrap import NORMAL_95
+from rapm_cli.metrics.metric import (
+    INCEPTION,
+    METRICS,
+    Bootstrap,
+    Estimate,
+    Evidence,
+    LabelledSamples,
+    Metric,
+    add_labelled_metric,
+)
+
+SUBSETS, SUBSET_SIZE = 50, 1000  # for a paired distance
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as KID is reported
-ERROR_ROWS = 5000  # of each set that tell the standard error
-ROWS = 2048  # of a kernel matrix that are held at a time
+ERROR_ROWS = 5000  # rows of each set that the standard error is computed from
+ROWS = 2048  # rows of a kernel matrix that are held at a time
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, are_paired: bool = False) -> float:
-    """Unbiased estimate from (N, D) and (M, D) features; may be slightly negative.
+    """Return the unbiased estimate from (N, D) and (M, D) features; it may be slightly negative.
 
     Args:
         a: (N, D) features.
         b: (M, D) features.
-        are_paired: Row i of both shows the same scene: such pairs are alike and are left out, else the estimate
-            is too low.
+        are_paired: Whether row i of both sets shows the same scene. Such pairs are left out: they are alike and
+            would make the estimate too low.
 
     Source: arXiv:1801.01401, section 4, kernel (x.y / D + 1)^3; paired: JMLR 13 (2012) 723, lemma 6, eq. 4.
     """
@@ -25,7 +38,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, are_paired: bool = False) -> float:
 
 
 def paired_kernel_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
-    """`kernel_distance` of (N, D) paired features; of more than 1,000, the mean over 50 random subsets of as many."""
+    """Return `kernel_distance` of (N, D) paired features; above 1,000 rows, the mean of 50 random subsets of 1,000."""
     if len(a) <= SUBSET_SIZE:
         return kernel_distance(a, b, are_paired=True)
     chosen = [torch.randperm(len(a), generator=generator)[:SUBSET_SIZE] for _ in range(SUBSETS)]
@@ -35,14 +48,14 @@ def paired_kernel_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> 
 def subset_distances(
     a: Tensor, b: Tensor, generator: torch.Generator, *, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
 ) -> Tensor:
-    """(subsets,) kernel distances of random subsets, whose mean is KID.
+    """Return (subsets,) kernel distances of random subsets; their mean is KID.
 
     Args:
         a: (N, D) features.
         b: (M, D) features.
-        generator: CPU generator that draws the subsets, without repetition in one.
-        subsets: How many.
-        size: Rows of each; all of the smaller set where it has fewer.
+        generator: CPU generator that draws the subsets; a subset has no row twice.
+        subsets: Number of subsets.
+        size: Rows of a subset; at most the size of the smaller set.
     """
     size = min(size, len(a), len(b))
 
@@ -53,10 +66,10 @@ def subset_distances(
 
 
 def distance_error(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
-    """The standard error of `kernel_distance`, from what each row adds to it; needs no resampling.
+    """Return the standard error of `kernel_distance`, computed from the contribution of each row without resampling.
 
-    The estimate's variance is to first order 4 Var(h_a) / N + 4 Var(h_b) / M, where h is a row's mean likeness to its
-    own set less that to the other; of more than 5,000 rows, some drawn by lot tell the variances of h.
+    To first order, the variance of the estimate is 4 Var(h_a) / N + 4 Var(h_b) / M. Here h is the mean kernel of a row
+    with its own set less that with the other set. Above 5,000 rows, 5,000 random rows give the variances of h.
 
     Args:
         a: (N, D) features.
@@ -72,7 +85,7 @@ def distance_error(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
 
 
 def _row_means(a: Tensor, b: Tensor, *, without_own: bool = False) -> Tensor:
-    """(N,) mean kernel of each row of `a` with all of `b`, or with all but the one of its own number."""
+    """Return (N,) mean kernels of each row of `a` with all rows of `b`, or with all but the row of the same number."""
     x, y, width = a.double(), b.double(), a.shape[1]
     means = []
     for start in range(0, len(x), ROWS):
@@ -82,3 +95,24 @@ def _row_means(a: Tensor, b: Tensor, *, without_own: bool = False) -> Tensor:
         else:
             means.append(kernel.mean(dim=1))
     return torch.cat(means)
+
+
+def _kid(evidence: Evidence) -> Estimate:
+    """Return mean and spread of subsets, as KID is published; all images at once if they are no more than a subset."""
+    ours, reference = evidence.features[INCEPTION], evidence.reference[INCEPTION].features
+    assert reference is not None
+    margin = NORMAL_95 * distance_error(ours, reference, generator_for("KID rows"))
+    if min(len(ours), len(reference)) <= KID_SUBSET_SIZE:
+        value, spread = kernel_distance(ours, reference), None
+    else:
+        subsets = subset_distances(ours, reference, generator_for("KID subsets"))
+        value, spread = float(subsets.mean()), float(subsets.std())
+    return Estimate(value, value - margin, value + margin, spread)
+
+
+def _demo(samples: LabelledSamples) -> float:
+    return paired_kernel_distance(samples.features, samples.reference, generator_for("kernel distance subsets"))
+
+
+add_labelled_metric("kd-demo", "KD-demo", False, Bootstrap(_demo, draws=50))
+METRICS.add("kid")(Metric("KID", False, _kid, INCEPTION, wants_features=True, is_usual=True, form=".5f", fewest=2))

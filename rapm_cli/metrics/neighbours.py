@@ -1,24 +1,27 @@
-"""Precision, recall, density and coverage: do the pictures lie among the real ones, and the real ones among them?"""
+"""Precision, recall, density and coverage: do samples lie among the reference images, and the reverse?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage
-ROWS = 1024  # of a matrix of distances that are held at a time
+from rapm_cli.metrics.metric import INCEPTION, METRICS, Estimate, Evidence, Metric
+
+NEIGHBOURS = 3, 5  # k for precision and recall, k for density and coverage
+ROWS = 1024  # rows of a distance matrix that are held at a time
+NAMES = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Shares in [0, 1]; density can be above 1.
+    """Overlap of samples and reference images: shares in [0, 1]; density can be above 1.
 
     Args:
-        precision: Of the pictures, those within reach of a real one.
-        recall: Of the real ones, those within reach of a picture.
-        density: In how many real ones' reach a picture lies, over what is to be expected.
-        coverage: Of the real ones, those with a picture in their reach.
+        precision: Share of the samples within reach of a reference image.
+        recall: Share of the reference images within reach of a sample.
+        density: Number of reference images in whose reach a sample lies, divided by k.
+        coverage: Share of the reference images with a sample in their reach.
     """
 
     precision: float
@@ -27,22 +30,22 @@ class Overlap:
     coverage: float
 
 
-def overlap(pictures: Tensor, real: Tensor, neighbours: tuple[int, int] = NEIGHBOURS) -> Overlap:
-    """How two sets of features overlap; it depends on their sizes, which should be the same in what is compared.
+def overlap(samples: Tensor, reference: Tensor, neighbours: tuple[int, int] = NEIGHBOURS) -> Overlap:
+    """Return the overlap of two sets of features. It depends on N and M: compare only results with equal sizes.
 
-    The reach of one is its distance to its k-th neighbour of its own set.
+    The reach of a feature is the distance to its k-th neighbour in its own set.
 
     Args:
-        pictures: (N, D) features.
-        real: (M, D) features.
-        neighbours: k of precision and recall, and of density and coverage.
+        samples: (N, D) features of samples.
+        reference: (M, D) features of reference images.
+        neighbours: k for precision and recall, and k for density and coverage.
 
     Raises:
-        ValueError: A set has no more than k rows.
+        ValueError: A set has k rows or fewer.
 
     Source: precision and recall, arXiv:1904.06991, eq. 2; density and coverage, arXiv:2002.09797, eq. 2 and 4.
     """
-    x, y = pictures.double(), real.double()
+    x, y = samples.double(), reference.double()
     near, far = neighbours
     if min(len(x), len(y)) <= max(neighbours):
         raise ValueError(f"{len(x)} and {len(y)} rows are too few for {max(neighbours)} neighbours")
@@ -64,14 +67,31 @@ def overlap(pictures: Tensor, real: Tensor, neighbours: tuple[int, int] = NEIGHB
 
 
 def _reaches(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """For each k, (N,) distances from each row to its k-th neighbour; a row is not its own."""
+    """Return, for each k, (N,) distances from each row to its k-th neighbour; a row is not its own neighbour."""
     most = max(neighbours) + 1
     nearest = torch.cat([distances.topk(most, largest=False).values for _, distances in _distances(x, x)])
     return [nearest[:, k] for k in neighbours]
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Distances of some rows to all of the other set, with which rows they are."""
+    """Yield a slice of rows of `x` with their distances to all rows of `y`."""
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
         yield rows, torch.cdist(x[rows], y)
+
+
+def _of_evidence(name: str) -> Callable[[Evidence], Estimate]:
+    def compute(evidence: Evidence) -> Estimate:
+        reference = evidence.reference[INCEPTION].features
+        assert reference is not None
+        found = evidence.shared.get("overlap") or overlap(evidence.features[INCEPTION], reference)
+        evidence.shared["overlap"] = found
+        return Estimate(getattr(found, name))
+
+    return compute
+
+
+for _name in NAMES:
+    METRICS.add(_name)(
+        Metric(_name, True, _of_evidence(_name), INCEPTION, wants_features=True, form=".3f", fewest=max(NEIGHBOURS) + 1)
+    )

@@ -1,4 +1,4 @@
-"""Two contestants on the same prompts and noise: is the one better, or was it chance?"""
+"""Two models on the same prompts and noise: is one better, or was it chance?"""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ FLIPS = 10_000
 
 @dataclass(frozen=True)
 class Difference:
-    """What the first has more than the second, prompt by prompt.
+    """Difference between two models, the first less the second, prompt by prompt.
 
     Args:
-        mean: Of the differences.
-        low: Of its 95 % interval over other prompts.
-        high: Of the same.
-        first: Prompts where the first has more.
-        second: Prompts where the second has.
-        p_value: How often chance alone gives a mean as far from zero, were the two alike.
-        p_sign: The same of the numbers of prompts alone, which no single prompt can sway.
+        mean: Mean of the differences.
+        low: Lower end of the mean's 95 % interval over other prompts.
+        high: Upper end of that interval.
+        first: Number of prompts where the first model has the higher value.
+        second: Number of prompts where the second model has the higher value.
+        p_value: Probability of a mean this far from zero if the two models were alike.
+        p_sign: Two-sided p-value of the sign test, which no single prompt can sway.
     """
 
     mean: float
@@ -34,14 +34,14 @@ class Difference:
 
 
 def paired_difference(a: Tensor, b: Tensor, generator: torch.Generator) -> Difference:
-    """Compare (N,) values of the same prompts.
+    """Compare (N,) values of two models for the same prompts.
 
     Source: the exchange of signs, Fisher, The Design of Experiments, 1935, section 21, with the correction of
     Phipson and Smyth, arXiv:1603.05766; the sign test is the exact binomial one, ties left out.
 
     Args:
-        a: Of the first.
-        b: Of the second, row for row.
+        a: (N,) values of the first model.
+        b: (N,) values of the second model.
         generator: CPU generator that draws signs and resamples.
     """
     differences = (a - b).double()
@@ -53,8 +53,8 @@ def paired_difference(a: Tensor, b: Tensor, generator: torch.Generator) -> Diffe
 
 
 def sign_test(first: int, second: int) -> float:
-    """Two-sided p-value of so many wins and losses, were each as likely."""
-    count, ways, total = first + second, 1, 0  # ways to have k of the rarer, and their sum
+    """Return the two-sided p-value of these numbers of wins and losses if both were equally likely."""
+    count, ways, total = first + second, 1, 0  # number of ways to have k of the rarer, and their sum
     for k in range(min(first, second) + 1):
         total += ways
         ways = ways * (count - k) // (k + 1)
@@ -62,6 +62,7 @@ def sign_test(first: int, second: int) -> float:
 
 
 def _share_as_far(differences: Tensor, generator: torch.Generator) -> float:
+    """Return the share of random sign flips whose sum is at least as far from zero."""
     as_far, rows, observed = 0, max(1, 2**22 // len(differences)), abs(float(differences.sum())) * (1 - 1e-12)
     for start in range(0, FLIPS, rows):
         shape = (min(rows, FLIPS - start), len(differences))

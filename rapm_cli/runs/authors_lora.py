@@ -1,4 +1,4 @@
-"""The LoRA that the authors of the method published for SDXL, fetched and converted once."""
+"""The LoRA that the authors of the method published for SDXL: download it and convert it once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import DDIM
 from rapm_cli.core.storage.commit import committing, verify
 from rapm_cli.core.storage.files import file_sha256, sweep
-from rapm_cli.formats.forms import PLAIN
-from rapm_cli.formats.lora import plain_lora, save_lora
+from rapm_cli.formats.lora import convert_lora, save_lora
+from rapm_cli.formats.lora_keys import PLAIN_LORA_REMEDY
 from rapm_cli.formats.state_dict import read_pickled
 from rapm_cli.runs.lock import locked
 
@@ -21,21 +21,24 @@ LORA = "lora.safetensors"
 
 
 def authors_lora(reporter: Reporter) -> tuple[Path, str]:
-    """The authors' LoRA as a file of ours, and where it is from; what they published is a pickle.
+    """Return the authors' LoRA, converted from their pickle to safetensors, and where it comes from.
 
     Args:
-        reporter: Sees the download.
+        reporter: Receives the progress of the download.
+
+    Returns:
+        Path of the converted file, and its origin for messages.
 
     Raises:
-        WeightsError: It is not in the Hugging Face cache and cannot be fetched.
-        InputError: What was fetched is not what the hub has, or not a plain LoRA.
+        WeightsError: The file is not in the Hugging Face cache and cannot be downloaded.
+        InputError: The download differs from the hub's file, or is not a plain LoRA.
     """
     try:
         source = fetch(REPO, None, one_file(FILE), reporter).folder / FILE
     except WeightsError as error:
         raise WeightsError(
-            f"there is no run of {BASE} yet, and the LoRA of the method's authors is not to be had: {error.message}",
-            f"{error.remedy}; or try the embedded base: --base demo",
+            f"there is no run of {BASE} yet, and the LoRA of the method's authors is not available: {error.message}",
+            f"{error.remedy}; or try the built-in base: --base demo",
         ) from error
     digest = file_sha256(source)
     target, reason = converted_dir() / f"RAPM_SDXL-{digest[:16]}", f"the authors' LoRA, {REPO}"
@@ -52,19 +55,19 @@ def authors_lora(reporter: Reporter) -> tuple[Path, str]:
 
 
 def converted_loras() -> list[Path]:
-    """The files that were converted so far."""
+    """List the converted files of all versions that were downloaded."""
     return sorted(converted_dir().glob(f"[!.]*/{LORA}"))
 
 
 def convert_pickle(source: Path, target: Path, recipe: dict[str, Any]) -> None:
-    """Write the pickled LoRA of a UNet as a safetensors file in diffusers' form.
+    """Convert a pickled LoRA of a UNet to a safetensors file in diffusers' form.
 
     Args:
         source: State dict under any keys that diffusers loads, saved by `torch.save`.
-        target: File to write, whole or not at all. Strength is folded into the weights: its alpha is its rank.
-        recipe: For the header.
+        target: File to write, whole or not at all. The strength is folded into the weights, so that alpha is the rank.
+        recipe: Recipe for the header.
 
     Raises:
-        InputError: It is no plain state dict of finite tensors under a UNet's LoRA keys, or torch is too old.
+        InputError: It is not a plain state dict of finite tensors under a UNet's LoRA keys, or torch is too old.
     """
-    save_lora(target, replace(plain_lora(source, read_pickled(source, PLAIN), {}), recipe=recipe))
+    save_lora(target, replace(convert_lora(source, read_pickled(source, PLAIN_LORA_REMEDY), {}), recipe=recipe))

@@ -1,4 +1,4 @@
-"""The commits of a run: written, found again, and the old ones removed once a newer one is known to be good."""
+"""Checkpoints of a run: save, load, and remove old ones once a newer one has been read back. See `runs/README.md`."""
 
 import contextlib
 import json
@@ -11,27 +11,27 @@ from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import Manifest, commit, read_commit, read_manifest, remove_commit
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.core.training.recovery import Health
-from rapm_cli.runs.run import BEGINNING, DAMAGED, OFFENDING, SETTINGS, WANTED, Run
+from rapm_cli.runs.run import DAMAGED, GOALS, OFFENDING, SETTINGS, SETTINGS_PREFIX, Run
 from rapm_cli.runs.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT = 2  # newest commits of training, and as many regular ones, to which training can go back
+KEPT = 2  # newest checkpoints, and as many newest regular ones
 STATE, LOG, TENSORS = "state.json", "log.jsonl", ".safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Training after some iterations.
+    """State of training after some iterations.
 
     Args:
-        iterations: How many are done.
-        parts: Of the trainer's state.
-        health: How training has fared.
-        log: The lines of the log so far.
-        seconds: Spent on training so far, in all processes; not part of what must be equal.
-        is_regular: Training may go back to it: made because it was time, not because a signal asked.
+        iterations: Number of iterations done.
+        parts: State of the trainer: name of a part, then name of a tensor, to tensor.
+        health: Skipped updates and returns so far.
+        log: Lines of the log so far.
+        seconds: Training time so far, over all processes that worked on the run.
+        is_regular: True if --checkpoint-every caused it, so that training may go back to it; False for a signal.
     """
 
     iterations: int
@@ -42,7 +42,7 @@ class Checkpoint:
     is_regular: bool = True
 
     def files(self, settings: Settings) -> dict[str, bytes]:
-        """As the files of a commit."""
+        """Return the files of the checkpoint: name to content."""
         from safetensors.torch import save
 
         state = {"iterations": self.iterations, "health": asdict(self.health)}
@@ -52,90 +52,96 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one run, which this process holds.
+    """Settings and checkpoints of a run that this process has locked.
 
     Args:
         run: The run.
-        settings: What it is made from.
+        settings: Settings of the run.
     """
 
     def __init__(self, run: Run, settings: Settings) -> None:
         self.run, self.settings = run, settings
-        for folder in (run.folder, run.commits, run.folder / OFFENDING):
+        for folder in (run.folder, run.checkpoints_dir, run.folder / OFFENDING):
             sweep(folder)
 
-    def begin(self) -> str:
-        """Commit the settings, unless the newest such commit holds the same; its name.
+    def save_settings(self) -> str:
+        """Save the settings, unless the newest saved ones are equal; return their folder's name.
 
-        The first one makes the folder a run.
+        The first save makes the folder a run.
 
         Raises:
-            InputError: All its commits of training were made with others.
-            OSError: They cannot be written.
+            InputError: All checkpoints were made with other settings.
+            OSError: The settings cannot be written.
         """
-        self._check_commits()
-        data, before, damage = self.settings.to_bytes(), self.run.settings_commits(), []
+        self._check_fingerprints()
+        data, before, damage = self.settings.to_bytes(), self.run.settings_folders(), []
         for folder in before[:1]:
             try:
                 if read_commit(folder)[1].get(SETTINGS) == data:
                     return folder.name
             except DamagedError as error:
                 damage.append(error)
-        count = int(before[0].name.removeprefix(BEGINNING)) + 1 if before else 1
-        name = f"{BEGINNING}{count:03d}"
-        about = _about(0.0) | dict(zip(WANTED, (self.settings.training.iterations, self.settings.samples), strict=True))
-        commit(self.run.commits / name, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=about)
+        count = int(before[0].name.removeprefix(SETTINGS_PREFIX)) + 1 if before else 1
+        name = f"{SETTINGS_PREFIX}{count:03d}"
+        about = _about(0.0) | dict(zip(GOALS, (self.settings.training.iterations, self.settings.samples), strict=True))
+        target = self.run.checkpoints_dir / name
+        commit(target, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=about)
         self.set_aside(damage)
-        for old in self.run.settings_commits()[1:]:
+        for old in self.run.settings_folders()[1:]:
             remove_commit(old)
         return name
 
-    def write(self, checkpoint: Checkpoint, parent: str) -> None:
-        """Commit a checkpoint, and remove what is older than needed.
+    def save(self, checkpoint: Checkpoint, parent: str) -> None:
+        """Save a checkpoint, and remove those that are no longer needed.
+
+        Args:
+            checkpoint: State of training.
+            parent: Name of the folder that was saved before it.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The checkpoint cannot be written.
         """
         about = _about(checkpoint.seconds) | {"regular": checkpoint.is_regular}
-        folder, files = self.run.commits / name_of(checkpoint.iterations), checkpoint.files(self.settings)
+        folder = self.run.checkpoints_dir / checkpoint_name(checkpoint.iterations)
+        files = checkpoint.files(self.settings)
         commit(folder, files, fingerprint=self.settings.fingerprint, parent=parent, about=about)
         self._prune()
 
-    def newest(self) -> tuple[Checkpoint | None, list[DamagedError]]:
-        """The newest checkpoint that is what was written, and what is wrong with the newer ones."""
-        return self._first_good(self.run.training_commits())
+    def load_newest(self) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """Return the newest sound checkpoint, or None, and the damage of the newer ones."""
+        return self._first_sound(self.run.checkpoint_folders())
 
-    def to_go_back_to(self, at_most: int) -> tuple[Checkpoint | None, list[DamagedError]]:
-        """The newest good checkpoint that was regular; where there is none, the newest good one. And the damage met.
+    def load_regular(self, at_most: int) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """Return the newest sound regular checkpoint, else the newest sound one, else None, and the damage found.
 
         Args:
-            at_most: Iterations that it may have done.
+            at_most: Highest number of iterations that the checkpoint may have.
         """
-        early = [folder for folder in self.run.training_commits() if int(folder.name) <= at_most]
-        found, damage = self._first_good(early, only_regular=True)
-        return (found, damage) if found else self._first_good(early)
+        early = [folder for folder in self.run.checkpoint_folders() if int(folder.name) <= at_most]
+        found, damage = self._first_sound(early, only_regular=True)
+        return (found, damage) if found else self._first_sound(early)
 
     def set_aside(self, damage: list[DamagedError]) -> None:
-        """Move damaged commits out of the way, to be looked at by a person."""
+        """Move damaged folders to `damaged/`, where a person can look at them."""
         for error in damage:
             folder = error.place
             target = self.run.folder / DAMAGED / f"{folder.name}-{time.time_ns()}"
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
 
-    def drop_after(self, iterations: int) -> None:
-        """Remove the checkpoints that training went back from."""
-        for folder in self.run.training_commits():
+    def remove_after(self, iterations: int) -> None:
+        """Remove the checkpoints with more iterations, from which training went back."""
+        for folder in self.run.checkpoint_folders():
             if int(folder.name) > iterations:
                 remove_commit(folder)
 
-    def _first_good(
+    def _first_sound(
         self, folders: list[Path], *, only_regular: bool = False
     ) -> tuple[Checkpoint | None, list[DamagedError]]:
         damage: list[DamagedError] = []
         for folder in folders:
             try:
-                checkpoint = self._read(folder)
+                checkpoint = self._load(folder)
             except DamagedError as error:
                 damage.append(error)
                 continue
@@ -143,17 +149,17 @@ class Checkpoints:
                 return checkpoint, damage
         return None, damage
 
-    def _check_commits(self) -> None:
-        """Refuse a run that another version of rapm, or another folder's settings, would make begin from nothing."""
-        manifests = [manifest for folder in self.run.training_commits() if (manifest := _manifest(folder))]
+    def _check_fingerprints(self) -> None:
+        """Refuse a run whose checkpoints all have another fingerprint, because training would start at 0 again."""
+        manifests = [manifest for folder in self.run.checkpoint_folders() if (manifest := _manifest(folder))]
         if manifests and all(manifest.fingerprint != self.settings.fingerprint for manifest in manifests):
             raise InputError(
-                f"the commits of {self.run.folder} were made with other settings than it says, or by another rapm: "
-                f"{manifests[0].about.get('rapm')}",
+                f"the checkpoints of {self.run.folder} were made with other settings than those saved in it, or by "
+                f"another version of rapm: {manifests[0].about.get('rapm')}",
                 "resume it with that version, or begin another run: --new, without --resume",
             )
 
-    def _read(self, folder: Path) -> Checkpoint:
+    def _load(self, folder: Path) -> Checkpoint:
         from safetensors.torch import load
 
         manifest, files = read_commit(folder, self.settings.fingerprint)
@@ -164,26 +170,26 @@ class Checkpoints:
         return Checkpoint(int(state["iterations"]), parts, health, files[LOG], seconds, is_regular)
 
     def _prune(self) -> None:
-        commits = self.run.training_commits()
-        regular = [folder for folder in commits if (made := _manifest(folder)) and made.about.get("regular")]
-        for folder in commits:
-            if folder not in (*commits[:KEPT], *regular[:KEPT]):
+        folders = self.run.checkpoint_folders()
+        regular = [folder for folder in folders if (made := _manifest(folder)) and made.about.get("regular")]
+        for folder in folders:
+            if folder not in (*folders[:KEPT], *regular[:KEPT]):
                 remove_commit(folder)
 
 
-def name_of(iterations: int) -> str:
-    """The name of the commit after so many iterations."""
+def checkpoint_name(iterations: int) -> str:
+    """Return the folder name of the checkpoint after a number of iterations."""
     return f"{iterations:08d}"
 
 
 def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
-    """What a run was started with, from the first commit that is what was written, and what is wrong with others.
+    """Return the settings of a run from the first sound folder that has them, and the damage of the others.
 
     Raises:
-        InputError: None is.
+        InputError: No folder is sound.
     """
     damage: list[DamagedError] = []
-    for folder in (*run.settings_commits(), *run.training_commits()):
+    for folder in (*run.settings_folders(), *run.checkpoint_folders()):
         try:
             return Settings.from_bytes(read_commit(folder)[1][SETTINGS]), damage
         except DamagedError as error:
@@ -191,7 +197,7 @@ def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
         except KeyError:
             damage.append(DamagedError(folder, f"{SETTINGS} is missing"))
     found = "; ".join(error.message for error in damage)
-    raise InputError(f"no commit of {run.folder} can be used: {found}", "start again with --output NEW")
+    raise InputError(f"no checkpoint of {run.folder} can be used: {found}", "start again with --output NEW")
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -201,7 +207,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _about(seconds: float) -> dict[str, Any]:
-    """What may differ between two commits of the same state."""
+    """Return the part of a manifest that may differ between two checkpoints of the same state."""
     from rapm_cli import __version__
 
     return {"rapm": __version__, "seconds": round(seconds, 3), "written": time.strftime("%Y-%m-%d %H:%M:%S")}

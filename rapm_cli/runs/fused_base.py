@@ -1,4 +1,4 @@
-"""A base with a LoRA in its weights, as `rapm export --fuse` writes it, which draws by itself in a few steps."""
+"""Bases with a LoRA in their weights, as `rapm export --fuse` writes them; they need no --lora."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import RECIPE_FILE, RECIPE_KEY, recipe_of
+from rapm_cli.formats.recipe import RECIPE_FILE, RECIPE_KEY, parse_recipe
 
 
 @dataclass(frozen=True)
-class MergedBase:
-    """A base that is a student.
+class FusedBase:
+    """A base with a LoRA in its weights; its attributes are those of `ResolvedLora`.
 
     Args:
         base: The base.
-        recipe: Of the LoRA in it.
+        recipe: Recipe of the LoRA.
     """
 
     base: Base
@@ -28,33 +28,33 @@ class MergedBase:
 
     @property
     def origin(self) -> str:
-        """Where it is, for messages."""
+        """Path of the base, for messages."""
         return self.base.source
 
     @property
     def reason(self) -> str:
-        """How it was chosen."""
+        """Why this base was chosen, for messages."""
         return "which has its LoRA in it"
 
     @property
     def steps(self) -> int:
-        """That it was distilled for."""
+        """Number of steps that the LoRA was distilled for."""
         steps: int = self.recipe["sampler"]["steps"]
         return steps
 
     @property
     def sampler(self) -> Sampler:
-        """How it is sampled."""
+        """Sampler that the LoRA was distilled for."""
         return sampler_of(self.recipe.get("training", {}))
 
     @property
     def digest(self) -> str:
-        """Of a LoRA's file: there is none."""
+        """Empty, because there is no LoRA file."""
         return ""
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """None is left.
+        """Refuse to compare with the teacher, whose weights are lost.
 
         Raises:
             ConfigError: Always.
@@ -63,40 +63,44 @@ class MergedBase:
             f"--compare wants the teacher, and {self.origin} has a LoRA in its weights", "leave --compare out"
         )
 
-    def doubt(self, weights: Weights) -> str:
-        """Nothing speaks against drawing as it was made to."""
+    def warning(self, weights: Weights) -> str:
+        """Return an empty warning: base and LoRA cannot differ from those of training."""
         return ""
 
 
-def merged_base(base: Base) -> MergedBase | None:
-    """The base as a student, where its folder or checkpoint says that a LoRA is in it; else None.
+def fused_base(base: Base) -> FusedBase | None:
+    """Return the base as a `FusedBase` if its folder or checkpoint has a LoRA's recipe, else None.
 
     Raises:
-        InputError: What it says is no recipe.
+        InputError: The recipe is malformed.
     """
     if base.source in BASES.names():
         return None
     try:
-        recipe = recipe_of({RECIPE_KEY: _text_of(Path(base.source))})
+        recipe = parse_recipe({RECIPE_KEY: _recipe_text(Path(base.source))})
     except ValueError as error:
-        raise InputError(f"{base.source} has a recipe that is none: {error}", "export it again") from error
-    return MergedBase(base, recipe) if "steps" in recipe.get("sampler", {}) else None
+        raise InputError(f"{base.source} has a recipe that cannot be read: {error}", "export it again") from error
+    return FusedBase(base, recipe) if "steps" in recipe.get("sampler", {}) else None
 
 
-def undistilled_base(name: str, reporter: Reporter) -> Base:
-    """The base of that name, which is to have a student.
+def unfused_base(name: str, reporter: Reporter) -> Base:
+    """Find a base that can be distilled.
+
+    Args:
+        name: Name, folder, checkpoint or repository, as `--base` takes it.
+        reporter: Receives messages of the hub.
 
     Raises:
-        InputError: It is a student itself.
+        InputError: The base has a LoRA in its weights.
     """
     base = find_base(name, reporter)
-    if merged_base(base):
+    if fused_base(base):
         raise InputError(f"{base.source} has a LoRA in its weights", "give the base that it was merged into")
     return base
 
 
-def _text_of(path: Path) -> str:
-    """What a model of this machine says of a LoRA in it; an empty table for one of the hub."""
+def _recipe_text(path: Path) -> str:
+    """Return the recipe's JSON in a local folder or checkpoint; an empty table for a repository of the hub."""
     if path.is_file():
         return read_header(path).metadata.get(RECIPE_KEY, "{}")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):

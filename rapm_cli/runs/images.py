@@ -1,4 +1,4 @@
-"""Latents to pictures on disk: PNGs with their recipe, grids and contact sheets."""
+"""Images: PNG files with their recipe, grids and contact sheets."""
 
 import io
 import json
@@ -14,27 +14,32 @@ from rapm_cli.core.common.errors import DiskError, InputError
 from rapm_cli.core.storage.files import regular_file, replace_file
 
 RECIPE_KEY = "rapm"
-RECIPE = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}  # at least
+REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
 GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to an 8-bit image, rounded."""
-    return Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy())
+def to_image(pixels: Tensor) -> Image.Image:
+    """Round a (3, H, W) image in [0, 1] to 8 bits."""
+    return Image.fromarray(pixels.mul(255).round().byte().permute(1, 2, 0).numpy())
 
 
 def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
-    """The file of an image, with what it says of itself."""
+    """Encode an image as PNG, with its text chunks."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
 def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
-    """Write a PNG, whole or not at all; it says how it was made, as JSON for rapm and as text for other programs.
+    """Write a PNG whole or not at all, with its recipe as JSON for rapm and as text for other programs.
+
+    Args:
+        image: Image to write.
+        path: File to write.
+        recipe: How the image was made, as JSON values; prompt, seed, steps and sampler become the text.
 
     Raises:
-        DiskError: It cannot be written.
+        DiskError: The file cannot be written.
     """
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
@@ -49,28 +54,28 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """How a picture of ours was made.
+    """Read the recipe of a PNG that rapm wrote.
 
     Raises:
-        InputError: It is no picture, or not one of ours.
+        InputError: The file is not an image, or has no recipe of rapm.
     """
     regular_file(path, "give a PNG that rapm generate wrote")
     try:
         with Image.open(path) as image:
             text = image.info.get(RECIPE_KEY)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture", "give a PNG that rapm generate wrote") from error
+        raise InputError(f"{path} cannot be read as an image", "give a PNG that rapm generate wrote") from error
     try:
         recipe = json.loads(text or "")
     except (TypeError, ValueError, RecursionError):
         recipe = None
-    if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in RECIPE.items()):
-        raise InputError(f"{path} does not say how it was made", "give a PNG that rapm generate wrote")
+    if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in REQUIRED.items()):
+        raise InputError(f"{path} has no recipe of rapm", "give a PNG that rapm generate wrote")
     return recipe
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Images of one size side by side, row by row."""
+    """Place images of one size side by side, row by row."""
     width, height = images[0].size
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), PAPER)
@@ -80,13 +85,13 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def contact_sheet(rows: dict[str, Tensor]) -> Image.Image:
-    """One titled row of pictures for each entry; columns share prompt and noise.
+    """Draw one titled row of images for each entry.
 
     Args:
-        rows: Title to (B, 3, H, W) pictures in [0, 1], all of one shape.
+        rows: Title to (B, 3, H, W) images in [0, 1], all of one shape; images of one column share prompt and noise.
     """
     font = ImageFont.load_default(size=14)
-    strips = [grid([to_image(picture) for picture in pictures], len(pictures)) for pictures in rows.values()]
+    strips = [grid([to_image(pixels) for pixels in row], len(row)) for row in rows.values()]
     width, height = strips[0].size
     sheet = Image.new("RGB", (width + 2 * GAP, len(strips) * (height + LABEL_PX + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -1,4 +1,4 @@
-"""What torchrun and accelerate tell a process that they start, read without torch."""
+"""The environment that torchrun and accelerate give to each process that they start, read without torch."""
 
 import os
 
@@ -6,22 +6,22 @@ from rapm_cli.core.common.errors import ConfigError
 
 
 def world_size() -> int:
-    """How many processes were started together.
+    """Return the number of processes that were started together.
 
     Raises:
-        ConfigError: The environment does not say it as torchrun does.
+        ConfigError: WORLD_SIZE is not a number.
     """
     try:
         return max(1, int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError as error:
-        raise ConfigError(f"WORLD_SIZE {os.environ['WORLD_SIZE']!r} is no number", "start with torchrun") from error
+        raise ConfigError(f"WORLD_SIZE {os.environ['WORLD_SIZE']!r} is not a number", "start with torchrun") from error
 
 
 def speaker() -> str:
-    """What a process other than the first begins its warnings with; empty for the first, and for one alone."""
+    """Return the prefix of this process's warnings; empty for the first process and for a single one."""
     return f"process {os.environ['RANK']}: " if is_follower() else ""
 
 
 def is_follower() -> bool:
-    """True in all of them but the first, which alone talks."""
+    """Return True in every process but the first, which alone reports to the user."""
     return world_size() > 1 and os.environ.get("RANK", "0") != "0"

@@ -18,7 +18,8 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import is_gone, make_folder, replace_file
 from rapm_cli.runs import signals
 
-LOCK, HOLDER = "lock", "lock.json"  # the locked file, and a description of the process that holds it
+LOCK, HOLDER = "lock", "lock.json"  # the second says who holds the first
+CLAIM = ".claim"  # ending of the files that `try_lock` locks
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 1.0  # before a message about waiting; processes that share work often wait for less
 

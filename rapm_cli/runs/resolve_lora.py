@@ -1,4 +1,4 @@
-"""Which base and which LoRA a command means, when the user names both, one or neither."""
+"""Resolve which base and which LoRA a command uses when the user names both, one or neither."""
 
 import shlex
 from dataclasses import dataclass
@@ -13,24 +13,31 @@ from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.runs import authors_lora
 from rapm_cli.runs.checkpoints import read_settings
-from rapm_cli.runs.fused_base import MergedBase, merged_base
+from rapm_cli.runs.fused_base import FusedBase, fused_base
 from rapm_cli.runs.images import read_recipe
-from rapm_cli.runs.run import Run, all_loras, find_lora, newest_run, unfinished_runs
+from rapm_cli.runs.run import Run, all_loras, find_lora, newest_run_with_lora, unfinished_runs
 
-TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}
+TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}  # width of the text states to base
 
 
 @dataclass(frozen=True)
 class ResolvedLora:
-    """A base and the LoRA to use with it, and a sentence on how they were chosen."""
+    """A base and the LoRA to use with it.
+
+    Args:
+        base: The base.
+        lora_path: Path of the LoRA file.
+        lora: Content of the file.
+        reason: Why this LoRA was chosen, for messages; empty if the user named it.
+    """
 
     base: Base
     lora_path: Path
     lora: LoraFile
     reason: str
 
-    def doubt(self, weights: Weights) -> str:
-        """A sentence on why the LoRA may not draw here as it was made to; empty where nothing speaks against it."""
+    def warning(self, weights: Weights) -> str:
+        """Return why the LoRA may sample worse here than where it was made; empty if there is no reason."""
         recipe = self.lora.recipe
         if recipe.get("base_identity") not in (None, weights.identity):
             return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
@@ -40,33 +47,33 @@ class ResolvedLora:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the LoRA's file says of how it was made."""
+        """Recipe in the LoRA's header."""
         return self.lora.recipe
 
     @property
     def origin(self) -> str:
-        """Where the LoRA is, for messages."""
+        """Path of the LoRA, for messages."""
         return str(self.lora_path)
 
     @property
     def sampler(self) -> Sampler:
-        """How the LoRA is sampled."""
+        """Sampler that the LoRA was distilled for."""
         return self.lora.sampler
 
     @property
     def digest(self) -> str:
-        """sha256 of the LoRA's file."""
+        """Hexadecimal sha256 of the LoRA's file."""
         return file_sha256(self.lora_path)
 
     @property
     def steps(self) -> int:
-        """The number of steps that the LoRA was distilled for; 4 where its file does not say."""
+        """Number of steps that the LoRA was distilled for; 4 if its file names none."""
         steps: int = self.lora.recipe.get("sampler", {}).get("steps", 4)
         return steps
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """Slots, fine steps and guidance of the LoRA's teacher; what suits the base where its file does not say."""
+        """Slots, fine steps and guidance of the LoRA's teacher; the base's defaults where its file names none."""
         usual = self.base.defaults
         settings = {"num_slots": self.steps, "fine_steps": usual.fine_steps, "guidance_scale": usual.guidance_scale}
         said = self.lora.recipe.get("teacher", {})
@@ -74,39 +81,46 @@ class ResolvedLora:
 
 
 def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
-    """Base and LoRA: as named, else the newest run's, else what ships with the base, for SDXL its authors' own.
+    """Choose the LoRA that was named, else the newest run's, else the one that comes with the base.
+
+    With the demo base comes a LoRA in this package, with SDXL the one that the authors published.
+
+    Args:
+        base_name: Base as `--base` takes it; None for the LoRA's own.
+        lora_name: LoRA as `find_lora` takes it, or None.
+        reporter: Receives messages and the progress of downloads.
 
     Raises:
-        WeightsError: Nothing was named, there is no run, and the authors' LoRA is not to be had.
-        InputError: The LoRA was made for another base, or the base has a LoRA in it.
+        WeightsError: No LoRA was named, no run has one, and the authors' LoRA is not available.
+        InputError: The LoRA was made for another base, or the base has a LoRA in its weights.
     """
     base = None if base_name is None else find_base(base_name, reporter)
-    if base and lora_name is None and merged_base(base):
+    if base and lora_name is None and fused_base(base):
         raise InputError(
-            f"{base.source} has a LoRA in its weights, and this command wants the two apart",
-            "give the base that it was merged into; rapm generate draws with it as it is",
+            f"{base.source} has a LoRA in its weights, and this command needs base and LoRA apart",
+            "give the base that it was merged into; rapm generate uses it as it is",
         )
     return _chosen(base, lora_name, reporter)
 
 
-def resolve_model(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora | MergedBase:
-    """The same; or a base alone that has a LoRA in it.
+def resolve_model(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora | FusedBase:
+    """Resolve a LoRA as `resolve_lora` does, or a base that has a LoRA in its weights.
 
     Raises:
-        WeightsError: As `resolve_lora`.
-        InputError: As `resolve_lora`.
+        WeightsError: As in `resolve_lora`.
+        InputError: As in `resolve_lora`.
     """
     base = None if base_name is None else find_base(base_name, reporter)
-    if base and lora_name is None and (merged := merged_base(base)):
-        return merged
+    if base and lora_name is None and (fused := fused_base(base)):
+        return fused
     return _chosen(base, lora_name, reporter)
 
 
 def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
     base_name = base.name if base else None
-    run = newest_run(base_name) if lora_name is None else None
+    run = newest_run_with_lora(base_name) if lora_name is None else None
     if lora_name is None and run is None:
-        _tell_of_unfinished(base_name, reporter)
+        _report_unfinished(base_name, reporter)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run:
@@ -132,42 +146,52 @@ def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> Res
     return ResolvedLora(base or _base_of_file(path, str(made_for), reporter), path, lora, reason)
 
 
-def _tell_of_unfinished(base_name: str | None, reporter: Reporter) -> None:
-    """Name the run whose LoRA the user may have expected, because it is not finished."""
+def _report_unfinished(base_name: str | None, reporter: Reporter) -> None:
+    """Name the unfinished run whose LoRA the user may have expected."""
     for run in unfinished_runs():
-        if base_name in (None, run.written_settings().get("base_name")):
+        if base_name in (None, run.raw_settings().get("base_name")):
             reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
             return
 
 
 def _base_by_width(lora: LoraFile) -> str | None:
-    """The registered base whose text states are as wide as those that the LoRA reads; None where none is."""
+    """Return the registered base with the width of text states that the LoRA has; None if there is none."""
     widths = {value.shape[1] for name, value in lora.state.items() if name.endswith(".attn2.to_k.lora_A.weight")}
     name = TEXT_WIDTHS.get(widths.pop()) if len(widths) == 1 else None
     return name if name in BASES.names() else None
 
 
 def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
-    """The registered base that a file names, or the base of the run that it lies in; never a path that a file says.
+    """Return the registered base that a LoRA file names, or the base of the run folder that holds the file.
+
+    A path in a LoRA's header is never opened, because files come from strangers.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The file's base is neither registered nor that of its run.
     """
     if made_for in BASES.names():
         return BASES[made_for]
     run = Run(path.resolve().parent)
     if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
         return find_base(stored.source, reporter)
-    raise ConfigError(f"{path} was distilled from {made_for}, which is no base that rapm knows by name", "give --base")
+    raise ConfigError(f"{path} was distilled from {made_for}, a base that rapm does not know by name", "give --base")
 
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """What a picture says of how it was made, and the LoRA file that made it; no base where it is a folder.
+    """Recipe of a generated image, and the LoRA file that made it.
 
-    No LoRA where it is in the weights of a base; `identity` and `made_with`, its name, are of that.
-
-    `rng` is the kind of device that its noise was drawn on.
+    Args:
+        prompt: Prompt of the image.
+        seed: Seed of its noise.
+        steps: Number of sampling steps.
+        base: Name of the registered base; None for another one.
+        precision: Precision of the network.
+        rng: Kind of device that generated its noise.
+        is_compared: Whether the teacher's image is beside it.
+        lora: Path of the LoRA; None if it was in the base's weights.
+        identity: Identity of the base's weights.
+        made_with: Name of the base in the image's recipe.
     """
 
     prompt: str
@@ -183,17 +207,17 @@ class ImageRecipe:
 
 
 def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
-    """How a picture of ours was made.
+    """Read an image's recipe and find its LoRA.
 
-    The picture holds the LoRA's sha256 and no path, so that it can be given away; the file is looked for among
-    the runs and what ships with the base.
+    The image holds the sha256 of the LoRA and no path, so that it can be given away. The file is searched among the
+    runs and the LoRAs that come with the bases.
 
     Args:
-        path: A PNG of ours.
-        lora_name: Where the LoRA is, if it is elsewhere.
+        path: PNG that rapm wrote.
+        lora_name: LoRA as `find_lora` takes it, if it is elsewhere.
 
     Raises:
-        InputError: It says no recipe, or its LoRA is not found.
+        InputError: The file has no recipe, or its LoRA is not found.
     """
     recipe = read_recipe(path)
     base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
@@ -213,18 +237,23 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
     )
 
 
-def resolve_recipe_lora(base_name: str | None, recalled: ImageRecipe, reporter: Reporter) -> ResolvedLora | MergedBase:
-    """What made a picture.
+def resolve_recipe_lora(base_name: str | None, recipe: ImageRecipe, reporter: Reporter) -> ResolvedLora | FusedBase:
+    """Resolve the model that made an image.
+
+    Args:
+        base_name: Base as `--base` takes it, or None.
+        recipe: Recipe of the image.
+        reporter: Receives messages.
 
     Raises:
-        InputError: It was a model with its LoRA in it, and `base_name` does not name that.
+        InputError: The image was made with a fused base, and `base_name` does not name that base.
     """
-    if recalled.lora:
-        return resolve_lora(base_name or recalled.base, str(recalled.lora), reporter)
+    if recipe.lora:
+        return resolve_lora(base_name or recipe.base, str(recipe.lora), reporter)
     made = resolve_model(base_name, None, reporter) if base_name else None
-    if not isinstance(made, MergedBase) or made.base.locate(reporter).identity != recalled.identity:
+    if not isinstance(made, FusedBase) or made.base.locate(reporter).identity != recipe.identity:
         raise InputError(
-            f"the picture was made with {recalled.made_with}, which had its LoRA in it",
+            f"the image was made with {recipe.made_with}, which has its LoRA in its weights",
             "give --base that model's folder or checkpoint",
         )
     return made

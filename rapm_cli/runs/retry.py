@@ -1,4 +1,4 @@
-"""Room on the disk, waited for, a bounded time, when it runs out."""
+"""Write results to a disk that may be full: wait for space, a bounded time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ WAITS = (2.0, 10.0, 30.0, 60.0)  # seconds before each new attempt
 
 
 def ready_folder(folder: Path) -> None:
-    """Make a folder that results will go to.
+    """Make a folder for results.
 
     Raises:
-        DiskError: It cannot be made, or is a file.
+        DiskError: The folder cannot be made, or is a file.
     """
     try:
         make_folder(folder)
@@ -28,19 +28,22 @@ def ready_folder(folder: Path) -> None:
 
 
 def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Reporter, saved: str, remedy: str) -> T:
-    """Write something that is whole or not there; when the disk is full, wait and try again a few times.
+    """Call `write`; while the disk is full, wait and call it again a few times.
 
     Args:
-        write: Does it; may be called again.
-        place: Where.
-        needed: Bytes, asked for before each attempt.
-        reporter: Is told of every wait.
-        saved: What is safe if it cannot be written.
-        remedy: How to go on then.
+        write: Writes a file or folder whole or not at all.
+        place: Path that is written.
+        needed: Free bytes to require before each attempt.
+        reporter: Receives a warning before each wait.
+        saved: What is safe if the write fails, for the message.
+        remedy: What the user can do then.
+
+    Returns:
+        What `write` returned.
 
     Raises:
-        DiskError: It cannot be written.
-        Stopped: A signal came while waiting.
+        DiskError: The write failed.
+        Stopped: A signal came during a wait.
     """
     for wait in (*WAITS, None):
         try:

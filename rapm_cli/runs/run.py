@@ -1,4 +1,4 @@
-"""The folder of one distillation, and finding it among all runs."""
+"""Run: the folder of one distillation, and how commands find one among all runs. See `runs/README.md`."""
 
 import contextlib
 import json
@@ -16,31 +16,31 @@ from rapm_cli.core.common.errors import UNHARMED, DamagedError, DiskError, Input
 from rapm_cli.core.storage.commit import Manifest, read_commit, read_manifest, verify
 from rapm_cli.core.storage.files import TEMPORARY, file_sha256, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
-from rapm_cli.formats.recipe import lora_facts
+from rapm_cli.formats.recipe import parse_lora_header
 from rapm_cli.runs.lock import HOLDER, LOCK
 
 LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png", "previews"
-COMMITS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
-DIFFUSERS_FORM = "-diffusers.safetensors"  # how the name of a LoRA ends that lies in an export
-WANTED = ("iterations", "samples")  # what a finished run has done; kept with its settings, read without torch
-BEGINNING = "settings-"  # of the names of commits that hold settings alone
-SETTINGS = "settings.json"  # in every commit
+CHECKPOINTS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
+SETTINGS = "settings.json"  # in every checkpoint
+SETTINGS_PREFIX = "settings-"  # of the names of folders that hold settings alone
+GOALS = ("iterations", "samples")  # how much a finished run has done; in the manifest of its settings
+DIFFUSERS_FORM = "-diffusers.safetensors"  # end of the name of an exported LoRA
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """A run folder; the properties name its files."""
 
     folder: Path
 
     @property
     def lora(self) -> Path:
-        """The distilled LoRA, there once training has ended."""
+        """The distilled LoRA, written when training ends."""
         return self.folder / LORA
 
     @property
     def sheet(self) -> Path:
-        """Contact sheet: teacher, base and student."""
+        """Contact sheet of teacher, base and student."""
         return self.folder / SHEET
 
     @property
@@ -50,18 +50,18 @@ class Run:
 
     @property
     def previews(self) -> Path:
-        """Folder of the sheets that were drawn during training."""
+        """Folder of the contact sheets made during training."""
         return self.folder / PREVIEWS
 
     @property
-    def commits(self) -> Path:
-        """Folder of the commits, from which alone a run is resumed."""
-        return self.folder / COMMITS
+    def checkpoints_dir(self) -> Path:
+        """Folder of the checkpoints; a run is resumed from these alone."""
+        return self.folder / CHECKPOINTS
 
     @property
     def is_begun(self) -> bool:
-        """True for a folder in which something was committed."""
-        return bool(self.settings_commits() or self.training_commits())
+        """True once settings or a checkpoint were saved in the folder."""
+        return bool(self.settings_folders() or self.checkpoint_folders())
 
     @property
     def has_lora(self) -> bool:
@@ -70,65 +70,76 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True once all that its newest settings want is done and written."""
+        """True once everything that the newest settings ask for is done and written."""
         try:
             done = self.result()
         except InputError:
             return False
-        return self.has_lora and bool(done) and all(done.get(name) == count for name, count in self._wanted().items())
+        return self.has_lora and bool(done) and all(done.get(name) == count for name, count in self._goals().items())
 
     @property
     def has_diverged(self) -> bool:
-        """True where training ended so, and would again."""
+        """True if training diverged; it would diverge again."""
         return (self.folder / DIVERGED).is_file()
-
-    def training_commits(self) -> list[Path]:
-        """Folders of the commits of training, named by the iterations done, the newest first; not looked into."""
-        return [folder for folder in self._commits() if folder.name.isdecimal()]
 
     @property
     def iterations_saved(self) -> int:
-        """Iterations of the newest commit of training; not looked into."""
-        commits = self.training_commits()
-        return int(commits[0].name) if commits else 0
+        """Number of iterations in the newest checkpoint, which is not verified."""
+        folders = self.checkpoint_folders()
+        return int(folders[0].name) if folders else 0
 
-    def settings_commits(self) -> list[Path]:
-        """Folders of the commits that hold settings alone, the newest first; not looked into."""
-        named = [folder for folder in self._commits() if folder.name.startswith(BEGINNING)]
-        return [folder for folder in named if folder.name.removeprefix(BEGINNING).isdecimal()]
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        folder = self.folder.resolve()
+        name = folder.name if folder.parent == runs_dir().resolve() else str(folder)
+        return f"rapm distill --resume {shlex.quote(name)}"
 
-    def survey(self) -> Iterator[tuple[str, Manifest | None, str]]:
-        """Name, manifest and damage of every commit, the oldest first; the damage is empty where it verifies."""
-        for folder in (*reversed(self.settings_commits()), *reversed(self.training_commits())):
+    def checkpoint_folders(self) -> list[Path]:
+        """List the checkpoints, newest first, without verifying them; a name is the number of iterations done."""
+        return [folder for folder in self._folders() if folder.name.isdecimal()]
+
+    def settings_folders(self) -> list[Path]:
+        """List the folders that hold settings alone, newest first, without verifying them."""
+        named = [folder for folder in self._folders() if folder.name.startswith(SETTINGS_PREFIX)]
+        return [folder for folder in named if folder.name.removeprefix(SETTINGS_PREFIX).isdecimal()]
+
+    def verify_all(self) -> Iterator[tuple[str, Manifest | None, str]]:
+        """Verify all settings and checkpoints, oldest first.
+
+        Yields:
+            Name, manifest and damage; the damage is empty for a sound one.
+        """
+        for folder in (*reversed(self.settings_folders()), *reversed(self.checkpoint_folders())):
             try:
                 yield folder.name, verify(folder), ""
             except DamagedError as error:
-                if folder.exists():  # else the run is at work, and has removed it meanwhile
+                if folder.exists():  # else a process that works on the run has removed it meanwhile
                     yield folder.name, None, error.damage
 
-    def _commits(self) -> list[Path]:
-        return sorted(self.commits.iterdir(), reverse=True) if self.commits.is_dir() else []
+    def _folders(self) -> list[Path]:
+        return sorted(self.checkpoints_dir.iterdir(), reverse=True) if self.checkpoints_dir.is_dir() else []
 
-    def _wanted(self) -> dict[str, Any]:
-        """What the newest settings ask for; empty where that cannot be read."""
+    def _goals(self) -> dict[str, Any]:
+        """Return how much the newest settings ask for; empty if they cannot be read."""
         with contextlib.suppress(DamagedError, IndexError):
-            about = read_manifest(self.settings_commits()[0]).about
-            return {name: about[name] for name in WANTED if name in about}
+            about = read_manifest(self.settings_folders()[0]).about
+            return {name: about[name] for name in GOALS if name in about}
         return {}
 
-    def written_settings(self) -> dict[str, Any]:
-        """The newest settings as they are written, unchecked, for which no library is needed; empty where none are."""
-        for folder in (*self.settings_commits(), *self.training_commits()):
+    def raw_settings(self) -> dict[str, Any]:
+        """Return the newest settings as unchecked JSON, which needs no torch; empty if there are none."""
+        for folder in (*self.settings_folders(), *self.checkpoint_folders()):
             with contextlib.suppress(DamagedError, KeyError, ValueError, RecursionError):
                 record = json.loads(read_commit(folder)[1][SETTINGS])
                 return record if isinstance(record, dict) else {}
         return {}
 
     def verified_lora(self) -> Path:
-        """The distilled LoRA, once it has been found to be what was written.
+        """Return the path of the distilled LoRA after comparing its sha256 with the result's.
 
         Raises:
-            InputError: It is not.
+            InputError: The file differs from the one that was written.
         """
         written, remedy = self.result().get("lora_sha256"), f"make it again: {self.resume_command}"
         if written and file_sha256(regular_file(self.lora, remedy)) != written:
@@ -136,7 +147,12 @@ class Run:
         return self.lora
 
     def is_complete(self, iterations: int, samples: int) -> bool:
-        """True for a finished run with a sound LoRA that has done just that much, and compared on as many prompts."""
+        """Return True if the run is finished, with an undamaged LoRA and exactly these goals.
+
+        Args:
+            iterations: Number of training iterations.
+            samples: Number of prompts in the comparison at the end.
+        """
         if not self.is_finished:
             return False
         with contextlib.suppress(InputError):
@@ -144,31 +160,24 @@ class Run:
             return bool(result.get("iterations") == iterations and result.get("samples") == samples)
         return False
 
-    @property
-    def resume_command(self) -> str:
-        """What to type to go on with it."""
-        folder = self.folder.resolve()
-        name = folder.name if folder.parent == runs_dir().resolve() else str(folder)
-        return f"rapm distill --resume {shlex.quote(name)}"
-
     @contextlib.contextmanager
     def explain_stops(self) -> Iterator[None]:
-        """Inside, a stop says what is saved of a run that is begun, and the command that goes on."""
+        """Add what is saved, and the command that resumes, to a stop inside the context, once the run is begun."""
         try:
             yield
         except Stopped as stopped:
             if self.is_begun:
                 stopped.remedy = f"resume with: {self.resume_command}"
                 if stopped.message == UNHARMED:
-                    total = (self.written_settings().get("training") or {}).get("iterations", "?")
+                    total = (self.raw_settings().get("training") or {}).get("iterations", "?")
                     stopped.message = f"{self.iterations_saved} of {total} iterations are saved"
             raise
 
     def result(self) -> dict[str, Any]:
-        """The comparison at the end of the run; empty if it was skipped.
+        """Read the result of a finished run; empty if there is none.
 
         Raises:
-            InputError: It cannot be read.
+            InputError: The file cannot be read.
         """
         path = self.folder / RESULT
         if not path.is_file():
@@ -179,38 +188,42 @@ class Run:
             raise InputError(f"{path} cannot be read as JSON", "remove it, and resume the run") from error
         return record if isinstance(record, dict) else {}
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Write the result, which makes the run a finished one."""
+    def write_result(self, record: dict[str, Any]) -> None:
+        """Write the result, which marks the run as finished."""
         replace_file(self.folder / RESULT, (json.dumps(record, indent=2) + "\n").encode())
 
-    def discard(self) -> None:
-        """Remove it, and the link to it among the runs."""
+    def delete(self) -> None:
+        """Remove the run folder, and the links to it among the runs."""
         place = self.folder.resolve()
         links = [path for path in runs_dir().glob("*") if path.is_symlink() and path.resolve() == place]
         for link in links:
             link.unlink(missing_ok=True)
         shutil.rmtree(place, ignore_errors=True)
 
-    def reopen(self) -> None:
-        """Make a finished run, or one that diverged, an unfinished one."""
+    def mark_unfinished(self) -> None:
+        """Remove the marks of a finished run and of one that diverged."""
         for name in (RESULT, DIVERGED):
             (self.folder / name).unlink(missing_ok=True)
 
     def mark_diverged(self, reason: str) -> None:
-        """Write why training cannot go on."""
-        with contextlib.suppress(OSError):  # of a full disk; the reason is told in any case
+        """Mark the run as diverged, with the reason why training cannot continue."""
+        with contextlib.suppress(OSError):  # on a full disk the mark is lost; the user reads the reason anyway
             replace_file(self.folder / DIVERGED, (json.dumps({"reason": reason}) + "\n").encode())
 
 
 def new_run(base: str, folder: Path | None) -> Run:
-    """A fresh run folder, named by base and time unless the user named one, which is then linked among the runs.
+    """Make a new run folder.
+
+    Args:
+        base: Name of the base, which begins the folder's name.
+        folder: Folder that the user named, which is linked among the runs; None for one named by base and time.
 
     Raises:
         InputError: The named folder exists and is not empty.
-        DiskError: It cannot be made.
+        DiskError: The folder cannot be made.
     """
     name, count = f"{base.replace('/', '--')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 1
-    while (usual := runs_dir() / (name if count == 1 else f"{name}-{count}")).exists():  # of another machine's process
+    while (usual := runs_dir() / (name if count == 1 else f"{name}-{count}")).exists():  # by another machine's process
         count += 1
     path = folder.resolve() if folder else usual
     try:
@@ -227,40 +240,48 @@ def new_run(base: str, folder: Path | None) -> Run:
 
 
 def _is_leftover(path: Path) -> bool:
-    """True for what a process leaves that was killed before its first commit."""
+    """Return True for files of a process that was killed before it saved the run's settings."""
     is_ours = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
-    return is_ours or (path.name == COMMITS and path.is_dir() and all(map(_is_leftover, path.iterdir())))
+    return is_ours or (path.name == CHECKPOINTS and path.is_dir() and all(map(_is_leftover, path.iterdir())))
 
 
 def all_runs(place: Path | None = None) -> list[Run]:
-    """All runs, or those in another folder than the usual, the one that was worked on last first."""
+    """List the runs in a folder, the last changed first.
+
+    Args:
+        place: Folder of runs; None for the usual one.
+    """
     dated: dict[Path, float] = {}
     place = place or runs_dir()
     for folder in place.iterdir() if place.is_dir() else ():
-        with contextlib.suppress(OSError):  # another user's, or on a disk that is gone
+        with contextlib.suppress(OSError):  # another user's, or on a disk that was removed
             if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
                 dated[folder.resolve()] = _changed_at(folder)
     return [Run(folder) for folder in sorted(dated, key=dated.__getitem__, reverse=True)]
 
 
 def _changed_at(folder: Path) -> float:
-    commits = folder / COMMITS
-    return max(folder.stat().st_mtime, commits.stat().st_mtime if commits.exists() else 0.0)
+    checkpoints = folder / CHECKPOINTS
+    return max(folder.stat().st_mtime, checkpoints.stat().st_mtime if checkpoints.exists() else 0.0)
 
 
 def all_loras() -> list[Path]:
-    """The LoRAs of all runs that have one, the newest first."""
+    """List the LoRAs of all runs, newest first."""
     loras = (run.lora for run in all_runs() if run.has_lora)
     return sorted(loras, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def newest_run(base: str | None = None) -> Run | None:
-    """The run whose LoRA was written last, of a base if one is named; None where there is none."""
+def newest_run_with_lora(base: str | None = None) -> Run | None:
+    """Return the run whose LoRA was written last; None if there is none.
+
+    Args:
+        base: Name of the base that the LoRA must be for; None for any.
+    """
     return next((Run(path.parent) for path in all_loras() if base is None or base_of(path) == base), None)
 
 
-def newest_unfinished() -> Run:
-    """The run worked on last of those that are not finished and have not diverged.
+def newest_unfinished_run() -> Run:
+    """Return the last changed run that can be resumed.
 
     Raises:
         InputError: There is none.
@@ -274,27 +295,27 @@ def newest_unfinished() -> Run:
 
 
 def unfinished_runs() -> Iterator[Run]:
-    """The runs that can be gone on with, the one that was worked on last first."""
+    """Yield the runs that are neither finished nor diverged, the last changed first."""
     return (run for run in all_runs() if run.is_begun and not run.is_finished and not run.has_diverged)
 
 
 def base_of(lora: Path) -> str | None:
-    """The base that a LoRA file says it was distilled from; None where it cannot be read or does not say."""
+    """Return the name of the base in a LoRA file's header; None if the file cannot be read or names none."""
     try:
         header = read_header(lora)
-        base = lora_facts(lora, header)[2].get("base")
+        base = parse_lora_header(lora, header)[2].get("base")
     except InputError:
         return None
     return None if base is None else str(base)
 
 
 def newest_lora() -> Path:
-    """The LoRA of the newest run that has one.
+    """Return the LoRA of the newest run that has one.
 
     Raises:
-        InputError: There is none yet.
+        InputError: No run has one, or it is damaged.
     """
-    run = newest_run()
+    run = newest_run_with_lora()
     if run is None and (unfinished := next(unfinished_runs(), None)):
         raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"resume with: {unfinished.resume_command}")
     if run is None:
@@ -303,19 +324,22 @@ def newest_lora() -> Path:
 
 
 def find_run(name: str) -> Run | None:
-    """The run of a path to its folder, or of its name; None where there is none."""
+    """Return the run with this path or name; None if there is none."""
     for path in (Path(name), runs_dir() / name) if name else ():
-        with contextlib.suppress(OSError, ValueError):  # no file has such a name
+        with contextlib.suppress(OSError, ValueError):  # no file can have such a name
             if Run(path).is_begun or Run(path).has_lora:
                 return Run(path.resolve())
     return None
 
 
 def find_lora(name: str) -> Path:
-    """The LoRA file of a path to one, to a run folder, to an export's folder, or of a run's name.
+    """Return the path of a LoRA file.
+
+    Args:
+        name: Path of the file, of a run folder or of an export's folder, or the name of a run.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such LoRA, or it is damaged.
     """
     with contextlib.suppress(OSError, ValueError):
         if name and Path(name).exists() and not Path(name).is_dir():

@@ -1,46 +1,49 @@
-"""What a run was started with, and whether a new command means the same run."""
+"""Settings of a run, and whether two commands mean the same run."""
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from rapm_cli import __version__
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig, from_json, to_json
+from rapm_cli.core.method.config import (
+    CHECKED,
+    LATER,
+    Checked,
+    TeacherConfig,
+    TrainConfig,
+    option_name,
+    out_of_range,
+    to_json,
+)
 
-# Another value of these makes no other run: the work that is done stays right. Only --resume may round the base by it.
+# Stored names of settings that may change when a run is resumed, because the work that is done stays valid. Only
+# --resume may change to or from a plan that rounds the base.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last", "cuda_graphs")
-LATER = {  # settings that came later, with what was done before
-    "method": "rapm",
-    "fake_updates": 5,
-    "lcm_times": 50,
-    "lora_init": "kaiming",
-    "final_rate": 0.1,
-    "ema_decay": 0.0,
-    "discriminator_times": "slot",
-}
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All that a run is made from.
+@dataclass(frozen=True, config=CHECKED)
+class Settings(Checked):
+    """Everything that a run is made from.
 
     Args:
-        source: The base, as `--base` takes it.
-        base_name: As it is called in files that leave this machine.
-        base_identity: What identifies its weights.
-        teacher: Settings of phase 1.
-        training: Settings of phase 2.
-        prompts: One for each trajectory.
-        samples: Held-out prompts in the comparison at the end; 0 for none.
-        save_every: Iterations between commits.
-        device: Kind of device that it runs on.
-        machine: The device in words, with all that its bits depend on.
-        deterministic: Only algorithms that give the same bits each time.
+        source: Base model, as `--base` takes it.
+        base_name: Name of the base in files that leave this machine.
+        base_identity: Hash that identifies the weights of the base.
+        teacher: Settings of the trajectories.
+        training: Settings of training.
+        prompts: One prompt for each trajectory.
+        samples: Number of held-out prompts in the comparison at the end; 0 for no comparison.
+        checkpoint_every: Iterations between checkpoints.
+        device: Kind of device that the run trains on.
+        machine: Description of the machine, with everything that the bits of the result depend on.
+        deterministic: Whether to use only algorithms that give the same bits each time.
     """
 
     source: str
@@ -48,38 +51,33 @@ class Settings:
     base_identity: str
     teacher: TeacherConfig
     training: TrainConfig
-    prompts: tuple[str, ...]
+    prompts: Annotated[tuple[str, ...], Field(strict=False)]  # a JSON list is no tuple to pydantic's strict mode
     samples: int
-    save_every: int
+    checkpoint_every: Annotated[int, Field(alias="save_every", ge=1)]
     device: str = "cpu"
     machine: str = ""
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise ConfigError(f"--save-every {self.save_every} is out of range", "give at least 1")
         if not (MIN_SAMPLES <= self.samples <= MAX_SAMPLES or self.samples == 0):
-            raise ConfigError(
-                f"--samples {self.samples} is out of range",
-                f"give at least {MIN_SAMPLES}, at most {MAX_SAMPLES}, or 0 for no comparison",
-            )
+            raise out_of_range("samples", self.samples, f"{MIN_SAMPLES} to {MAX_SAMPLES}, or 0 for no comparison")
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of what may not change while a run lasts.
+        """Sixteen hexadecimal digits of the settings that may not change during a run.
 
-        What versions before a setting did is left out, so that runs outlive new settings.
+        A later setting is left out while it has the value that versions without it used, so that older runs resume.
         """
-        told = {name: value for name, value in self._fixed().items() if (name, value) not in LATER.items()}
-        text = json.dumps(told, sort_keys=True)
+        hashed = {name: value for name, value in self._fixed().items() if (name, value) not in LATER.items()}
+        text = json.dumps(hashed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: "Settings", *, may_round: bool) -> list[str]:
-        """Each setting that may not change and does, in words: mine, and the other's.
+        """Return each fixed setting that differs, in words: my value, and the other's.
 
         Args:
-            other: The settings that are wanted.
-            may_round: Whether the base may be rounded in one of the two alone.
+            other: Settings to compare with.
+            may_round: Whether one of the two may train on a rounded base.
         """
         mine, theirs = self._fixed(), other._fixed()
         plans = self.training.vram, other.training.vram
@@ -88,12 +86,12 @@ class Settings:
         named = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
         if "base" in named:
             named.pop("base_identity", None)
-        if "rank" in named and named["rank"] == named.get("alpha"):  # alpha is the rank unless one says otherwise
+        if "rank" in named and named["rank"] == named.get("alpha"):  # alpha follows the rank by default
             named.pop("alpha")
         return [_difference(name, *values) for name, values in named.items()]
 
     def recipe(self) -> dict[str, Any]:
-        """What every file of the run says of how it was made; no path, and no prompt of the user's."""
+        """Return the settings that every file of the run carries: no path, and no prompt of the user's."""
         return {
             "rapm": __version__,
             "base": self.base_name,
@@ -103,28 +101,21 @@ class Settings:
         }
 
     def to_bytes(self) -> bytes:
-        """As JSON, for `from_bytes`."""
+        """Return the settings as JSON for `from_bytes`."""
         record = dataclasses.asdict(self) | {"teacher": to_json(self.teacher), "training": to_json(self.training)}
+        record["save_every"] = record.pop("checkpoint_every")
         return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Settings":
-        """Read back what `to_bytes` wrote.
+        """Return the settings that `to_bytes` wrote.
 
         Raises:
-            InputError: It is something else.
+            InputError: The bytes are something else.
         """
         try:
-            record = json.loads(data)
-            teacher, training = from_json(TeacherConfig, record["teacher"]), from_json(TrainConfig, record["training"])
-            record |= {"teacher": teacher, "training": training, "prompts": tuple(record["prompts"])}
-            made = cls(**record)
-            texts = [made.source, made.base_name, made.base_identity, made.device, made.machine, *made.prompts]
-            counts = [made.samples, made.save_every]
-            if not all(isinstance(text, str) for text in texts) or any(type(count) is not int for count in counts):
-                raise TypeError("a value has another type")
-            return made
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+            return TypeAdapter(cls).validate_json(data)
+        except (ValueError, ConfigError) as error:
             raise InputError("the run's settings cannot be read", "start a new run") from error
 
     def _fixed(self) -> dict[str, Any]:
@@ -140,4 +131,4 @@ def _difference(name: str, mine: object, other: object) -> str:
     if name == "prompts":
         return "other prompts"
     words = [("off", "on")[value] if isinstance(value, bool) else str(value) for value in (mine, other)]
-    return f"{name.replace('_', '-')} {words[0]}, not {words[1]}"
+    return f"{option_name(name)} {words[0]}, not {words[1]}"

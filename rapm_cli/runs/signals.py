@@ -1,6 +1,6 @@
-"""Signals: the first asks a job to stop where its work is safe, the second leaves at once.
+"""Signals: the first one asks a job to stop where its work is safe, the second one ends it at once.
 
-State of the process, as signals are. Where no job is `patient`, the first signal leaves at once too.
+The state is global, as signal handlers are. Outside `deferred` the first signal ends the job at once, too.
 """
 
 import _thread
@@ -14,126 +14,121 @@ from types import FrameType
 
 from rapm_cli.core.common.errors import UNHARMED, Stopped
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # what a system does not have is left out
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # those that the system has are handled
 POLL_SECONDS = 0.1
 
 
 @dataclass
-class _Wishes:
-    stop: int | None = None
+class _Requests:
+    stop: int | None = None  # number of the signal that asked to stop
     save: bool = False
-    patience: str = ""  # what the job at work will finish first; empty for none
-    is_drawn: bool = False  # somebody shows `words`
-    error: Stopped | None = None  # what another thread wants raised
+    unit: str = ""  # what the job finishes before it stops; empty outside `deferred`
+    is_shown: bool = False  # the caller shows `notice` in its progress bar
+    error: Stopped | None = None  # to raise in the main thread, for another thread
 
 
-_wishes = _Wishes()
+_requests = _Requests()
 
 
 @contextlib.contextmanager
-def heeding() -> Iterator[None]:
-    """Inside, signals raise `Stopped` or leave a wish; outside, they do what they did before.
+def handled() -> Iterator[None]:
+    """Handle signals inside the context: they raise `Stopped`, or leave a request for `check`.
 
-    What the process was told to ignore it still ignores: under `nohup` it outlives its terminal.
+    Signals that were ignored before stay ignored: under `nohup` the process outlives its terminal.
     """
     handlers = {getattr(signal, name): _on_stop for name in NAMES if hasattr(signal, name)}
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = _on_save
     handlers = {number: act for number, act in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    _wishes.__init__()  # type: ignore[misc]
+    _requests.__init__()  # type: ignore[misc]
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _wishes.__init__()  # type: ignore[misc]
+        _requests.__init__()  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def patient(unit: str) -> Iterator[None]:
-    """Inside, the first signal only leaves a wish, which `check` grants.
+def deferred(unit: str) -> Iterator[None]:
+    """Defer the first signal inside the context until the job calls `check`.
 
     Args:
-        unit: What is finished first, such as "this iteration".
+        unit: What the job finishes first, such as "this iteration".
     """
-    before, _wishes.patience = _wishes.patience, unit
+    before, _requests.unit = _requests.unit, unit
     try:
         yield
     finally:
-        _wishes.patience = before
+        _requests.unit = before
 
 
 @contextlib.contextmanager
-def drawn() -> Iterator[None]:
-    """Inside, the caller shows `words` itself; nothing is written across what it draws."""
-    _wishes.is_drawn = True
+def shown_by_caller() -> Iterator[None]:
+    """Write no notice inside the context; the caller shows `notice()` in its progress bar."""
+    _requests.is_shown = True
     try:
         yield
     finally:
-        _wishes.is_drawn = False
+        _requests.is_shown = False
 
 
-def words() -> str:
-    """What is done about a signal that has come; empty where there is nothing to tell."""
-    if _wishes.stop is None or not _wishes.patience:
+def notice() -> str:
+    """Return the line about a deferred stop for the user; empty if there is none."""
+    if _requests.stop is None or not _requests.unit:
         return ""
-    return f"stopping after {_wishes.patience}; once more leaves at once"
+    return f"stopping after {_requests.unit}; once more leaves at once"
 
 
 def check(saved: str = UNHARMED, remedy: str = "") -> None:
     """Stop here if a signal asked for it.
 
     Args:
-        saved: What is saved.
-        remedy: How to go on.
+        saved: What is saved, for the message.
+        remedy: How the user can resume.
 
     Raises:
-        Stopped: It did.
+        Stopped: A signal asked to stop.
     """
-    if _wishes.stop is not None:
-        raise Stopped(_wishes.stop, saved, remedy)
+    if _requests.stop is not None:
+        raise Stopped(_requests.stop, saved, remedy)
 
 
-def number() -> int | None:
-    """Of the signal that has asked to stop; None for none."""
-    return _wishes.stop
+def pending() -> int | None:
+    """Return the number of the signal that asked to stop, or None."""
+    return _requests.stop
 
 
 def interrupt(error: Stopped) -> None:
-    """Raise an error in the main thread as soon as Python runs there, whatever it is patient for."""
-    _wishes.error = error
+    """Raise an error in the main thread as soon as Python runs there, deferred or not."""
+    _requests.error = error
     _thread.interrupt_main(signal.SIGTERM)
 
 
-def is_wanted() -> bool:
-    """True once a signal has asked to stop."""
-    return _wishes.stop is not None
-
-
-def take_save_wish() -> bool:
-    """True once after SIGUSR1."""
-    wish, _wishes.save = _wishes.save, False
-    return wish
+def take_save_request() -> bool:
+    """Return True once after each SIGUSR1."""
+    is_requested, _requests.save = _requests.save, False
+    return is_requested
 
 
 def pause(seconds: float) -> None:
-    """Sleep, but no longer than until a signal asks to stop."""
+    """Sleep, but only until a signal asks to stop."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not is_wanted():
+    while time.monotonic() < end and _requests.stop is None:
         time.sleep(POLL_SECONDS)
 
 
 def _on_stop(number: int, frame: FrameType | None) -> None:
-    if _wishes.error:
-        raise _wishes.error
-    if _wishes.stop is not None or not _wishes.patience:
+    if _requests.error:
+        raise _requests.error
+    if _requests.stop is not None or not _requests.unit:
         raise Stopped(number)
-    _wishes.stop = number
-    if not _wishes.is_drawn:
-        with contextlib.suppress(OSError):  # not Python's streams, which may be at work; a lost terminal is no harm
-            os.write(2, f"\n{words()}\n".encode())
+    _requests.stop = number
+    if not _requests.is_shown:
+        with contextlib.suppress(OSError):  # not Python's streams, which may be in use; a lost terminal does no harm
+            os.write(2, f"\n{notice()}\n".encode())
 
 
 def _on_save(number: int, frame: FrameType | None) -> None:
-    _wishes.save = True
+    _requests.save = True

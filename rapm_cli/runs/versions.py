@@ -1,4 +1,4 @@
-"""Versions of what a figure can depend on."""
+"""Versions of rapm and of the libraries that a measured value can depend on."""
 
 import functools
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +10,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy", "torch-fid
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of rapm and those of the libraries that are installed."""
+    """Return name to version, of rapm and of the `LIBRARIES` that are installed."""
     found = {"rapm": __version__}
     for name in LIBRARIES:
         try:

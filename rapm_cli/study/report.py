@@ -1,4 +1,4 @@
-"""What a study has found, as a record for programs, a Markdown table, a contact sheet and a page with all of it."""
+"""The result of a study as JSON values, a Markdown table, a contact sheet, and a page with all of them."""
 
 import dataclasses
 import functools
@@ -11,16 +11,17 @@ from typing import Any
 
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256, replace_file
-from rapm_cli.evaluate.demo_scores import MIN_FRECHET
+from rapm_cli.evaluate.evaluate import ModelResult
 from rapm_cli.evaluate.html import ChartsSection, PictureSection, Report, Section, TableSection, embedded
 from rapm_cli.evaluate.training_curves import training_charts
-from rapm_cli.metrics.registry import METRICS
+from rapm_cli.metrics import METRICS
+from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
+from rapm_cli.metrics.metric import Estimate, LabelledSamples
 from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.retry import ready_folder, with_retries
 from rapm_cli.runs.versions import versions
-from rapm_cli.study.exam import Sat
 from rapm_cli.study.runs import evaluations_of, run_of, seconds_of
-from rapm_cli.study.scores import CLOSED, DIFFERENCE, DISTANCE, Estimate, scores
+from rapm_cli.study.scores import CLOSED, DIFFERENCE, scores
 from rapm_cli.study.study import Cells, Outcome
 
 JSON, MARKDOWN, SHEET, REPORT = "study.json", "study.md", "sheet.png", "report.html"
@@ -29,17 +30,22 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, and what it says of a row's record; empty where it says nothing."""
+    """A column of the table.
+
+    Args:
+        title: Title of the column.
+        cell: Record of a row to the text of its cell; empty if there is none.
+    """
 
     title: str
     cell: Callable[[Record], str]
 
 
 def to_record(outcome: Outcome) -> Record:
-    """A study as JSON values; the first two rows are the teacher and the bare base."""
+    """Return a study as JSON values; the first two rows are the teacher and the undistilled base."""
     study = outcome.study
-    readings = [[] if cells.failure else [sat.readings for sat in cells.sat if sat] for cells in outcome.rows]
-    first, second, *found = scores(outcome.teacher.readings, outcome.base.readings, readings)
+    samples = [[] if cells.failure else [_labelled(one) for one in cells.results if one] for cells in outcome.rows]
+    first, second, *found = scores(_labelled(outcome.teacher), _labelled(outcome.base), samples)
     return {
         "title": study.title,
         "source": study.source,
@@ -60,22 +66,32 @@ def to_record(outcome: Outcome) -> Record:
     }
 
 
-def _row(name: str, sat: list[Sat], estimates: dict[str, Estimate]) -> Record:
+def _labelled(result: ModelResult) -> LabelledSamples:
+    assert result.evidence.labelled is not None
+    return result.evidence.labelled
+
+
+def _row(name: str, results: list[ModelResult], estimates: dict[str, Estimate]) -> Record:
     return {
         "name": name,
-        "evaluations": sat[0].evaluations if sat else None,
-        "seconds_per_picture": round(statistics.fmean(one.seconds for one in sat), 4) if sat else None,
-        "metrics": {name: dataclasses.asdict(estimate) for name, estimate in estimates.items()},
+        "evaluations": results[0].model.evaluations if results else None,
+        "seconds_per_picture": round(statistics.fmean(one.seconds for one in results), 4) if results else None,
+        "metrics": {name: _value(estimate) for name, estimate in estimates.items()},
     }
 
 
+def _value(estimate: Estimate) -> Record:
+    interval = {"low": estimate.low, "high": estimate.high}
+    return {"mean": estimate.value, "spread": estimate.spread, **interval, "values": list(estimate.by_seed)}
+
+
 def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
-    sat = [one for one in cells.sat if one]
+    results = [one for one in cells.results if one]
     seeds = [_seed(settings.teacher.seed, run_of(settings), cells) for settings in cells.settings]
     trained = [one["training_seconds"] for one in seeds if not one["failure"]]
     asked = [one["training_evaluations"] for one in seeds if not one["failure"]]
     return {
-        **_row(cells.row.name, sat, estimates),
+        **_row(cells.row.name, results, estimates),
         "failure": cells.failure,
         "options": cells.chosen.options if cells.chosen else {},
         "recipe": cells.settings[0].recipe() if cells.settings else None,
@@ -83,7 +99,7 @@ def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
         "training_evaluations": statistics.fmean(asked) if asked else None,
         "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,
-        "parameters": sat[0].parameters if sat else None,
+        "parameters": results[0].model.parameters if results else None,
         "seeds": seeds,
         "tried": cells.tried,
     }
@@ -102,13 +118,13 @@ def _seed(seed: int, run: Any, cells: Cells) -> Record:
 
 
 def row_title(row: Record) -> str:
-    """A row's name, and how it was set where that was chosen among several."""
+    """Return a row's name, with its options if they were chosen among several."""
     best = ", ".join(f"{name} {value}" for name, value in row["options"].items()) if row.get("tried") else ""
     return f"{row['name']} ({best})" if best else str(row["name"])
 
 
 def _estimate(name: str) -> Callable[[Record], str]:
-    """Mean, spread over the seeds, and interval."""
+    """Return a function to the text of a value: mean, spread over the seeds, and interval."""
     is_share = name in (CLOSED, DIFFERENCE) or METRICS[name].unit == "%"
     scale, unit, form, rough = (100, "%", ".1f", ".1f") if is_share else (1, "", ".3g", ".2g")
     sign = "+" if name == DIFFERENCE else ""
@@ -117,7 +133,7 @@ def _estimate(name: str) -> Callable[[Record], str]:
         found = row["metrics"].get(name)
         if found is None:
             return ""
-        if name == DIFFERENCE and found["low"] == found["high"]:  # of the first to itself
+        if name == DIFFERENCE and found["low"] == found["high"]:  # the first row compared with itself
             return ""
         spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{rough}}"
         low, high = found["low"] * scale, found["high"] * scale
@@ -131,11 +147,11 @@ def _number(name: str, form: str) -> Callable[[Record], str]:
 
 
 def _metric(name: str) -> Column:
-    return Column(f"{METRICS[name].title} {'↑' if METRICS[name].is_higher_better else '↓'}", _estimate(name))
+    return Column(METRICS[name].column, _estimate(name))
 
 
 def _first(row: Record) -> str:
-    """The first figure of a row, or why there is none."""
+    """Return the first value of a row, or why there is none."""
     return str(row["failure"]).split(":")[0] if row.get("failure") else _estimate("attributes")(row)
 
 
@@ -145,18 +161,18 @@ COLUMNS = (
     Column(_metric("attributes").title, _first),
     _metric("pictures"),
     _metric(DISTANCE),
-    Column("closed ↑", _estimate(CLOSED)),
-    Column("more than the first", _estimate(DIFFERENCE)),
+    Column("gap closed ↑", _estimate(CLOSED)),
+    Column("more than the first row", _estimate(DIFFERENCE)),
     Column("training s", _number("training_seconds", ".3g")),
     Column("training NFE", _number("training_evaluations", ",.0f")),
     Column("training MiB", _number("training_mib", ",.0f")),
-    Column("s/picture", _number("seconds_per_picture", ".3f")),
+    Column("s/image", _number("seconds_per_picture", ".3f")),
     Column("LoRA", _number("parameters", ",d")),
 )
 
 
 def table(record: Record) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of the columns that say something."""
+    """Return titles and cells of the columns that are not empty."""
     cells = [[column.cell(row) for row in record["rows"]] for column in COLUMNS]
     shown = [k for k, column in enumerate(cells) if any(column)]
     rows = [[cells[k][row] for k in shown] for row in range(len(record["rows"]))]
@@ -164,27 +180,27 @@ def table(record: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(record: Record) -> str:
-    """What a table was measured on, in words."""
+    """Return a description of the prompts and seeds that a table was measured on."""
     seeds = len(record["seeds"])
     words = f"{record['samples']:,} {record['part']} prompts, {seeds} seed{'s' if seeds > 1 else ''}"
-    more = "" if record["samples"] >= MIN_FRECHET else f"; what is closed is told of {MIN_FRECHET} prompts or more"
+    more = "" if record["samples"] >= FEWEST_SAMPLES else f"; the gap closed needs {FEWEST_SAMPLES} prompts or more"
     return f"{words}: mean ± standard deviation of the seeds [95 % interval]{more}"
 
 
 def setting(record: Record) -> str:
-    """The options that all rows have, in words."""
+    """Return a sentence on the options that all rows have."""
     named = ", ".join(f"{name} {value}" for name, value in record["options"].items())
-    return f"Every row with {named}, unless it says otherwise." if named else ""
+    return f"Every row has {named}, unless it says otherwise." if named else ""
 
 
 def duration(seconds: float) -> str:
-    """In hours, minutes or seconds, whichever suits."""
+    """Return a duration in hours, minutes or seconds."""
     size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds >= 2 * s), (1, "s"))
     return f"{seconds / size:.3g} {unit}"
 
 
 def markdown(record: Record, command: str) -> str:
-    """The table, under a line of where it is from."""
+    """Return the table as Markdown, under lines on its origin."""
     titles, rows = table(record)
     about = f"{record['machine']}; {duration(record['work_seconds'])} of work"
     lines = [
@@ -199,17 +215,19 @@ def markdown(record: Record, command: str) -> str:
 
 
 def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter: Reporter) -> dict[str, Path]:
-    """Write record, table and contact sheet; their paths by name.
+    """Write record, table, contact sheet and page; return their paths by name.
 
     Raises:
-        DiskError: One cannot be written.
+        DiskError: A file cannot be written.
     """
-    drawn = [("teacher", outcome.teacher), ("base", outcome.base)]
-    drawn += [(cells.row.name, sat) for cells in outcome.rows for sat in cells.sat if sat]
-    pictures = {
-        f"{name}, {sat.evaluations} evaluations": sat.pictures for name, sat in drawn if sat.pictures is not None
+    shown = [("teacher", outcome.teacher), ("base", outcome.base)]
+    shown += [(cells.row.name, result) for cells in outcome.rows for result in cells.results if result]
+    images = {
+        f"{name}, {result.model.evaluations} evaluations": result.images
+        for name, result in shown
+        if result.images is not None
     }
-    sheet = png_bytes(contact_sheet(pictures))
+    sheet = png_bytes(contact_sheet(images))
     files = {
         JSON: (json.dumps(record, indent=2) + "\n").encode(),
         MARKDOWN: markdown(record, command).encode(),
@@ -220,15 +238,15 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter
     for name, data in files.items():
         path, remedy = folder / name, f"free space, and resume with: {command}"
         put = functools.partial(replace_file, path, data)
-        with_retries(put, path, len(data), reporter, "runs and pictures are kept", remedy)
+        with_retries(put, path, len(data), reporter, "runs and samples are kept", remedy)
     return {name: folder / name for name in files}
 
 
 def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Report:
-    """The study as a page: its table, all rows' pictures, and how the first seed of each row was trained."""
+    """Return the study as a page: its table, images of all rows, and the training curves of each row's first seed."""
     sections: list[Section] = [
         TableSection("Table", *table(record), note=f"{summary(record)}. {setting(record)} {record['machine']}."),
-        PictureSection("The same prompts and noise", embedded(sheet), note="A row for each contestant."),
+        PictureSection("The same prompts and noise", embedded(sheet), note="One row for each model."),
     ]
     for cells in outcome.rows:
         charts = training_charts(run_of(cells.settings[0]).log) if cells.settings else []

@@ -1,4 +1,4 @@
-"""The runs of studies: ordinary ones, found again by their settings, so that rows and files share them."""
+"""The runs of studies: ordinary runs, found by their settings, so that rows and files share them."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,12 @@ from rapm_cli.runs.lock import POLL_SECONDS
 from rapm_cli.runs.run import DIVERGED, Run
 from rapm_cli.runs.settings import Settings
 
-REVISION = 1  # of what training computes: with another one no study uses the runs of before
-WAYS = ("vram", "compile", "channels_last")  # change the last bits, and are no part of the fingerprint
+REVISION = 1  # revision of what training computes; a new one leaves all earlier runs unused
+WAYS = ("vram", "compile", "channels_last")  # options that change the last bits and are no part of the fingerprint
 
 
 def run_of(settings: Settings) -> Run:
-    """The run of these settings, whether it is begun or not."""
+    """Return the run of these settings, whether it is begun or not."""
     machine = hashlib.sha256(f"{settings.machine} {REVISION}".encode()).hexdigest()[:8]
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     ways = {name: getattr(settings.training, name) for name in WAYS}
@@ -37,27 +37,27 @@ def run_of(settings: Settings) -> Run:
 def finish(
     settings: Settings, base: Base, device: torch.device, command: str, reporter: Reporter, *, is_patient: bool
 ) -> str:
-    """Bring the run of these settings to its end; nothing is done where it is there.
+    """Finish the run of these settings; a finished run is left as it is.
 
     Args:
-        settings: Of the run, with no comparison at its end.
-        base: Their base.
-        device: Where to compute.
-        command: What to type to go on with the study.
-        reporter: Sees bars and talk.
-        is_patient: Wait for another process that works on it.
+        settings: Settings of the run, without a comparison at its end.
+        base: Base of the settings.
+        device: Device to compute on.
+        command: Command that resumes the study.
+        reporter: Reporter of progress.
+        is_patient: Whether to wait for another process that works on the run.
 
     Returns:
-        Why there is no LoRA: training diverged, or cannot be with these settings. Empty where there is one.
+        Reason for a missing LoRA: training diverged, or the settings are invalid. Empty if there is a LoRA.
 
     Raises:
-        LockedError: Another process works on it.
-        RapmError: Something else failed, which another row would not mend: a full disk, memory.
-        Stopped: A signal came; what was done is kept.
+        LockedError: Another process works on the run.
+        RapmError: Something failed that would fail another row, too: a full disk, or memory.
+        Stopped: A signal came; finished iterations are kept.
     """
     run, is_told = run_of(settings), False
     try:
-        with _told(run, command):
+        with _explained(run, command):
             while not (run.has_diverged or run.is_complete(settings.training.iterations, settings.samples)):
                 try:
                     distill(run, settings, base, device=device, is_strict=False, reporter=reporter)
@@ -80,25 +80,25 @@ def finish(
 
 
 def seconds_of(run: Run) -> dict[str, Any]:
-    """Seconds of each phase of a finished run."""
+    """Return the seconds of each phase of a finished run."""
     seconds: dict[str, Any] = run.result().get("seconds", {})
     return seconds
 
 
 def evaluations_of(run: Run) -> float:
-    """Network evaluations that a run's training took, each of one picture; a pass of the first half counts as half."""
+    """Return the network evaluations of a run's training, each of one image; a pass of half the network is half."""
     passes = [json.loads(line).get("passes", {}) for line in run.log.read_text().splitlines()]
     return float(sum(each.get("whole", 0) + each.get("half", 0) / 2 for each in passes))
 
 
 def _diverged(reason: str) -> str:
-    """Why there is no LoRA, without the folder that is nobody else's."""
+    """Return the reason for a missing LoRA, without the folder of the runs."""
     return f"diverged: {reason.removeprefix('training diverged: ')}".replace(f"{study_runs_dir()}/", "")
 
 
 def _thin(run: Run) -> None:
-    """Remove the commits that no resume reads any more; the last one makes a damaged LoRA again."""
-    for folder in run.training_commits()[1:]:
+    """Remove the checkpoints that no resume reads; the last one can make a damaged LoRA again."""
+    for folder in run.checkpoint_folders()[1:]:
         remove_commit(folder)
 
 
@@ -106,12 +106,12 @@ def _reason(run: Run) -> str:
     try:
         return str(json.loads((run.folder / DIVERGED).read_text())["reason"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "it is not written why"
+        return "the reason was not written"
 
 
 @contextmanager
-def _told(run: Run, command: str) -> Iterator[None]:
-    """Inside, what stops a run says how the study goes on, not how the run would."""
+def _explained(run: Run, command: str) -> Iterator[None]:
+    """Make errors and stops inside say how to resume the study, not the run."""
     go_on = f"resume with: {command}"
     try:
         yield

@@ -1,74 +1,56 @@
-"""Scores of a study's rows over their seeds: means, spreads, and intervals that know of prompts and of seeds."""
+"""Values of a study's rows over their seeds: means, spreads, and intervals that cover prompts and seeds."""
 
 import functools
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.evaluate.demo_scores import MIN_FRECHET
-from rapm_cli.metrics.registry import METRICS, Readings
+from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
+from rapm_cli.metrics.metric import Estimate, LabelledSamples, bootstrap_of
 
-SHARES, DISTANCE = ("attributes", "pictures"), "fd-demo"
-CLOSED, DIFFERENCE = "closed", "difference"
-Values = list[list[float]]  # of each contestant, of each of its seeds
+SHARES = ("attributes", "pictures")
+CLOSED, DIFFERENCE = "closed", "difference"  # keys of the record
+Values = list[list[float]]  # for each model, one value for each of its seeds
 T_DRAWS = 20_000
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """One metric of one row.
+def scores(
+    teacher: LabelledSamples, base: LabelledSamples, rows: list[list[LabelledSamples]]
+) -> list[dict[str, Estimate]]:
+    """Return values by metric for the teacher, the base and every row.
+
+    `CLOSED` is the gap closed, (FD_base - FD_row) / (FD_base - FD_teacher). `DIFFERENCE` is a row's gap closed
+    less that of the first row. Both are missing for teacher and base, for too few samples, and if there is no gap.
+
+    The interval of a mean adds two errors. The error of the prompts comes from a bootstrap with the same resamples for
+    every model. The error of S seeds is their spread over sqrt(S) times Student's t with S - 1 degrees of freedom. For
+    `DIFFERENCE` the spread is that of the differences by seed: rows with equal seeds share trajectories and first
+    weights.
 
     Args:
-        mean: Over the seeds.
-        spread: Standard deviation over the seeds; None for one seed.
-        low: Of the 95 % interval of the mean.
-        high: Of the same.
-        values: Of each seed.
+        teacher: Samples of the teacher.
+        base: Samples of the undistilled base.
+        rows: For each row, the samples for each of its seeds; empty if a row has none.
     """
-
-    mean: float
-    spread: float | None
-    low: float
-    high: float
-    values: list[float]
-
-
-def scores(teacher: Readings, base: Readings, rows: list[list[Readings]]) -> list[dict[str, Estimate]]:
-    """Estimates by metric, for the teacher, the base and every row.
-
-    `CLOSED` is (FD_base - FD_row) / (FD_base - FD_teacher), and `DIFFERENCE` what a row closes more than the first;
-    both are missing where there are too few pictures or nothing to close, and for teacher and base.
-
-    The interval of a mean adds two errors: that of the prompts, by a bootstrap whose resamples are the same for
-    everybody, and that of S seeds, their spread over sqrt(S) times a Student's t of S - 1 degrees of freedom. For
-    `DIFFERENCE` the spread is that of the seeds' own differences, as rows share trajectories and first weights where
-    the seed is the same.
-
-    Args:
-        teacher: Readings of its pictures.
-        base: The same of the bare base.
-        rows: The same of each row, for each of its seeds; empty where a row has none.
-    """
-    contestants = [[teacher], [base], *(row for row in rows if row)]
-    found: list[dict[str, Estimate]] = [{} for _ in contestants]
+    models = [[teacher], [base], *(row for row in rows if row)]
+    found: list[dict[str, Estimate]] = [{} for _ in models]
     for name in SHARES:
-        for scored, estimate in zip(found, _share(contestants, name), strict=True):
+        for scored, estimate in zip(found, _share(models, name), strict=True):
             scored[name] = estimate
-    exact, draws = _resampled(contestants, DISTANCE, CLOSED)
-    for scored, estimate in zip(found, _estimates(exact, draws, METRICS[DISTANCE].least), strict=True):
+    exact, draws = _resampled(models, DISTANCE, CLOSED)
+    for scored, estimate in zip(found, _estimates(exact, draws, bootstrap_of(DISTANCE).lowest), strict=True):
         scored[DISTANCE] = estimate
-    if len(teacher) >= MIN_FRECHET and exact[0] != exact[1]:
+    if len(teacher) >= FEWEST_SAMPLES and exact[0] != exact[1]:
         _add_closed(found[2:], exact, draws, has_first=bool(rows and rows[0]))
     left = iter(found[2:])
     return [*found[:2], *(next(left) if row else {} for row in rows)]
 
 
-def _share(contestants: list[list[Readings]], name: str) -> list[Estimate]:
-    return _estimates(*_resampled(contestants, name, name), METRICS[name].least, METRICS[name].most)
+def _share(models: list[list[LabelledSamples]], name: str) -> list[Estimate]:
+    return _estimates(*_resampled(models, name, name), bootstrap_of(name).lowest, bootstrap_of(name).highest)
 
 
 def _add_closed(found: list[dict[str, Estimate]], exact: Values, draws: list[Values], *, has_first: bool) -> None:
@@ -81,38 +63,38 @@ def _add_closed(found: list[dict[str, Estimate]], exact: Values, draws: list[Val
 
 
 def _gaps(closed: Values) -> Values:
-    """What each row closes more than the first."""
+    """Return each row's gap closed less that of the first row."""
     return [[value - other for value, other in _paired(row, closed[0])] for row in closed]
 
 
 def _paired(row: list[float], first: list[float]) -> list[tuple[float, float]]:
-    """Values with those of the first row's same seed; with its mean where the numbers of seeds differ."""
+    """Return values with the first row's value for the same seed; with its mean if the numbers of seeds differ."""
     return list(zip(row, first if len(first) == len(row) else [statistics.fmean(first)] * len(row), strict=True))
 
 
 def _closed(distances: Values) -> Values:
-    """The shares that the rows close, from the distances of teacher, base and rows."""
+    """Return the gap closed by each row, from the distances of teacher, base and rows."""
     (teacher,), (base,), *rows = distances
     return [[(base - value) / (base - teacher) for value in row] for row in rows]
 
 
-def _resampled(contestants: list[list[Readings]], name: str, purpose: str) -> tuple[Values, list[Values]]:
-    """A metric's values, and those of resampled prompts, which are the resamples of `comparison`."""
-    count, metric = len(contestants[0][0]), METRICS[name]
+def _resampled(models: list[list[LabelledSamples]], name: str, purpose: str) -> tuple[Values, list[Values]]:
+    """Return a metric's values, and its values for resampled prompts; an evaluation has the same resamples."""
+    count, metric = len(models[0][0]), bootstrap_of(name)
     prompts = generator_for("bootstrap", purpose)
 
     def values(chosen: Tensor | None) -> Values:
-        compute: Callable[[Readings], float] = metric.compute
-        return [[compute(one if chosen is None else one[chosen]) for one in row] for row in contestants]
+        compute: Callable[[LabelledSamples], float] = metric.statistic
+        return [[compute(one if chosen is None else one[chosen]) for one in row] for row in models]
 
     draws = [values(torch.randint(count, (count,), generator=prompts)) for _ in range(metric.draws)]
     return values(None), draws
 
 
 def _estimates(
-    exact: Values, drawn: list[Values], least: float = -float("inf"), most: float = float("inf")
+    exact: Values, drawn: list[Values], lowest: float = -float("inf"), highest: float = float("inf")
 ) -> list[Estimate]:
-    """Means of the exact values, with the middle 95 % of the drawn means and the seeds' error around them."""
+    """Return the means of the exact values; their intervals join the resampled means with the error of the seeds."""
     made = []
     for k, row in enumerate(exact):
         mean = statistics.fmean(row)
@@ -122,13 +104,13 @@ def _estimates(
         if spread is not None:
             errors = (errors[:, None] + spread / len(row) ** 0.5 * _student_t(len(row) - 1)).flatten()
         below, above = torch.quantile(errors, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        made.append(Estimate(mean, spread, max(mean + below, least), min(mean + above, most), list(row)))
+        made.append(Estimate(mean, max(mean + below, lowest), min(mean + above, highest), spread, by_seed=tuple(row)))
     return made
 
 
 @functools.cache
 def _student_t(freedom: int) -> Tensor:
-    """Draws of Student's t distribution: a normal number over the root of the mean of so many squared ones."""
+    """Return draws of Student's t: a normal number over the root of the mean of `freedom` squared ones."""
     generator = generator_for("seeds", freedom)
     normal = torch.randn(T_DRAWS, dtype=torch.float64, generator=generator)
     return normal / torch.randn(T_DRAWS, freedom, dtype=torch.float64, generator=generator).square().mean(1).sqrt()

@@ -1,37 +1,44 @@
-"""A table of distillations: every row with every seed, each run and each picture made once, and what came of it."""
+"""A study: a table of distillations, every row with every seed; each run and each sample is made once."""
 
 import contextlib
+import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rapm_cli.bases import Base
-from rapm_cli.bases.device import describe_machine
+from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases.device import DTYPES, describe_machine
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.common.errors import ConfigError, LockedError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.config import MAX_GUIDANCE
+from rapm_cli.core.method.config import MAX_GUIDANCE, TeacherConfig
 from rapm_cli.core.method.samplers import SAMPLERS
+from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.distill.memory_plan import predicted_peak
 from rapm_cli.distill.resolve_run import settings_for, settings_without_weights
-from rapm_cli.evaluate.demo_scores import MIN_FRECHET
-from rapm_cli.metrics.registry import METRICS
+from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, sheet_row
+from rapm_cli.evaluate.evaluate import ModelResult, evaluate_model
+from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
+from rapm_cli.evaluate.samples import labelled_plan
+from rapm_cli.formats.lora import apply_lora, load_lora
+from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
+from rapm_cli.metrics.metric import bootstrap_of
 from rapm_cli.runs.settings import MAX_SAMPLES, MIN_SAMPLES, Settings
-from rapm_cli.study.exam import Sat, StudyExam
 from rapm_cli.study.runs import finish, run_of, seconds_of
 
-TUNING_SAMPLES = MIN_FRECHET  # prompts that tell which setting is best; of another exam than the table's
-JUDGE = "fd-demo"
+TUNING_SAMPLES = FEWEST_SAMPLES  # prompts that decide which setting is best; others than the table's
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to set a row.
+    """One setting of a row.
 
     Args:
-        options: Those of `rapm distill` that the row names itself, as the file has them.
+        options: Options of `rapm distill` that the row names itself, as in the file.
         given: All options of row and study, as `settings_for` takes them.
     """
 
@@ -41,12 +48,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bare:
-    """The network that nothing was distilled into, at few steps.
+    """The undistilled base with few steps.
 
     Args:
-        steps: That it takes.
-        guidance: Guidance scale; 1 is none.
-        sampler: Name from `SAMPLERS`; only "ddim" goes with guidance.
+        steps: Number of steps.
+        guidance: Guidance scale; 1 means none.
+        sampler: Name from `SAMPLERS`; only "ddim" allows guidance.
     """
 
     steps: int
@@ -66,9 +73,9 @@ class StudyRow:
     """One line of the table.
 
     Args:
-        name: As in the table.
-        variants: How it is set; of several the best is shown. Empty for a row that distils nothing.
-        bare: How the network without a LoRA draws, for such a row.
+        name: Name in the table.
+        variants: Settings of the row; the best of several is shown. Empty for a row that distils nothing.
+        bare: The undistilled base, for a row that distils nothing.
     """
 
     name: str
@@ -81,15 +88,15 @@ class Study:
     """A study as its file describes it.
 
     Args:
-        title: Of the table.
+        title: Title of the table.
         source: Hashes that tell its file from others of the same name.
         base: The base model.
-        samples: Prompts of the exam.
-        held_out: Whether no training saw their scenes.
-        exam_seed: Which prompts and noise.
-        seeds: Of each distillation.
+        samples: Number of labelled prompts.
+        held_out: Whether training never sees their scenes.
+        exam_seed: Seed of prompts and noise.
+        seeds: Seeds of the distillations.
         given: Options of all rows, as `settings_for` takes them.
-        rows: The table.
+        rows: Rows of the table.
     """
 
     title: str
@@ -105,82 +112,149 @@ class Study:
     def __post_init__(self) -> None:
         if not MIN_SAMPLES <= self.samples <= MAX_SAMPLES:
             raise ConfigError(f"samples = {self.samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
-        if self.base.set_exam is None:
-            raise ConfigError(f"there is no exam for base {self.base.name}, which a study needs", 'write base = "demo"')
+        if self.base.labelled_prompts is None:
+            raise ConfigError(
+                f"a study needs prompts with labels; base {self.base.name} has none", 'write base = "demo"'
+            )
 
 
 @dataclass
 class Cells:
-    """What a row has come to.
+    """Results of a row.
 
     Args:
-        row: As the file describes it.
-        settings: Of the runs that are shown, one for each seed.
-        chosen: The way that it is set; None where nothing is distilled, or no way could be judged.
-        sat: The exam of each seed; None where there is no LoRA.
-        failures: Why there is none, by seed.
-        peak_bytes: That training holds at once, counted without data, all activations kept; 0 where nothing is trained.
-        tried: What was found of each way to set it, where there are several.
+        row: The row as the file describes it.
+        settings: Settings of the runs that are shown, one for each seed.
+        chosen: The variant that is shown; None if nothing is distilled, or if no variant has a value.
+        results: Result for each seed; None if there is no LoRA.
+        failures: Reason for a missing LoRA, by seed.
+        peak_bytes: Peak memory of training without data, with all activations kept; 0 if nothing is trained.
+        tried: Result of each variant, if there are several.
     """
 
     row: StudyRow
     settings: list[Settings] = field(default_factory=list)
     chosen: Variant | None = None
-    sat: list[Sat | None] = field(default_factory=list)
+    results: list[ModelResult | None] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
     peak_bytes: int = 0
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def failure(self) -> str:
-        """Why it has no scores; empty where it has."""
+        """Reason for missing values; empty if there are values."""
         return next(iter(self.failures.values()), "")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a study has found.
+    """Result of a study.
 
     Args:
-        study: As its file describes it.
-        teacher: The teacher's exam.
-        base: The bare base's.
-        rows: What each has come to.
-        machine: The device in words.
-        work_seconds: Of all runs and pictures, also those that were there before.
+        study: The study as its file describes it.
+        teacher: Result of the teacher.
+        base: Result of the undistilled base.
+        rows: Results of the rows.
+        machine: Description of the device.
+        work_seconds: Seconds for all runs and samples, including those that were there before.
     """
 
     study: Study
-    teacher: Sat
-    base: Sat
+    teacher: ModelResult
+    base: ModelResult
     rows: list[Cells]
     machine: str
     work_seconds: float
 
 
 def run_study(study: Study, device: torch.device, command: str, reporter: Reporter) -> Outcome:
-    """Work through a study; what was done before, by this or another study, is not done again.
+    """Run a study; runs and samples of this or another study are not made again.
 
-    Several processes share the work of one: each takes the runs that no other is at, and at last waits for theirs.
+    Several processes share the work. Each takes the runs that no other process has, and waits for the others at last.
 
     Args:
-        study: The table.
-        device: Where to compute.
-        command: What to type to go on with it.
-        reporter: Sees bars and talk.
+        study: The study.
+        device: Device to compute on.
+        command: Command that resumes the study.
+        reporter: Reporter of progress.
 
     Raises:
-        ConfigError: A row cannot be set so; nothing was begun.
+        ConfigError: The options of a row are invalid; nothing was begun.
         RapmError: Something failed that would fail the other rows, too.
-        Stopped: A signal came; what was done is kept.
+        Stopped: A signal came; finished work is kept.
     """
     return _Work(study, device, command, reporter).outcome()
+
+
+class _PromptSet:
+    """Labelled prompts for many models. Each model loads the base for itself, so that training has the memory.
+
+    Args:
+        base: Base with labelled prompts.
+        identity: Identity of its weights.
+        device: Device to compute on.
+        samples: Number of prompts.
+        seed: Seed of prompts and noise.
+        held_out: Whether training never sees their scenes.
+        reporter: Reporter of progress.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        identity: str,
+        device: torch.device,
+        samples: int,
+        seed: int,
+        held_out: bool,
+        reporter: Reporter,
+    ) -> None:
+        self._base, self._identity, self._device, self._reporter = base, identity, device, reporter
+        self.plan = labelled_plan(base, samples, seed, held_out, reporter)
+        self._scenes: tuple[Tensor, Conditioning] | None = None
+
+    def undistilled(self, config: TeacherConfig) -> list[ModelResult]:
+        """Return the results of the teacher, and of the undistilled base with the student's steps; with images."""
+        loaded = self._load(config)
+        return [
+            self._result(loaded, model, with_images=True) for model in teacher_and_base(loaded, config, self._identity)
+        ]
+
+    def bare(self, config: TeacherConfig, bare: Bare) -> ModelResult:
+        """Return the result of the undistilled base with few steps; with images."""
+        loaded, sampler = self._load(config), SAMPLERS[bare.sampler]
+        about = (loaded, config, self._identity, bare.steps)
+        model = renoised(*about, sampler) if sampler.is_renoised else few_steps(*about, bare.guidance)
+        return self._result(loaded, model, with_images=True)
+
+    def student(self, config: TeacherConfig, path: Path, *, with_images: bool = False) -> ModelResult:
+        """Return the result of a LoRA file.
+
+        Args:
+            config: Settings of its teacher.
+            path: Path of the file.
+            with_images: Whether to add images for the contact sheet.
+        """
+        loaded, lora = self._load(config), load_lora(path)
+        apply_lora(loaded.backbone, lora, path)
+        return self._result(loaded, student(loaded, config, self._identity, lora), with_images=with_images)
+
+    def _result(self, loaded: LoadedBase, model: EvalModel, *, with_images: bool) -> ModelResult:
+        result = evaluate_model(model, self.plan, [], loaded, self._reporter)
+        if not with_images:
+            return result
+        self._scenes = self._scenes or fixed_scenes(self._base, loaded, self.plan.seed, [], COLUMNS)
+        images = sheet_row(model, loaded, self._scenes, self._base.defaults.picture_batch)
+        return dataclasses.replace(result, images=images)
+
+    def _load(self, config: TeacherConfig) -> LoadedBase:
+        return LoadedBase(self._base.locate(self._reporter), self._device, DTYPES[config.precision])
 
 
 class _Work:
     def __init__(self, study: Study, device: torch.device, command: str, reporter: Reporter) -> None:
         self.study, self.device, self.command, self.reporter = study, device, command, reporter
-        self.settings = self._settled(study.given, study.seeds[0])  # whose teacher and base all are compared with
+        self.settings = self._settled(study.given, study.seeds[0])  # its teacher and base are those of all rows
         for row in study.rows:
             try:
                 for variant in row.variants:
@@ -189,15 +263,15 @@ class _Work:
             except ConfigError as error:
                 raise ConfigError(f"row {row.name!r}: {error.message}", error.remedy) from error
         about = (study.base, self.settings.base_identity, device)
-        self.exam = StudyExam(*about, study.samples, study.exam_seed, study.held_out, reporter)
-        self.tuning = StudyExam(*about, TUNING_SAMPLES, study.exam_seed + 1, study.held_out, reporter)
-        self.seconds: dict[str, float] = {}  # of every run and every contestant's pictures, each counted once
+        self.prompts = _PromptSet(*about, study.samples, study.exam_seed, study.held_out, reporter)
+        self.tuning = _PromptSet(*about, TUNING_SAMPLES, study.exam_seed + 1, study.held_out, reporter)
+        self.seconds: dict[str, float] = {}  # of every run and every model's samples, each counted once
 
     def outcome(self) -> Outcome:
         study = self.study
         self.reporter.say(f"{study.title!r}: {self._extent()}")
         self.reporter.say("teacher and base")
-        teacher, base = self.exam.undistilled(self.settings.teacher)
+        teacher, base = self.prompts.undistilled(self.settings.teacher)
         self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
         rows, is_patient = dict[int, Cells](), False
         while len(rows) < len(study.rows):
@@ -211,7 +285,7 @@ class _Work:
         return Outcome(study, teacher, base, in_order, describe_machine(self.device), sum(self.seconds.values()))
 
     def _extent(self) -> str:
-        """How much there is to do, and how much of it is done."""
+        """Return a sentence on the work of the study, and on the part that is done."""
         count, are_done = 0, []
         for row in self.study.rows:
             tuned = [max(self.study.seeds) + 1] if len(row.variants) > 1 else []
@@ -222,7 +296,7 @@ class _Work:
         return f"{len(self.study.rows)} rows, {count} distillations, {sum(are_done)} of them finished before"
 
     def _row(self, count: int, row: StudyRow, is_patient: bool) -> Cells:
-        """What a row comes to.
+        """Return the results of a row.
 
         Raises:
             LockedError: Another process works on one of its runs; the others are finished.
@@ -230,13 +304,13 @@ class _Work:
         study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
         if row.bare:
             self.reporter.say(f"{place}: {row.name}")
-            sat = self.exam.bare(self.settings.teacher, row.bare.steps, row.bare.guidance, row.bare.sampler)
-            self.seconds[row.name] = sat.seconds * study.samples
-            cells.sat = [sat]
+            result = self.prompts.bare(self.settings.teacher, row.bare)
+            self.seconds[row.name] = result.seconds * study.samples
+            cells.results = [result]
             return cells
         cells.chosen = self._best(cells, place, is_patient) if len(row.variants) > 1 else row.variants[0]
         if cells.chosen is None:
-            cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"]) or f"failed: no {JUDGE} is a number"
+            cells.failures[study.seeds[0]] = str(cells.tried[0]["failure"]) or f"failed: no {DISTANCE} is a number"
             return cells
         cells.settings = [self._settled(cells.chosen.given, seed) for seed in study.seeds]
         cells.peak_bytes = predicted_peak(study.base.architecture(self.reporter), cells.settings[0], PLANS["24"])
@@ -246,14 +320,15 @@ class _Work:
             if failure:
                 cells.failures[seed] = failure
                 self.reporter.warn(f"{row.name}, seed {seed}: {failure}")
-            cells.sat.append(None if failure else self._sit(self.exam, settings, is_drawn=not any(cells.sat)))
+            is_first = not any(cells.results)
+            cells.results.append(None if failure else self._student(self.prompts, settings, with_images=is_first))
         return cells
 
     def _best(self, cells: Cells, place: str, is_patient: bool) -> Variant | None:
-        """The variant that is best with another seed and on other prompts than the table's; None where all failed.
+        """Return the best variant with another seed and other prompts than the table's; None if all failed.
 
         Raises:
-            LockedError: Another process works on one of them.
+            LockedError: Another process works on one of the runs.
         """
         best: tuple[float, Variant] | None = None
         seed, named = max(self.study.seeds) + 1, {}
@@ -264,27 +339,29 @@ class _Work:
         for variant, settings, failure in zip(cells.row.variants, named.values(), failures, strict=True):
             value = None
             if not failure:
-                value = METRICS[JUDGE].compute(self._sit(self.tuning, settings).readings)
+                labelled = self._student(self.tuning, settings).evidence.labelled
+                assert labelled is not None
+                value = bootstrap_of(DISTANCE).statistic(labelled)
                 if math.isfinite(value) and (best is None or value < best[0]):
                     best = value, variant
             run = run_of(settings).folder.name
-            cells.tried.append({"options": variant.options, "run": run, JUDGE: value, "failure": failure})
+            cells.tried.append({"options": variant.options, "run": run, DISTANCE: value, "failure": failure})
         if best:
             self._warn_of_ends(cells.row, best[1], place)
         return best[1] if best else None
 
     def _warn_of_ends(self, row: StudyRow, best: Variant, place: str) -> None:
-        """Where the best of some numbers is the least or the greatest, a better one may lie beyond."""
+        """Warn if the best of some numbers is the lowest or the highest: a better one may lie beyond."""
         for name, value in best.options.items():
             tried = sorted({variant.options[name] for variant in row.variants if type(value) in (int, float)})
             if len(tried) > 2 and value in (tried[0], tried[-1]):
                 self.reporter.warn(f"{place}: {name} {value} is best, at the end of what was tried: {row.name}")
 
     def _finish(self, named: dict[str, Settings], name: str, is_patient: bool) -> list[str]:
-        """Finish some runs of a row; why each has no LoRA, empty where it has one.
+        """Finish some runs of a row; return the reason for each missing LoRA, empty if there is one.
 
         Raises:
-            LockedError: Another process works on one of them; the others are finished.
+            LockedError: Another process works on one of the runs; the others are finished.
         """
         failures, busy, common = [], None, (self.study.base, self.device, self.command, self.reporter)
         for place, settings in named.items():
@@ -295,17 +372,19 @@ class _Work:
                 busy = error
                 continue
             run = run_of(settings)
-            spent = {phase: seconds for phase, seconds in seconds_of(run).items() if phase != "saving"}  # in training
+            spent = {
+                phase: seconds for phase, seconds in seconds_of(run).items() if phase != "saving"
+            }  # part of training
             self.seconds[run.folder.name] = float(sum(spent.values()))
         if busy:
             raise busy
         return failures
 
-    def _sit(self, exam: StudyExam, settings: Settings, *, is_drawn: bool = False) -> Sat:
-        run = run_of(settings)
-        sat = exam.student(settings.teacher, run.lora, is_drawn=is_drawn)
-        self.seconds[f"{run.folder.name} in exam {exam.seed}"] = sat.seconds * exam.samples
-        return sat
+    def _student(self, prompts: _PromptSet, settings: Settings, *, with_images: bool = False) -> ModelResult:
+        run, plan = run_of(settings), prompts.plan
+        result = prompts.student(settings.teacher, run.lora, with_images=with_images)
+        self.seconds[f"{run.folder.name} with prompts of seed {plan.seed}"] = result.seconds * len(plan.prompts)
+        return result
 
     def _settled(self, given: dict[str, Any], seed: int) -> Settings:
         own = given | {"seed": seed, "samples": 0}

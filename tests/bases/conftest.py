@@ -11,13 +11,12 @@ import transformers
 from huggingface_hub import constants
 
 from rapm_cli.bases import LoadedBase, Weights
-from rapm_cli.bases.hub import remote
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from tests.bases.hub_pipeline import REPO, a_pipeline
 from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl
 from tests.conftest import authors_scheduler
-from tests.formats.test_convert import as_kohya, with_alphas
+from tests.runs.test_convert import as_kohya, with_alphas
 
 WRITERS = {"sdxl": write_sdxl, "sd15": write_sd15}
 CPU = torch.device("cpu")
@@ -74,9 +73,8 @@ def copy_of(originals, tmp_path):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path):
     """A hub with a pipeline, in place of the one that this process knows."""
-    monkeypatch.setattr(remote, "WAITS", (0.0,))
     with in_this_process(tmp_path / "hf" / "hub") as hub:
         hub.repos[REPO] = a_pipeline()
         yield hub

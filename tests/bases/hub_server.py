@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,7 @@ class Hub:
         cuts: Number of transfers to break off.
         cut_after: After how many bytes of the body.
         wrong: Files of which another byte is sent.
+        stalled: Files of which only the first half is sent, until they are taken out of the set.
         has_ranges: False for a server that always sends the whole.
         writer: The token that may write; None for nobody's.
         requests: "GET /path" in the order they came.
@@ -47,6 +49,7 @@ class Hub:
     cuts: int = 0
     cut_after: int = 0
     wrong: set[str] = field(default_factory=set)
+    stalled: set[str] = field(default_factory=set)
     has_ranges: bool = True
     writer: str | None = None
     requests: list[str] = field(default_factory=list)
@@ -225,12 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
                 start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
                 data = data[start:]
-        self._send(status, headers, data)
+        self._send(status, headers, data, name=name)
 
     def _json(self, value):
         self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode(), is_file=False)
 
-    def _send(self, status, headers, data=b"", is_file=True):
+    def _send(self, status, headers, data=b"", is_file=True, name=""):
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(data))}).items():
             self.send_header(name, value)
@@ -240,5 +243,10 @@ class _Handler(BaseHTTPRequestHandler):
         if is_file and self.hub.cuts and len(data) > self.hub.cut_after:
             self.hub.cuts -= 1
             data, self.close_connection = data[: self.hub.cut_after], True
+        if name in self.hub.stalled:
+            self.wfile.write(data[: len(data) // 2])
+            while name in self.hub.stalled:
+                time.sleep(0.01)
+            data = data[len(data) // 2 :]
         self.hub.sent += len(data) if is_file else 0
         self.wfile.write(data)

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from rapm_cli.bases.hub import fetch, one_file
-from rapm_cli.bases.hub.sums import SHA256
+from rapm_cli.bases.hub.digest import SHA256
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import InputError
 from tests.bases.hub_server import Seen, digest_of, in_this_process
@@ -29,7 +29,7 @@ def test_the_table_is_of_commits_that_rapm_names():
 
 def test_a_mirror_with_other_bytes_is_refused_before_they_come(hub, monkeypatch):
     monkeypatch.setitem(SHA256, hub.commit(REPO), {FILE: digest_of(FILE, b"others")})
-    with pytest.raises(InputError, match=naming(FILE, REPO)) as caught:
+    with pytest.raises(InputError, match=f"{FILE} of {REPO}") as caught:
         fetch(REPO, None, one_file(FILE), Seen())
     assert "HF_ENDPOINT" in caught.value.remedy
     assert hub.sent == 0
@@ -53,5 +53,5 @@ def test_another_commit_than_the_one_that_was_asked_for_is_refused(hub, monkeypa
     monkeypatch.setattr(
         hub_server._Handler, "_info", lambda self, *_: self._json({"id": REPO, "sha": "1" * 40, "siblings": []})
     )
-    with pytest.raises(InputError, match=naming(REPO, "1" * 12, hub.commit(REPO)[:12])):
+    with pytest.raises(InputError, match=f"{REPO}@{'1' * 12} .* @{hub.commit(REPO)[:12]}"):
         fetch(REPO, hub.commit(REPO), one_file(FILE), Seen())

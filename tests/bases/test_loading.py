@@ -94,7 +94,7 @@ def test_a_part_is_read_when_it_is_first_used_and_once(originals, reads, family)
         loaded.decode(z)
         assert reads == ["load_text", "load_vae"]
     for _ in range(2):
-        loaded.backbone.predict_noise(z, 999, loaded.encode([""]))
+        loaded.backbone.teacher(z, 999, loaded.encode([""]))
         assert reads == ["load_text", "load_vae", "load_unet"]
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rapm_cli.bases.memory import GIB, MemoryReading, read_memory
+from tests.messages import names
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def test_a_gpus_memory_that_no_part_of_this_process_took_is_others(card):
     reading = read_memory(card)
     assert (reading.allocated, reading.peak, reading.free, reading.total) == (10 * GIB, 20 * GIB, 60 * GIB, 80 * GIB)
     assert reading.others == 80 * GIB - 60 * GIB - 12 * GIB - GIB // 2
-    assert reading.words() == "GPU 10.0 GiB, peak 20.0, free 60.0 of 80, others 7.50"
-    assert reading.words(is_short=True) == "10.0 GiB, 60.0 free"
+    assert names(reading.words(), "GPU", "10.0 GiB", "20.0", "60.0", 80, "7.50")
+    assert names(reading.words(is_short=True), "10.0 GiB", "60.0")
 
 
 @pytest.mark.parametrize(("free_gib", "is_told"), [(67.6, False), (67.4, False), (66.9, True)])
@@ -38,7 +39,7 @@ def test_apples_gpu_has_no_peak_and_never_more_free_than_the_machine(monkeypatch
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**50)
     reading = read_memory(torch.device("mps"))
     assert reading.free <= psutil.virtual_memory().total
-    assert reading.words().startswith("GPU 3.00 GiB, free ")
+    assert names(reading.words(), "GPU", "3.00 GiB")
     assert "peak" not in reading.words()
 
 

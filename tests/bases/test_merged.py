@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from rapm_cli.bases import LoadedBase, find_base
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
-from rapm_cli.core.network.lora_layers import STUDENT
 from rapm_cli.export.export import export
 from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.runs.authors_lora import convert_pickle
@@ -38,9 +37,8 @@ def test_every_layout_merges_into_a_folder_of_plain_names(originals, copy_of, ra
     loaded = LoadedBase(weights, CPU, torch.float32)
     apply_lora(loaded.backbone, load_lora(tmp_path / "lora.safetensors"), tmp_path / "lora.safetensors")
     z = torch.randn(1, *loaded.latent_shape, generator=torch.Generator().manual_seed(3))
-    with loaded.backbone.role(STUDENT):
-        student = loaded.backbone.predict_noise(z, 499, loaded.encode([PROMPT]))
-    torch.testing.assert_close(ours.backbone.predict_noise(z, 499, ours.encode([PROMPT])), student, rtol=0, atol=1e-4)
+    student = loaded.backbone.student(z, 499, loaded.encode([PROMPT]))
+    torch.testing.assert_close(ours.backbone.teacher(z, 499, ours.encode([PROMPT])), student, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.decode(z), loaded.decode(z))
     pipeline(tmp_path / "merged")  # in plain diffusers too, with no variant named
 

@@ -31,7 +31,7 @@ def test_they_are_a_function_of_seed_and_place():
     assert [len(photographic_prompts(count, 0)) for count in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, BLOCK, BLOCK + 1]
 
 
-@pytest.mark.parametrize("seed", [*range(20), -1, 2**63])
+@pytest.mark.parametrize("seed", [0, -1, 2**63])
 def test_the_first_thousand_differ(seed):
     assert len(set(photographic_prompts(1000, seed))) == 1000
 

@@ -1,8 +1,10 @@
+from typing import get_args
+
 import pytest
 
 from rapm_cli.bases.plans import GIB, LIBRARY_BYTES, MARGIN, PLANS, choose_plan, lower, needed
 from rapm_cli.core.common.errors import ConfigError, OutOfMemoryError
-from rapm_cli.core.method.config import VRAM, TrainConfig
+from rapm_cli.core.method.config import TrainConfig, Vram
 from tests.messages import names, naming
 
 PEAKS = {"24": 14 * GIB, "16": 11 * GIB, "12": 6 * GIB, "8": 4 * GIB}
@@ -32,7 +34,7 @@ def test_plans_are_lowered_one_by_one_and_never_to_a_rounded_base():
 
 
 def test_a_plan_that_does_not_exist_is_refused_with_those_that_do():
-    assert list(VRAM) == ["auto", *PLANS]
+    assert list(get_args(Vram)) == ["auto", *PLANS]
     with pytest.raises(ConfigError, match=naming("--vram", 10)) as caught:
         TrainConfig(vram="10")
-    assert names(caught.value.remedy, *VRAM)
+    assert names(caught.value.remedy, *get_args(Vram))

@@ -15,11 +15,10 @@ from rapm_cli.bases.base import Base
 from rapm_cli.bases.find import checkpoint_kind
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
-from rapm_cli.core.network.lora_layers import STUDENT
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from rapm_cli.core.storage.commit import verify
 from rapm_cli.export.export import export
-from rapm_cli.formats import stream
+from rapm_cli.formats import safetensors_writer
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
 from tests.bases.conftest import CPU, load, pipeline
 from tests.bases.layouts import FOLDERS, one_file
@@ -143,9 +142,8 @@ def test_every_layout_merges_into_one_file(originals, copy_of, lora_of, tmp_path
     ours = LoadedBase(weights, CPU, torch.float32)
     apply_lora(ours.backbone, load_lora(lora), lora)
     cond = ours.encode([PROMPT])
-    with ours.backbone.role(STUDENT):
-        student = ours.backbone.predict_noise(z, 499, cond)
-    torch.testing.assert_close(there.backbone.predict_noise(z, 499, there.encode([PROMPT])), student, rtol=0, atol=1e-4)
+    student = ours.backbone.student(z, 499, cond)
+    torch.testing.assert_close(there.backbone.teacher(z, 499, there.encode([PROMPT])), student, rtol=0, atol=1e-4)
     torch.testing.assert_close(there.decode(z), ours.decode(z))
 
 
@@ -230,7 +228,7 @@ def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
 
 
 def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, monkeypatch):
-    real = stream.write_pieces
+    real = safetensors_writer.stream_tensors
 
     def spoiled(path, *more):
         digest = real(path, *more)
@@ -239,7 +237,7 @@ def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, m
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr("rapm_cli.export.plan.write_pieces", spoiled)
+    monkeypatch.setattr("rapm_cli.export.plan.stream_tensors", spoiled)
     lora = lora_of(originals["sdxl"])
     for single_file in (True, False):
         with pytest.raises(VerificationError, match=naming("new")):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rapm_cli.bases import BASES, LoadedBase, Weights
+from rapm_cli.bases import BASES, Weights
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import DamagedError, RapmError
-from rapm_cli.evaluate.demo_exam import Examination
-from tests.messages import names, naming
+from rapm_cli.evaluate.chunk_cache import ChunkCache
+from tests.messages import names
 
 SHORT = [
     "--trajectories",
@@ -106,6 +106,14 @@ def test_options_come_from_file_then_environment_then_flag(settings_of, tmp_path
     training = settings_of("--config", str(path), "--rank", "1", "--quiet")["training"]
     assert (training.rank, training.alpha, training.learning_rate) == (1, 2.5, 2e-4)
     assert training.slot_weights == (1, 1, 0.5, 0.5)
+
+
+def test_names_in_the_environment_that_are_no_options_change_no_setting(settings_of, monkeypatch):
+    plain = settings_of("--base", "demo", "--quiet")
+    for name in ("RAPM_VERSION", "RAPM_RANK", "RAPM_DISTIL_RANK", "RAPM_GENERATE_SEED"):
+        monkeypatch.setenv(name, "7")
+    changed = settings_of("--base", "demo", "--quiet")
+    assert (changed["teacher"], changed["training"]) == (plain["teacher"], plain["training"])
 
 
 def test_defaults_come_from_the_base_and_alpha_from_the_rank(settings_of, monkeypatch):
@@ -254,15 +262,15 @@ def test_a_compared_picture_is_made_again_with_its_teacher(rapm, short_run, tmp_
 
 
 def test_a_run_in_a_folder_of_the_users_is_among_the_runs(home, tmp_path, short_run):
-    from rapm_cli.runs.run import new_run, newest_run
+    from rapm_cli.runs.run import new_run, newest_run_with_lora
 
     run = new_run("demo", tmp_path / "mine")
-    assert newest_run() is None
+    assert newest_run_with_lora() is None
     run.lora.write_bytes((short_run / "lora.safetensors").read_bytes())
-    found = newest_run("demo")
+    found = newest_run_with_lora("demo")
     assert found is not None
     assert found.folder == (tmp_path / "mine").resolve()
-    assert newest_run("sdxl") is None
+    assert newest_run_with_lora("sdxl") is None
 
 
 def test_a_lora_of_other_weights_is_used_with_a_warning(rapm, short_run, tmp_path):
@@ -354,7 +362,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         str(short_run),
         "--samples",
         "8",
-        "--part",
+        "--split",
         "held-out",
         "--metrics",
         "attributes",
@@ -368,14 +376,12 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    base = BASES["demo"]
-    loaded = LoadedBase(base.locate(Output(quiet=True)), torch.device("cpu"), torch.float32)
-    strict = Examination(base, loaded, 8, 0, True, ["attributes"], Output(quiet=True), is_strict=True)
-    with pytest.raises(DamagedError, match=naming("sha256")):
-        strict._recall(damaged.parent)
+    strict = ChunkCache(damaged.parent.parent, Output(quiet=True), is_strict=True)
+    with pytest.raises(DamagedError, match="its sha256 differs"):
+        strict.has(damaged.parent.name)
     code, out, err = rapm(*argv)
     assert code == 0
-    assert names(err, damaged.parent, "readings.safetensors", "sha256")
+    assert f"{damaged.parent} is damaged: readings.safetensors: its sha256 differs" in err
     scores = [[row["metrics"] for row in part["rows"]] for part in (first[0], json.loads(out)["parts"][0])]
     assert scores[0] == scores[1]
 

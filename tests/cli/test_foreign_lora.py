@@ -84,7 +84,7 @@ def test_a_pickle_is_refused_with_the_way_out(rapm, tmp_path, ending):
 
 @pytest.mark.slow
 def test_eval_compares_it_with_the_usual_teacher(rapm, kohya):
-    code, out, err = rapm("eval", "--base", "demo", "--lora", kohya, "--samples", "8", "--part", "seen", "--json")
+    code, out, err = rapm("eval", "--base", "demo", "--lora", kohya, "--samples", "8", "--split", "seen", "--json")
     assert code == 0, err
     assert names(err, kohya, "teacher", "demo")
     rows = json.loads(out)["parts"][0]["rows"]

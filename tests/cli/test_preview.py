@@ -3,9 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rapm_cli.cli.completion import SCRIPTS, SHELLS
 from rapm_cli.cli.preview import HALF, MOST_COLUMNS, preview
-from tests.messages import names
 
 
 def test_a_letter_has_the_colours_of_two_pixels(tmp_path):
@@ -33,21 +31,6 @@ def test_programs_get_no_picture(rapm, tmp_path):
     code, out, err = rapm(*argv)
     assert code == 0
     assert HALF not in out + err
-
-
-def test_completion_is_installed_where_shells_look(rapm, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
-        monkeypatch.delenv(variable, raising=False)
-    for shell, (script, *_) in SHELLS.items():
-        code, out, _ = rapm("--install-completion", f"/usr/bin/{shell}")
-        assert code == 0
-        path = out.split()[0]
-        assert path.startswith(str(tmp_path))
-        with open(path) as file:
-            assert file.read() == SCRIPTS[script]()
-    code, _, err = rapm("--install-completion", "tcsh")
-    assert (code, names(err, "bash", "zsh", "fish")) == (2, True)
 
 
 def test_versions_of_the_libraries(rapm):

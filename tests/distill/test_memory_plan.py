@@ -14,7 +14,7 @@ from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.distill import memory_plan
 from rapm_cli.distill import trajectories as phase_one
-from rapm_cli.distill.memory_plan import install_oom_fallback
+from rapm_cli.distill.memory_plan import oom_fallback
 from tests.conftest import tiny_unet
 from tests.messages import names
 
@@ -43,8 +43,9 @@ class Ear:
 
 def trained(schedule, trajectories, plan, reporter):
     config = TrainConfig(rank=2, iterations=2, batch_size=2, learning_rate=1e-3)
-    trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
-    install_oom_fallback(plan, trainer, reporter)
+    backbone = Backbone(tiny_unet(), schedule)
+    on_oom = oom_fallback(plan, backbone, reporter, recomputes_all=False)
+    trainer = Trainer(backbone, config, num_slots=4, fine_steps=3, delta=1, on_oom=on_oom)
     list(train(trainer, trajectories))
     return trainer
 
@@ -52,7 +53,9 @@ def trained(schedule, trajectories, plan, reporter):
 @pytest.fixture
 def trajectories(backbone, make_cond, latents):
     zeros = make_cond(1).map(torch.zeros_like)
-    return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
+    return rollout(
+        backbone.teacher, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0
+    )
 
 
 @SHORTAGES
@@ -66,7 +69,7 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
         calls.append(args)
         if len(calls) == 6:  # as late in a slot as it can be
             raise shortage
-        real(self, *args)
+        return real(self, *args)
 
     monkeypatch.setattr(Trainer, "_update", short_of_memory)
     ear = Ear()
@@ -127,10 +130,9 @@ def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajecto
 
 
 def test_relief_never_recomputes_less(schedule):
-    config = TrainConfig(rank=2, iterations=2, batch_size=2, checkpointing=True)
+    config = TrainConfig(rank=2, iterations=2, batch_size=2, gradient_checkpointing=True)
     trainer = Trainer(Backbone(tiny_unet(), schedule), config, num_slots=4, fine_steps=3, delta=1)
-    install_oom_fallback(PLANS["24"], trainer, Ear())
-    assert not trainer.on_oom()
+    assert not oom_fallback(PLANS["24"], trainer.backbone, Ear(), recomputes_all=True)()
     assert all(getattr(module, "gradient_checkpointing", True) for module in trainer.backbone.unet.modules())
 
 
@@ -142,7 +144,7 @@ def test_a_plan_that_there_is_none_of_begins_no_run(capsys, home):
 
 @SHORTAGES
 def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, shortage):
-    real, calls = Trainer._slot, []
+    real, calls = Trainer._run_slot, []
 
     def short_of_memory(self, *args):
         calls.append(args)
@@ -150,12 +152,14 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, s
             raise shortage
         return real(self, *args)
 
-    monkeypatch.setattr(Trainer, "_slot", short_of_memory)
+    monkeypatch.setattr(Trainer, "_run_slot", short_of_memory)
     folder = tmp_path / "run"
-    assert main([*SHORT, "--save-every", "1", "--vram", "12", "--output", str(folder)]) == 6
+    assert main([*SHORT, "--checkpoint-every", "1", "--vram", "12", "--output", str(folder)]) == 6
     err = capsys.readouterr().err
-    assert names(err, "error:", 1, f"rapm distill --resume {folder}", "--vram 8")
-    monkeypatch.setattr(Trainer, "_slot", real)
+    assert "error: training is out of memory at iteration 1; 1 iterations are saved" in err
+    assert f"rapm distill --resume {folder}" in err
+    assert "--vram 8" in err
+    monkeypatch.setattr(Trainer, "_run_slot", real)
     assert main(["distill", "--resume", str(folder), "--vram", "12", "--quiet"]) == 0
     assert [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1]
 
@@ -164,11 +168,11 @@ def test_the_last_plan_gives_up_with_the_way_on(monkeypatch, capsys, tmp_path, s
 def test_phase_1_halves_a_batch_that_does_not_fit(monkeypatch, tmp_path, shortage):
     real, sizes = phase_one.rollout, []
 
-    def short_of_memory(backbone, noise, *args, **settings):
+    def short_of_memory(teacher, noise, *args, **settings):
         sizes.append(len(noise))
         if len(noise) > 1:
             raise shortage
-        return real(backbone, noise, *args, **settings)
+        return real(teacher, noise, *args, **settings)
 
     monkeypatch.setattr(phase_one, "rollout", short_of_memory)
     assert main([*SHORT, "--output", str(tmp_path / "run")]) == 0

@@ -33,7 +33,7 @@ WORK = [
     "6",
     "--samples",
     "0",
-    "--save-every",
+    "--checkpoint-every",
     "2",
     "--fine-steps",
     "2",
@@ -197,7 +197,7 @@ def test_the_end_of_another_process_is_raised_in_patient_work(monkeypatch):
     threading.Timer(0.1, other.report_exit, (5, "the disk is full")).start()
 
     def toil():
-        with signals.heeding(), failure.ending_together(work, Output()), signals.patient("this"):
+        with signals.handled(), failure.ending_together(work, Output()), signals.deferred("this"):
             while True:
                 time.sleep(0.01)
 

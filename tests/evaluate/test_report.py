@@ -58,8 +58,7 @@ def test_a_line_goes_where_its_values_are():
     ticks = {float(t.text): float(t.get("y")) - 4 for t in svg.findall("text") if t.get("text-anchor") == "end"}
     slope, offset = np.polyfit(list(ticks), list(ticks.values()), 1)
     np.testing.assert_allclose(ys, slope * np.array(values) + offset, atol=0.11)
-    assert min(ticks) == 0
-    assert max(ticks) >= 4
+    assert sorted(ticks) == [0, 1, 2, 3, 4]
     far = ElementTree.fromstring(line_chart([Line("a", [2.0, 2.1])], [0, 1], "x", has_zero=False))
     assert min(float(t.text) for t in far.findall("text") if t.get("text-anchor") == "end") >= 1.9
 
@@ -78,18 +77,7 @@ def test_any_values_make_a_chart(values):
     assert svg.get("viewBox")
 
 
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "short"
-    options = ("--iterations", "3", "--trajectories", "4", "--fine-steps", "2", "--rank", "2", "--batch-size", "2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
-        argv = ["distill", "--base", "demo", *options, "--samples", "0", "--output", str(folder), "--quiet"]
-        assert main(argv) == 0
-    return folder
-
-
-class Seen(HTMLParser):
+class Page(HTMLParser):
     """Tags, what they refer to, and the text."""
 
     def __init__(self, page):
@@ -123,7 +111,7 @@ def report():
 
 def test_a_page_needs_nothing_else_and_says_what_prompts_say_as_text():
     page = report().html()
-    seen = Seen(page)
+    seen = Page(page)
     assert "script" not in seen.tags
     assert {link.partition(";")[0] for link in seen.links} == {"data:image/png"}
     assert "http" not in page.replace("http-equiv", "")
@@ -187,9 +175,9 @@ def test_the_demo_bases_page_opens_in_a_browser(short_run, home, tmp_path, schem
         str(short_run),
         "--samples",
         "8",
-        "--part",
+        "--split",
         "held-out",
-        "--beside",
+        "--teacher-samples",
         "16",
     ]
     assert main([*argv, "--output", str(tmp_path / "out"), "--quiet"]) == 0

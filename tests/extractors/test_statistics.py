@@ -8,7 +8,8 @@ import torch
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.extractors.statistics import Statistics, read_statistics, require_same, write_statistics
-from rapm_cli.metrics.frechet import frechet_distance, moments
+from rapm_cli.metrics.frechet import frechet_distance
+from rapm_cli.metrics.moments import moments
 from tests.messages import naming
 
 FEATURES = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

@@ -34,7 +34,7 @@ SETTINGS = Settings(
     training=TrainConfig(),
     prompts=("a red cube", "a blue cube"),
     samples=0,
-    save_every=1,
+    checkpoint_every=1,
 )
 
 
@@ -75,13 +75,13 @@ def checkpoint(iterations: int) -> Checkpoint:
 
 
 def write_checkpoint(folder: Path, iterations: int) -> None:
-    Checkpoints(Run(folder), SETTINGS).write(checkpoint(iterations), f"{iterations - 1:08d}")
+    Checkpoints(Run(folder), SETTINGS).save(checkpoint(iterations), f"{iterations - 1:08d}")
 
 
 def newest(folder: Path) -> object:
-    for commit in Run(folder).training_commits():
+    for commit in Run(folder).checkpoint_folders():
         protocol.verify(commit)
-    found, damage = Checkpoints(Run(folder), SETTINGS).newest()
+    found, damage = Checkpoints(Run(folder), SETTINGS).load_newest()
     assert found
     assert not damage
     return found.iterations, found.log, found.parts["student"]["a"].tolist()

@@ -18,7 +18,7 @@ from rapm_cli.runs.run import Run
 from tests.faults import processes
 from tests.faults.kill import SHORT, results
 
-ARGV = ["distill", "--base", "demo", *SHORT.split(), "--save-every", "2"]
+ARGV = ["distill", "--base", "demo", *SHORT.split(), "--checkpoint-every", "2"]
 FILE_LIMITS = (2_000, 200_000, 400_000, 800_000)  # bytes; the files of a run lie between them
 DISKS, ROOMY = (256, 1_024, 8_192), 40_960  # KiB of a tmpfs
 
@@ -66,7 +66,7 @@ def judge(title: str, code: int, home: Path, log: Path, wanted: dict[str, str]) 
     for commit in commits:
         verify(commit)
     runs = [Run(path) for path in home.glob("data/runs/*")]
-    last = next((folder.name for run in runs for folder in run.training_commits()), "none")
+    last = next((folder.name for run in runs for folder in run.checkpoint_folders()), "none")
     litter = len(list(home.rglob(".rapm-*")))
     if code:
         assert processes.run(ARGV, home, log) == 0, log.read_text()

@@ -31,7 +31,7 @@ def write_large(folder: Path, iterations: int) -> None:
         for name, size in (("student", 843_008), ("student-optimizer", 1_686_016), ("discriminators", 120_000))
     }
     made = Checkpoint(iterations, parts, Health(), b'{"iteration": 0}\n' * 60, 1.0)
-    Checkpoints(Run(folder), SETTINGS).write(made, f"{iterations - 1:08d}")
+    Checkpoints(Run(folder), SETTINGS).save(made, f"{iterations - 1:08d}")
 
 
 def flipped(data: bytes, position: int, bit: int) -> bytes:
@@ -82,7 +82,7 @@ def try_case(run: Run, case: Case) -> tuple[bool, bool, bool]:
     _, name, path, data = case
     good = path.read_bytes()
     path.unlink() if data is None else path.write_bytes(data)
-    found, damage = Checkpoints(run, SETTINGS).newest()
+    found, damage = Checkpoints(run, SETTINGS).load_newest()
     path.write_bytes(good)
     is_found = [error.place for error in damage] == [path.parent]
     return is_found, is_found and name in damage[0].message, found is not None and found.iterations == 1
@@ -103,17 +103,17 @@ def main(samples: int = 200, seed: int = 0, *, is_exhaustive: bool = True) -> di
         for k in (1, 2):
             write_checkpoint(small.folder, k)
             write_large(large.folder, k)
-        commit, older = large.commits / "00000002", large.commits / "00000001"
+        commit, older = large.checkpoints_dir / "00000002", large.checkpoints_dir / "00000001"
         jobs = [(large, case) for case in sampled(commit, dice, samples)]
         jobs += [(large, case) for case in whole_files(commit, older)]
-        jobs += [(small, case) for case in every_bit(small.commits / "00000002")] if is_exhaustive else []
+        jobs += [(small, case) for case in every_bit(small.checkpoints_dir / "00000002")] if is_exhaustive else []
         for run, case in jobs:
             counts = tally.setdefault(case[0], [0, 0, 0, 0])
             for k, is_so in enumerate((True, *try_case(run, case))):
                 counts[k] += is_so
         shutil.rmtree(commit)
         shutil.copytree(older, commit)
-        found, damage = Checkpoints(large, SETTINGS).newest()
+        found, damage = Checkpoints(large, SETTINGS).load_newest()
         is_found = len(damage) == 1 and "MANIFEST.json is that of 00000001" in damage[0].message
         tally["folder of the commit before"] = [1, is_found, is_found, found is not None and found.iterations == 1]
     finally:

@@ -250,7 +250,16 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
     options = st.sampled_from(
         [
             *("rank", "steps", "base", "seed", "slot-weights", "alpha", "prompts", "learning-rate", "quiet", "resume"),
-            *("warmup", "weight-decay", "iterations", "save-every", "samples", "delta", "guidance", "max-grad-norm"),
+            *(
+                "warmup",
+                "weight-decay",
+                "iterations",
+                "checkpoint-every",
+                "samples",
+                "delta",
+                "guidance",
+                "max-grad-norm",
+            ),
             "unknown",
         ]
     )

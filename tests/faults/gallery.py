@@ -63,7 +63,7 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
     """
     folder, dice, tally = Path(tempfile.mkdtemp(prefix="rapm-gallery-")), random.Random(seed), Tally()
     begun = time.perf_counter()
-    options = ("--samples", samples, "--batch-size", 4, "--beside", 16, "--metrics", "clip,fidelity", "--json")
+    options = ("--samples", samples, "--batch-size", 4, "--teacher-samples", 16, "--metrics", "clip,fidelity", "--json")
     argv = command(folder / "world", *options)
     try:
         _make(folder / "world")

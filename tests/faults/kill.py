@@ -47,7 +47,7 @@ class Tally:
 def results(home: Path) -> dict[str, str]:
     """sha256 of every file that a finished run must have the same; times and parents are not among them."""
     (run,) = [path for path in (home / "data" / "runs").iterdir() if path.is_dir()]
-    newest = Run(run).training_commits()[0]
+    newest = Run(run).checkpoint_folders()[0]
     files = [path for path in newest.iterdir() if path.name != "MANIFEST.json"]
     files += [run / name for name in ("lora.safetensors", "metrics.jsonl", "sheet.png")]
     files += sorted((home / "cache" / "trajectories").rglob("*.safetensors"))
@@ -64,7 +64,7 @@ def progress(home: Path) -> tuple[int, int, int]:
     for run in runs:
         log = run / "metrics.jsonl"
         logged = log.read_bytes().count(b"\n") if log.exists() else 0
-        for folder in Run(run).training_commits():
+        for folder in Run(run).checkpoint_folders():
             try:
                 verify(folder)
             except DamagedError as error:
@@ -121,7 +121,7 @@ def main(kills: int = 200, settings: str = LONG, longest: float = 12.0, seed: in
         seed: Of the moments.
     """
     processes.preload()
-    argv = ["distill", "--base", "demo", *settings.split(), "--save-every", str(SAVE_EVERY)]
+    argv = ["distill", "--base", "demo", *settings.split(), "--checkpoint-every", str(SAVE_EVERY)]
     folder, dice, tally = Path(tempfile.mkdtemp(prefix="rapm-kill-")), random.Random(seed), Tally()
     begun = time.perf_counter()
     try:

@@ -17,11 +17,12 @@ from rapm_cli.bases import BASES, LoadedBase
 from rapm_cli.bases.device import describe_machine
 from rapm_cli.cli.app import LIBRARY_SETTINGS
 from rapm_cli.cli.console import Output
-from rapm_cli.core.method.trainer import SlotLosses, Trainer, train
+from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.training.step_metrics import StepMetrics
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.resolve_run import settings_for
-from rapm_cli.distill.trajectories import collect
+from rapm_cli.distill.trajectories import collect_trajectories
 from rapm_cli.runs.run import new_run
 from rapm_cli.runs.settings import Settings
 
@@ -37,7 +38,7 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
     """
     out, base = Output(quiet=True), BASES["demo"]
     loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
-    trajectories = collect(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
+    trajectories = collect_trajectories(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
     trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=10, delta=1)
     in_steps = _timed_steps(trainer)
     begun, saving = time.perf_counter(), 0.0
@@ -56,7 +57,7 @@ def _timed_steps(trainer: Trainer) -> list[float]:
     seconds: list[float] = []
     step = trainer.train_step
 
-    def timed(batch: Trajectories, iteration: int) -> list[SlotLosses]:
+    def timed(batch: Trajectories, iteration: int) -> list[StepMetrics]:
         begun = time.perf_counter()
         try:
             return step(batch, iteration)
@@ -79,7 +80,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     """
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
-    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "save_every": 10}
+    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "checkpoint_every": 10}
     settings = settings_for(BASES["demo"], given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:
@@ -95,7 +96,7 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     rows.append(["median", "", "", "", "", "", f"{statistics.median(shares):.2%}", f"{statistics.median(ratios):+.2%}"])
-    title = f"{iterations} iterations of demo, a commit every {settings.save_every}; {describe_machine(DEVICE)}"
+    title = f"{iterations} iterations of demo, a commit every {settings.checkpoint_every}; {describe_machine(DEVICE)}"
     columns = ["", "bare, s", "outside steps", "safe, s", "outside steps", "in commits", "share", "safe / bare"]
     Output().table(title, columns, rows)
     return statistics.median(shares)

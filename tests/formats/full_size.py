@@ -1,4 +1,4 @@
-"""A Stable Diffusion XL of full size with random weights, a LoRA merged into one file: seconds, memory, and keys.
+"""Fuse a LoRA into a full-size Stable Diffusion XL of random weights; print time, memory and missing keys.
 
 `python -m tests.formats.full_size` needs 21 GB of disk and 10 GB of memory.
 """
@@ -24,7 +24,7 @@ from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.console import Output
 from rapm_cli.core.network.student import TARGET_MODULES
 from rapm_cli.formats.lora import LoraFile, save_lora
-from rapm_cli.formats.stream import NAMES, Piece, write_pieces
+from rapm_cli.formats.safetensors_writer import DTYPE_NAMES, OutputTensor, stream_tensors
 
 META = torch.device("meta")
 CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 768}
@@ -44,7 +44,7 @@ ENCODERS = {
 
 
 def write_base(folder: Path) -> None:
-    """The model in half precision, tensor by tensor."""
+    """Write a model in half precision, tensor by tensor."""
     shutil.copytree(WEIGHTS / "base", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     architecture = ARCHITECTURES["sdxl"]
     parts = {
@@ -62,17 +62,19 @@ def write_base(folder: Path) -> None:
 
 
 def write_part(path: Path, part: torch.nn.Module) -> None:
-    """Small random weights of a part's shapes."""
-    pieces = {
-        name: Piece((), NAMES[value.dtype], tuple(value.shape), lambda shape=value.shape: 0.02 * torch.randn(shape))
+    """Write small random weights in the shapes of a part."""
+    outputs = {
+        name: OutputTensor(
+            (), DTYPE_NAMES[value.dtype], tuple(value.shape), lambda shape=value.shape: 0.02 * torch.randn(shape)
+        )
         for name, value in part.state_dict().items()
         if value.dtype.is_floating_point
     }
-    write_pieces(path, pieces, {"format": "pt"})
+    stream_tensors(path, outputs, {"format": "pt"})
 
 
 def write_lora(path: Path, rank: int) -> int:
-    """A random LoRA on all of rapm's modules; their number."""
+    """Write a random LoRA on all modules that rapm trains, and return their number."""
     state = {}
     for name, layer in ARCHITECTURES["sdxl"].network(META, torch.float16).named_modules():
         if hasattr(layer, "weight") and f".{name}".endswith(tuple(f".{end}" for end in TARGET_MODULES)):
@@ -84,7 +86,7 @@ def write_lora(path: Path, rank: int) -> int:
 
 
 def main() -> None:
-    """Write, merge, load with diffusers, and print what it took."""
+    """Write a base and a LoRA, fuse them, load the result with diffusers, and print the measurements."""
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,4 +1,4 @@
-"""Writers of LoRA files in every form of keys, independent of the reader that they test."""
+"""Writers of LoRA files under every form of keys, independent of the reader under test."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from rapm_cli.core.network.student import TARGET_MODULES
 from tests.conftest import tiny_sd15_unet, tiny_unet
 
-EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # rapm trains none of these, others do
+EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # other programs train these, rapm does not
 NETWORKS = {"sdxl": lambda: tiny_unet(layers_per_block=2), "sd15": tiny_sd15_unet}
 RANK, ALPHA = 3, 7.5
 
@@ -21,7 +21,7 @@ def network(name):
 
 
 def make_update(name, rank=RANK, ends=(*TARGET_MODULES, *EXTRA)):
-    """Random halves for each layer of these kinds; `rank` is a number, or a function of the layer's name."""
+    """Return random A and B for each layer whose name ends so; `rank` is a number, or a function of the name."""
     generator, update = torch.Generator().manual_seed(5), {}
     for module, layer in network(name).named_modules():
         if hasattr(layer, "weight") and f".{module}".endswith(tuple(f".{end}" for end in ends)):
@@ -58,12 +58,12 @@ def diffusers_new(module):
 
 
 def diffusers_mixed(module):
-    """What `convert_state_dict_to_diffusers` leaves: attention in diffusers' keys, the rest in peft's."""
+    """Name attention by diffusers and the rest by peft, as `convert_state_dict_to_diffusers` does."""
     return diffusers_new(module) if is_attention(module) else peft(module)
 
 
 def diffusers_old(module):
-    """Of attention processors: to_q's weights were the processor's."""
+    """Name to_q and its like as weights of the attention processor, as old versions did."""
     if not is_attention(module):
         return diffusers_new(module)
     attention, name = re.fullmatch(r"(.*)\.(to_\w+)(?:\.0)?", module).groups()
@@ -80,7 +80,7 @@ def kohya(module):
 
 
 def kohya_sgm(module):
-    """By the blocks of SDXL's original code, as kohya's trainer writes."""
+    """Name by the blocks of SDXL's original code, as kohya's trainer does."""
     inside = {
         "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
         "conv_shortcut": "skip_connection",
@@ -107,15 +107,15 @@ def kohya_sgm(module):
 
 
 def write(path, update, form, alphas=None, header=None, dtype=torch.float32):
-    """One file.
+    """Write one LoRA file.
 
     Args:
-        path: Of the file.
-        update: Halves by layer.
-        form: Layer to the names of its halves.
-        alphas: By layer, written as tensors; a number is everyone's.
-        header: Peft's settings, for the header.
-        dtype: Of the halves.
+        path: File to write.
+        update: A and B by layer.
+        form: Function from a layer's name to the keys of A and B.
+        alphas: Alphas by layer, or one for all; written as tensors.
+        header: Peft's settings, written into the header.
+        dtype: Dtype of A and B.
     """
     state = {}
     for module, halves in update.items():

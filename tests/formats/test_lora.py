@@ -1,4 +1,4 @@
-"""Our LoRA and fused folders through plain diffusers, on the demo base in float32."""
+"""Our LoRAs and fused folders, loaded by plain diffusers, on the demo base in float32."""
 
 import json
 
@@ -15,10 +15,9 @@ from rapm_cli.core.storage.commit import verify
 from rapm_cli.export.export import export
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import LoraFile, apply_lora, load_lora, save_lora
-from rapm_cli.generate.generate import noise_for
+from rapm_cli.generate.generate import pipeline_noise
 from tests.conftest import authors_scheduler
 from tests.formats import lora_forms
-from tests.messages import naming
 
 OUT = Output(quiet=True)
 PROMPT = "a large red cube left of a small blue sphere at dawn"
@@ -26,7 +25,7 @@ RECIPE = {"base": "demo"}
 
 
 def pipeline(folder):
-    """The authors' README, with its forgotten import, on the demo base."""
+    """Return the pipeline of the authors' README, on the demo base."""
     pipe = StableDiffusionXLPipeline.from_pretrained(
         folder,
         scheduler=authors_scheduler(),
@@ -37,7 +36,7 @@ def pipeline(folder):
     return pipe
 
 
-def drawn_by_diffusers(pipe):
+def sample_with_diffusers(pipe):
     out = pipe(
         prompt=PROMPT,
         generator=torch.Generator().manual_seed(50),
@@ -50,7 +49,7 @@ def drawn_by_diffusers(pipe):
 
 @pytest.fixture(scope="module", params=[(2, 2.0), (3, 7.5)], ids=["alpha=rank", "alpha≠rank"])
 def made(request, tmp_path_factory):
-    """A LoRA with large random weights, its file, and the picture that we draw with it."""
+    """The file of a LoRA with large random weights, and the image that we sample with it."""
     rank, alpha = request.param
     loaded = LoadedBase(BASES["demo"].locate(OUT), torch.device("cpu"), torch.float32)
     attach_lora(loaded.backbone, rank, alpha)
@@ -60,21 +59,21 @@ def made(request, tmp_path_factory):
         parameter.data.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     save_lora(path, LoraFile(weights.state(), rank, alpha, RECIPE))
-    noise = noise_for([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
-    latent = sample_student(loaded.backbone, noise, loaded.encode([PROMPT]), 4)[0]
+    noise = pipeline_noise([50], loaded.latent_shape, torch.device("cpu"), torch.float32)
+    latent = sample_student(loaded.backbone.student, noise, loaded.encode([PROMPT]), 4)[0]
     return path, loaded.decode(latent)
 
 
-def test_plain_diffusers_draws_our_picture_from_our_file(made):
+def test_diffusers_samples_our_image_from_our_file(made):
     path, ours = made
     pipe = pipeline(BASES["demo"].locate(OUT).folder)
-    without = drawn_by_diffusers(pipe)
+    without = sample_with_diffusers(pipe)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-    torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample_with_diffusers(pipe), ours, rtol=0, atol=1e-4)
     assert (without - ours).abs().max() > 0.1
 
 
-def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
+def test_diffusers_samples_our_image_from_every_format(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "out", reporter=OUT)
     lora = load_lora(path)
@@ -83,15 +82,15 @@ def test_every_form_draws_our_picture_on_the_demo_base(made, tmp_path):
     for file in (*(one.path for one in done.files), blocks):  # kohya's by the original code's blocks, and diffusers'
         pipe = pipeline(BASES["demo"].locate(OUT).folder)
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
-        torch.testing.assert_close(drawn_by_diffusers(pipe), ours, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sample_with_diffusers(pipe), ours, rtol=0, atol=1e-4)
 
 
-def test_a_fused_folder_draws_our_picture(made, tmp_path):
+def test_diffusers_samples_our_image_from_a_fused_folder(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="fp32", reporter=OUT)
     assert done.report is not None
     assert done.report.worst_lost < 1e-5
-    torch.testing.assert_close(drawn_by_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample_with_diffusers(pipeline(tmp_path / "fused")), ours, rtol=0, atol=1e-4)
     index = json.loads((tmp_path / "fused" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
     assert (
@@ -100,16 +99,16 @@ def test_a_fused_folder_draws_our_picture(made, tmp_path):
     )
 
 
-def test_a_fused_folder_in_16_bits_stays_close_and_says_what_rounding_cost(made, tmp_path):
+def test_a_fused_folder_in_16_bits_stays_close_and_reports_the_rounding_loss(made, tmp_path):
     path, ours = made
     done = export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
     assert done.report is not None
     assert 1e-5 < done.report.mean_lost <= done.report.worst_lost
-    fused = drawn_by_diffusers(pipeline(tmp_path / "fused"))
+    fused = sample_with_diffusers(pipeline(tmp_path / "fused"))
     assert (fused - ours).abs().mean() < 0.01
 
 
-def test_the_update_is_what_peft_adds(made):
+def test_our_update_equals_pefts(made):
     from peft.tuners.lora import LoraLayer
 
     path, _ = made
@@ -131,7 +130,7 @@ def test_a_file_comes_back_as_it_was_written(made):
     path, _ = made
     lora = load_lora(path)
     assert lora.recipe == RECIPE
-    assert path.stat().st_mode & 0o044  # others may read it: safetensors alone would not allow it
+    assert path.stat().st_mode & 0o044  # other users may read it; safetensors' own writer does not allow that
     again = path.with_name("again.safetensors")
     save_lora(again, lora)
     assert load_lora(again).state.keys() == lora.state.keys()
@@ -141,31 +140,31 @@ def test_a_file_comes_back_as_it_was_written(made):
 def test_an_export_never_overwrites_and_needs_a_known_dtype(made, tmp_path):
     path, _ = made
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match=naming("there")):
+    with pytest.raises(InputError, match="there"):
         export(path, BASES["demo"], tmp_path / "there", fuse=True, dtype="base", reporter=OUT)
     with pytest.raises(ConfigError, match="fp8"):
         export(path, BASES["demo"], tmp_path / "new", fuse=True, dtype="fp8", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
 
 
-def test_a_fused_export_can_be_a_base_and_what_appears_meanwhile_is_left_alone(made, tmp_path, monkeypatch):
+def test_a_fused_export_can_be_a_base_and_no_file_is_overwritten(made, tmp_path, monkeypatch):
     path, _ = made
     export(path, BASES["demo"], tmp_path / "fused", fuse=True, dtype="base", reporter=OUT)
     export(path, find_base(str(tmp_path / "fused"), OUT), tmp_path / "twice", fuse=True, dtype="base", reporter=OUT)
     for name in ("fused", "twice"):
         assert "rapm_recipe.json" in verify(tmp_path / name).files
-    monkeypatch.setattr("rapm_cli.export.export.companions", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
-    with pytest.raises(InputError, match=naming("mine")):
+    monkeypatch.setattr("rapm_cli.export.export.build_sidecars", lambda *_, **__: (tmp_path / "mine").mkdir() or {})
+    with pytest.raises(InputError, match="mine"):
         export(path, BASES["demo"], tmp_path / "mine", fuse=True, dtype="base", reporter=OUT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused", "mine", "twice"]
 
 
-def test_an_export_waits_for_room_a_bounded_time(made, tmp_path, monkeypatch, capsys):
+def test_an_export_waits_a_bounded_time_for_disk_space(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rapm_cli.runs.retry.WAITS", (0.0, 0.0))
     monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 0)
-    with pytest.raises(DiskError):
+    with pytest.raises(DiskError, match=r"new\.safetensors"):
         export(made[0], BASES["demo"], tmp_path / "new.safetensors", dtype="base", reporter=OUT)
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2  # one warning for each wait
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,10 +178,10 @@ def test_a_lora_with_nan_is_refused(made, tmp_path):
     with safe_open(made[0], "pt") as file:
         metadata = file.metadata()
     save_file({f"unet.{key}": value for key, value in state.items()}, tmp_path / "nan.safetensors", metadata)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match=r"nan\.safetensors"):
         load_lora(tmp_path / "nan.safetensors")
 
 
 def test_a_lora_of_another_network_is_refused(made, tmp_path, backbone):
-    with pytest.raises(InputError, match=naming(made[0])):
+    with pytest.raises(InputError, match=made[0].name):
         apply_lora(backbone, load_lora(made[0]), made[0])

@@ -1,11 +1,5 @@
-"""The noise of a seed, and pictures that are made again from it."""
+"""The noise of a seed, and images that are reproduced from it."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -14,53 +8,38 @@ from PIL import Image
 from rapm_cli.bases.device import find_rng
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.generate import generate
-from rapm_cli.generate.generate import noise_for
+from rapm_cli.generate.generate import pipeline_noise
 from rapm_cli.runs.images import read_recipe, save_png
-from tests.messages import names, naming
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_noise_is_what_a_pipeline_of_that_dtype_draws(dtype):
-    noise = noise_for([50, 7], (4, 16, 16), CPU, dtype)
+def test_noise_equals_that_of_a_pipeline_of_the_dtype(dtype):
+    noise = pipeline_noise([50, 7], (4, 16, 16), CPU, dtype)
     assert noise.dtype == torch.float32  # DDIM's arithmetic is
     for row, seed in zip(noise, (50, 7), strict=True):
         theirs = randn_tensor((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed), device=CPU, dtype=dtype)
         assert torch.equal(row, theirs[0].float())
 
 
-@pytest.mark.slow
-def test_the_readmes_python_is_silent_and_draws_the_same_picture(rapm, tmp_path):
-    code = re.search(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace('"rapm_cli/', f'"{ROOT}/rapm_cli/')
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout + done.stderr == ""
-    prompt = re.search(r'= "(a large .+?)"', code)[1]
-    lora = str(ROOT / "rapm_cli/bases/demo/weights/rapm-demo.safetensors")
-    out = rapm("generate", prompt, "--base", "demo", "--lora", lora, "--seed", "7", "--output", str(tmp_path))[1]
-    theirs, ours = (np.asarray(Image.open(path), dtype=int) for path in (tmp_path / "picture.png", out.split("  ")[0]))
-    assert np.abs(theirs - ours).max() <= 1
-
-
-def test_noise_is_drawn_on_the_cpu_or_where_rapm_computes():
+def test_noise_is_made_on_the_cpu_or_on_the_computing_device():
     card = torch.device("cuda:1")
     assert find_rng("cpu", card) == CPU
     assert find_rng("device", card) == find_rng("cuda", card) == card
-    with pytest.raises(ConfigError, match=naming("cuda", "cpu")):
+    with pytest.raises(ConfigError, match="cuda"):
         find_rng("cuda", CPU)
 
 
-def test_noise_is_asked_for_in_the_dtype_and_on_the_device_of_the_command(rapm, tmp_path, monkeypatch):
+def test_noise_has_the_dtype_and_device_of_the_command(rapm, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(generate, "noise_for", lambda *asking: asked.append(asking) or noise_for(*asking))
+    monkeypatch.setattr(generate, "pipeline_noise", lambda *asking: asked.append(asking) or pipeline_noise(*asking))
     argv = ["generate", "a red cube", "--base", "demo", "--seed", "7..8", "--output", str(tmp_path), "--quiet"]
     assert rapm(*argv, "--precision", "bf16", "--rng", "device", "--device", "cpu")[0] == 0
     assert asked == [([7, 8], (4, 16, 16), CPU, torch.bfloat16)]
 
 
-def test_a_picture_says_where_its_noise_was_drawn_and_is_not_made_again_elsewhere(rapm, tmp_path):
+def test_an_image_names_the_device_of_its_noise_and_is_not_reproduced_on_another(rapm, tmp_path):
     argv = ["generate", "--base", "demo", "--quiet", "--output", str(tmp_path)]
     assert rapm(*argv, "a red cube", "--rng", "device")[0] == 0
     first = tmp_path / "000-seed0.png"
@@ -71,4 +50,4 @@ def test_a_picture_says_where_its_noise_was_drawn_and_is_not_made_again_elsewher
     save_png(again, tmp_path / "cuda.png", read_recipe(first) | {"rng": "cuda"})
     code, _, err = rapm(*argv, "--from", str(tmp_path / "cuda.png"))
     assert (code, len(err.splitlines())) == (2, 1)
-    assert names(err, "cuda")
+    assert "'cuda'" in err

@@ -3,10 +3,13 @@ import pytest
 import scipy.linalg
 import torch
 
+from rapm_cli.metrics import METRICS
 from rapm_cli.metrics.bootstrap import bootstrap_interval
-from rapm_cli.metrics.frechet import Moments, RunningMoments, frechet_distance, moments
+from rapm_cli.metrics.frechet import frechet_distance
+from rapm_cli.metrics.gap_closed import FEWEST_SAMPLES, gap_closed
 from rapm_cli.metrics.kernel import distance_error, kernel_distance, paired_kernel_distance, subset_distances
-from rapm_cli.metrics.registry import METRICS, Readings
+from rapm_cli.metrics.metric import Evidence, LabelledSamples, ReferenceFeatures, TeacherDifference
+from rapm_cli.metrics.moments import Moments, RunningMoments, moments
 from tests.metrics.peers import peer
 
 
@@ -205,6 +208,7 @@ def test_kid_is_the_mean_of_its_subsets_and_known_from_its_seed():
     assert float(drawn[0].mean()) == pytest.approx(kernel_distance(a, b), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_kernel_distance_holds_the_true_one_nineteen_times_in_twenty():
     generator = torch.Generator().manual_seed(0)
 
@@ -231,24 +235,72 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert (high + low) / 2 == pytest.approx(float(x.mean()), abs=0.01)
 
 
+def evidence(samples, other, texts, off):
+    """Evidence of every kind: features of one set under every extractor, and those of the reference."""
+    names = {metric.extractor for metric in map(METRICS.__getitem__, METRICS.names()) if metric.extractor}
+    return Evidence(
+        moments={name: moments(samples.features) for name in names},
+        features=dict.fromkeys(names, samples.features),
+        reference={name: ReferenceFeatures(moments(other), other) for name in names},
+        texts=texts,
+        labelled=samples,
+        teacher=TeacherDifference(torch.full((8,), off), torch.full((8, 4), off)),
+    )
+
+
 @pytest.mark.parametrize("name", METRICS.names())
 def test_every_metric_tells_better_from_worse(name):
-    """Readings of true pictures beat readings of shifted ones, in the direction that the metric states."""
+    """Samples like the reference beat shifted ones, in the direction that the metric states."""
     truth, other = features(200, 6, 0), features(200, 6, 1)
     asked = torch.ones(200, 8, dtype=torch.bool)
     asked[:50, 3:6] = False
-    good = Readings(other, asked.clone(), asked, truth)
-    bad = Readings(
-        other + 2, asked & (torch.rand(200, 8, generator=torch.Generator().manual_seed(0)) < 0.8), asked, truth
-    )
+    wrong = asked & (torch.rand(200, 8, generator=torch.Generator().manual_seed(0)) < 0.8)
     metric = METRICS[name]
-    better, worse = metric.compute(good), metric.compute(bad)
+    better = metric.compute(evidence(LabelledSamples(other, asked, asked, truth), truth, other, 1.0)).value
+    worse = metric.compute(evidence(LabelledSamples(other + 2, wrong, asked, truth), truth, other, 2.0)).value
     assert better > worse if metric.is_higher_better else better < worse
+    assert metric.column.startswith(metric.title)
 
 
-def test_what_a_prompt_does_not_ask_for_cannot_be_wrong():
+def test_an_attribute_that_a_prompt_does_not_ask_for_cannot_be_wrong():
     asked = torch.tensor([[True, False], [True, True]])
     right = torch.tensor([[True, False], [True, False]])
-    readings = Readings(torch.zeros(2, 1), right, asked, torch.zeros(2, 1))
-    assert METRICS["attributes"].compute(readings) == pytest.approx(2 / 3)
-    assert METRICS["pictures"].compute(readings) == pytest.approx(1 / 2)
+    samples = LabelledSamples(torch.zeros(2, 1), right, asked, torch.zeros(2, 1))
+    assert METRICS["attributes"].bootstrap.statistic(samples) == pytest.approx(2 / 3)
+    assert METRICS["pictures"].bootstrap.statistic(samples) == pytest.approx(1 / 2)
+
+
+def test_an_interval_holds_no_share_above_one():
+    """Three of eight images have a wrong attribute of four; the bootstrap's own upper bound is 1.003 here."""
+    right = torch.ones(8, 4, dtype=torch.bool)
+    right[:3, 0] = False
+    found = LabelledSamples(torch.zeros(8, 2), right, torch.ones_like(right), torch.zeros(8, 2))
+    got = METRICS["attributes"].compute(Evidence(labelled=found))
+    assert got.value == 29 / 32
+    assert 0.8 < got.low < got.value
+    assert got.high == 1
+
+
+def labelled(shift, count=1000):
+    """Features whose mean is `shift` from the reference's, with the same covariance: their distance is shift^2."""
+    reference = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    right = torch.ones(count, 2, dtype=torch.bool)
+    return LabelledSamples(reference + torch.tensor([shift, 0, 0, 0]), right, right, reference)
+
+
+def test_the_gap_closed_is_the_share_of_the_way_from_base_to_teacher():
+    teacher, base = labelled(1.0), labelled(3.0)
+    assert gap_closed(teacher, base, labelled(2.0)).value == pytest.approx((9 - 4) / (9 - 1), rel=1e-3)
+    assert gap_closed(teacher, base, labelled(5.0)).value == pytest.approx(-2, rel=1e-3)
+
+
+def test_the_interval_of_the_gap_closed_resamples_all_three_models_together():
+    """Every distance varies with the prompts; a student equal to its teacher closes all of it in every resample."""
+    found = gap_closed(labelled(1.0), labelled(3.0), labelled(1.0))
+    assert (found.low, found.value, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_there_is_no_gap_closed_of_few_prompts_or_of_a_base_as_near_as_its_teacher():
+    few = [labelled(shift, FEWEST_SAMPLES - 1) for shift in (1.0, 3.0, 2.0)]
+    assert gap_closed(*few) is None
+    assert gap_closed(labelled(1.0), labelled(1.0), labelled(2.0)) is None

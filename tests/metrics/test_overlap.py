@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapm_cli.metrics.discrepancy import clip_discrepancy
+from rapm_cli.metrics.cmmd import clip_discrepancy
 from rapm_cli.metrics.neighbours import overlap
 from tests.metrics.peers import peer
 
@@ -51,6 +51,7 @@ def test_clip_discrepancy_is_the_double_loop():
     assert clip_discrepancy(a, 3 * a) == pytest.approx(0, abs=1e-9)  # lengths do not count
 
 
+@pytest.mark.slow
 def test_clip_discrepancy_is_the_same_in_blocks():
     a, b = drawn(3000, 4, 0), drawn(2500, 4, 1, 0.2)
     x, y = (torch.nn.functional.normalize(side.double(), dim=1) for side in (a, b))

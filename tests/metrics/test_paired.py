@@ -30,6 +30,7 @@ def test_the_exchange_of_signs_is_scipys_permutation_test():
     assert (found.high - found.low) / 2 == pytest.approx(error, rel=0.15)
 
 
+@pytest.mark.slow
 def test_few_prompts_prove_nothing_and_many_alike_neither():
     """Five wins of five come by chance once in 16 times; p-values of equal contestants are spread evenly."""
     five = paired_difference(torch.ones(5) + torch.rand(5), torch.zeros(5), generator())

@@ -19,9 +19,9 @@ from rapm_cli.formats.lora import load_lora
 from rapm_cli.runs.authors_lora import FILE, REPO, authors_lora, converted_loras
 from rapm_cli.runs.lock import locked
 from tests.bases.hub_server import Seen, in_this_process
-from tests.formats.test_convert import as_kohya, with_alphas
 from tests.formats.test_lora import PROMPT, pipeline
 from tests.messages import names
+from tests.runs.test_convert import as_kohya, with_alphas
 
 
 @pytest.fixture

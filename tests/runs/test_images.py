@@ -20,7 +20,7 @@ def test_pixels_are_rounded_not_cut_off():
     assert image.getpixel((0, 0)) == (101, 101, 101)
 
 
-def test_pictures_of_others_are_refused(tmp_path):
+def test_images_of_other_programs_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", RECIPE | {"seed": "seven"})
     (tmp_path / "text.png").write_text("no picture")

@@ -13,7 +13,7 @@ MADE = Settings(
     training=TrainConfig(),
     prompts=("a",),
     samples=8,
-    save_every=1,
+    checkpoint_every=1,
 )
 
 
@@ -27,7 +27,14 @@ def test_runs_outlive_settings_that_came_after_them():
 
 @pytest.mark.parametrize("name", LATER)
 def test_a_setting_that_came_later_makes_another_run(name):
-    other = {"method": "pcm", "lora_init": "gaussian", "discriminator_times": "all", "fake_updates": 1, "lcm_times": 10}
-    changed = with_training(**{name: other.get(name, 0.5)})
+    other = {
+        "method": "pcm",
+        "lora_init": "gaussian",
+        "discriminator_times": "all",
+        "fake_updates": 1,
+        "lcm_times": 10,
+    }
+    fields = {"discriminator_times": "discriminator_noise", "lcm_times": "lcm_timesteps", "final_rate": "min_lr_ratio"}
+    changed = with_training(**{fields.get(name, name): other.get(name, 0.5)})
     assert changed.fingerprint != MADE.fingerprint
     assert MADE.differences(changed, may_round=True)

@@ -1,1 +1,1 @@
-"""The embedded base: a small world, and a small SDXL that draws it."""
+"""The demo base: a small rendered world, and a small SDXL that generates images of it."""

@@ -1,4 +1,4 @@
-"""The demo base: weights inside the package, checked by their sha256 before they are loaded."""
+"""The demo base: its weights ship in the package and are checked by sha256 before they are loaded."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
-from rapm_cli.bases.demo.exam import set_exam
+from rapm_cli.bases.demo.labels import labelled_prompts
 from rapm_cli.bases.demo.world import Scene, random_scenes
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
@@ -21,7 +21,7 @@ STUDENT = "rapm-demo.safetensors"
 
 @cache
 def verified(folder: Path = WEIGHTS) -> Path:
-    """The folder of the weights, once every file has the sha256 that was recorded when it was made.
+    """Return the folder of the weights after checking every file's recorded sha256.
 
     Raises:
         InputError: A file is missing or differs.
@@ -38,25 +38,25 @@ def verified(folder: Path = WEIGHTS) -> Path:
 
 
 def identity() -> str:
-    """What identifies the base's weights: a hash of their recorded checksums."""
+    """Return a hash of the recorded checksums, which identifies the base's weights."""
     sums = json.loads((verified() / "checksums.json").read_text())
     about = repr([item for item in sums.items() if item[0] != STUDENT])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes for a distillation; never a held-out one."""
+    """Generate scenes for training; never a held-out scene."""
     return random_scenes(count, generator_for(seed, "demo training scenes"), held_out=False)
 
 
 def training_prompts(count: int, seed: int) -> list[str]:
-    """Captions for a distillation, in varied wording."""
+    """Generate captions for training, in varied wording."""
     wording = generator_for(seed, "demo training wording")
     return [caption for caption, _ in phrases(training_scenes(count, seed), wording)]
 
 
 def warn(prompt: str) -> str:
-    """A sentence naming words that the demo base was never taught."""
+    """Return a warning that names words unknown to the demo base, or an empty string."""
     words = unknown_words(prompt)
     if not words:
         return ""
@@ -77,7 +77,7 @@ BASES.add("demo")(
             learning_rate=2e-3,
             discriminator_learning_rate=2e-4,
             warmup=3,
-            save_every=20,
+            checkpoint_every=20,
             rollout_batch=32,
             picture_batch=16,
         ),
@@ -85,9 +85,7 @@ BASES.add("demo")(
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
-        set_exam=lambda start, count, seed, held_out: set_exam(
-            verified() / "reader.safetensors", start, count, seed, held_out
-        ),
+        labelled_prompts=labelled_prompts,
         warn=warn,
     )
 )

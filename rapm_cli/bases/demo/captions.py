@@ -1,4 +1,4 @@
-"""Scenes in words: several phrasings of each, and the words that the demo base understands."""
+"""Captions of scenes in several wordings, and the words that the demo base knows."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -56,12 +56,12 @@ UNDERSTANDS = (
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """Words of a prompt that the demo base was never taught, in their order, each once."""
+    """Return the words of a prompt that the demo base does not know, in order, each once."""
     return list(dict.fromkeys(word for word in re.findall(r"[^\W\d_]+", prompt.lower()) if word not in KNOWN_WORDS))
 
 
 def caption(scene: Scene) -> str:
-    """The plain wording of a scene, with everything said."""
+    """Return the plain caption of a scene, with all attributes."""
     phrase = "{first} {background}" if scene.second is None else "{first} {relation} {second} {background}"
     return phrase.format(
         first=_noun(scene.first),
@@ -79,15 +79,15 @@ def _noun(solid: Solid) -> str:
 def phrases(
     scenes: Iterable[Scene], generator: torch.Generator, *, omit: float = 0.0
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """One of the many wordings of each scene.
+    """Generate a caption in random wording for each scene.
 
     Args:
-        scenes: What to describe.
-        generator: CPU generator that chooses the wordings; nobody else may draw from it until they are all made.
-        omit: Chance, each, that a solid's size or the background goes unmentioned.
+        scenes: Scenes to describe.
+        generator: CPU generator that chooses the wordings; nothing else may use it until all captions are made.
+        omit: Probability to leave out a solid's size, and to leave out the background.
 
     Yields:
-        A caption, and the names in `ATTRIBUTES` of what it leaves unsaid.
+        A caption, and the names in `ATTRIBUTES` that it leaves out.
     """
     with Draws(generator) as draws:
         for scene in scenes:

@@ -1,4 +1,4 @@
-"""The demo world's painter: scenes to pictures, vectorised over the batch.
+"""Render scenes of the demo world to images, vectorised over the batch.
 
 Every outline is a signed distance, so its edge is anti-aliased by the distance itself; every surface has a
 normal, so it is lit by the background's sun; every solid casts a soft shadow where that sun throws it.
@@ -14,7 +14,7 @@ from torch import Tensor
 from rapm_cli.bases.demo.world import SHAPES, Scene, Solid
 
 PICTURE_PX = 128
-RADII = {"small": 0.105, "large": 0.175}  # share of the picture's side
+RADII = {"small": 0.105, "large": 0.175}  # fraction of the image side
 PAINT = {
     "red": (0.86, 0.12, 0.12),
     "orange": (0.98, 0.50, 0.06),
@@ -29,16 +29,16 @@ PAINT = {
 
 @dataclass(frozen=True)
 class Light:
-    """A background's colours (RGB in [0, 1]) and sun."""
+    """Colours (RGB in [0, 1]) and sun of a background."""
 
     zenith: tuple[float, float, float]
     horizon: tuple[float, float, float]
     far_ground: tuple[float, float, float]
     near_ground: tuple[float, float, float]
     tint: tuple[float, float, float]
-    sun: tuple[float, float, float]  # towards the sun: right, down, towards the viewer
+    sun: tuple[float, float, float]  # direction of the sun: right, down, towards the viewer
     ambient: float
-    disc: tuple[float, float] | None  # where the sun stands in the picture, if it is seen
+    disc: tuple[float, float] | None  # position of the sun in the image, if visible
     shadow: float  # darkness of a cast shadow
 
 
@@ -64,18 +64,18 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class _Placed:
-    """Solids flattened over a batch: entry k stands in picture `picture[k]`."""
+    """Solids flattened over a batch: entry k belongs to image `picture[k]`."""
 
     solids: list[Solid]
     picture: Tensor  # (K,) int64
-    centre: Tensor  # (K, 2) x and y, share of the side
+    centre: Tensor  # (K, 2) x and y, fractions of the side
     radius: Tensor  # (K,)
     floor: Tensor  # (K,) y of the ground under the solid
     turn: Tensor  # (K,) radians about the vertical, for cubes
 
 
 def draw(scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PICTURE_PX) -> Tensor:
-    """Pictures of scenes.
+    """Render images of scenes.
 
     Args:
         scenes: What to draw, B of them.
@@ -91,7 +91,7 @@ def draw(scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PIC
 def draw_with_solids(
     scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PICTURE_PX
 ) -> tuple[Tensor, Tensor]:
-    """As `draw`, and the (B, 1, side_px, side_px) share of each pixel that a solid covers."""
+    """Render like `draw`, and return the (B, 1, side_px, side_px) share of each pixel that a solid covers too."""
     grid = (torch.arange(side_px) + 0.5) / side_px
     y, x = torch.meshgrid(grid, grid, indexing="ij")  # (H, W) each
     placed = _place(scenes, generator)
@@ -99,14 +99,14 @@ def draw_with_solids(
     picture = picture * (1 - _shadows(scenes, placed, x, y))
     layers = _solids(scenes, placed, x, y, side_px)  # (K, 4, H, W)
     solid = torch.zeros(len(scenes), 1, side_px, side_px)
-    for k, owner in enumerate(placed.picture.tolist()):  # two solids of a picture never overlap
+    for k, owner in enumerate(placed.picture.tolist()):  # two solids of an image never overlap
         picture[owner] += (layers[k, :3] - picture[owner]) * layers[k, 3]
         solid[owner] += layers[k, 3:]
     return picture.clamp(0, 1), solid
 
 
 def _place(scenes: Sequence[Scene], generator: torch.Generator) -> _Placed:
-    """Where each solid stands; the canonical first one is on the left, or above."""
+    """Place the solids; the canonical first one is on the left, or above."""
     noise = torch.rand(len(scenes), 2, 5, generator=generator) * 2 - 1  # x, y, size, turn, spare; in [-1, 1]
     solids, rows = [], []
     for index, scene in enumerate(scenes):
@@ -130,13 +130,13 @@ def _place(scenes: Sequence[Scene], generator: torch.Generator) -> _Placed:
 
 
 def _table(scenes: Sequence[Scene], field: str) -> Tensor:
-    """One field of each scene's light, (B, 3, 1, 1) for a colour and (B, 1, 1) for a number."""
+    """Collect one field of each scene's light: (B, 3, 1, 1) for a colour, (B, 1, 1) for a number."""
     values = torch.tensor([getattr(LIGHTS[scene.background], field) for scene in scenes])
     return values.reshape(*values.shape, 1, 1)
 
 
 def _landscape(scenes: Sequence[Scene], x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 3, H, W) sky, sun and rolling ground."""
+    """Render (B, 3, H, W) sky, sun and rolling ground."""
     jitter = torch.rand(len(scenes), 3, 1, 1, generator=generator)
     line = 0.54 + 0.06 * (jitter[:, 0] - 0.5)
     hills = 0.018 * torch.sin(2 * math.pi * (x * (0.8 + 0.6 * jitter[:, 1]) + jitter[:, 2]))
@@ -156,14 +156,14 @@ def _landscape(scenes: Sequence[Scene], x: Tensor, y: Tensor, generator: torch.G
 
 
 def _shadows(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor) -> Tensor:
-    """(B, 1, H, W) share of light that cast shadows take away."""
+    """Render the (B, 1, H, W) share of light that cast shadows remove."""
     sun = torch.tensor([LIGHTS[scene.background].sun for scene in scenes])[placed.picture]  # (K, 3)
     height = placed.floor - placed.centre[:, 1]
-    reach = -sun[:, 0] / -sun[:, 1]  # how far a shadow runs for each unit of height
+    reach = -sun[:, 0] / -sun[:, 1]  # length of a shadow per unit of height
     centre_x = placed.centre[:, 0] + reach * height * 0.75
     half_width = placed.radius * (0.95 + 0.45 * reach.abs())
     half_height = placed.radius * 0.26
-    soft = 0.25 + 1.2 * (height - placed.radius).clamp(min=0)  # floating solids throw blurred shadows
+    soft = 0.25 + 1.2 * (height - placed.radius).clamp(min=0)  # floating solids cast blurred shadows
     u = (x - centre_x.reshape(-1, 1, 1)) / half_width.reshape(-1, 1, 1)
     v = (y - placed.floor.reshape(-1, 1, 1)) / half_height.reshape(-1, 1, 1)
     inside = 1 - torch.hypot(u, v)
@@ -176,7 +176,7 @@ def _shadows(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor) -> 
 
 
 def _solids(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor, side_px: int) -> Tensor:
-    """(K, 4, H, W) lit colour and coverage of each solid."""
+    """Render the (K, 4, H, W) lit colour and coverage of each solid."""
     count = len(placed.solids)
     radius = placed.radius.reshape(-1, 1, 1)
     u = (x - placed.centre[:, 0].reshape(-1, 1, 1)) / radius
@@ -235,7 +235,7 @@ def _cone(u: Tensor, v: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cube(u: Tensor, v: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Three visible faces of a cube turned by `turn` and seen from a little above."""
+    """Project the three visible faces of a cube turned by `turn`, seen slightly from above."""
     half_edge, pitch = 0.60, math.radians(28)
 
     def project(corner: tuple[int, int, int]) -> Tensor:  # (K, 3): right, down, towards the viewer

@@ -1,8 +1,11 @@
-"""The attribute reader: a small classifier that tells what stands where in a demo picture.
+"""The attribute reader: a small classifier of the solids and the background in a demo image.
 
-It gives the demo base its own metrics: its answers make the prompt accuracy, its features the Fréchet and
-kernel distances. Those are called FD-demo and KD-demo, never FID or KID.
+Its answers give the prompt accuracy, its features the Fréchet and kernel distances. These distances are called
+FD-demo and KD-demo, never FID or KID.
 """
+
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ FEATURES = 64
 
 
 class Reader(nn.Module):
-    """Pictures to one answer for each of `ATTRIBUTES`."""
+    """Network from images to one class for each of `ATTRIBUTES`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class Reader(nn.Module):
         )
         self.mean: Tensor
         self.deviation: Tensor
-        self.register_buffer("mean", torch.zeros(FEATURES))  # of the features of drawn pictures
+        self.register_buffer("mean", torch.zeros(FEATURES))  # mean of the raw features of true images
         self.register_buffer("deviation", torch.ones(FEATURES))
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(classes)) for classes in ATTRIBUTES.values())
 
@@ -37,31 +40,41 @@ class Reader(nn.Module):
     def _stage(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
         return [nn.Conv2d(width_in, width_out, 3, stride, padding=1), nn.GroupNorm(8, width_out), nn.SiLU()]
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """What the metrics compare.
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features that the metrics compare.
 
         Args:
-            pictures: (B, 3, 128, 128) RGB in [0, 1].
+            images: (B, 3, 128, 128) RGB in [0, 1].
 
         Returns:
-            (B, 64) float32; each has mean 0 and variance 1 over drawn pictures, so none outweighs another.
+            (B, 64) float32; each has mean 0 and variance 1 over true images, so none outweighs another.
         """
-        features: Tensor = (self.body(pictures * 2 - 1) - self.mean) / self.deviation
+        features: Tensor = (self.body(images * 2 - 1) - self.mean) / self.deviation
         return features
 
     @torch.no_grad()
-    def standardise(self, pictures: Tensor) -> None:
-        """Set the features' mean and deviation from (N, 3, 128, 128) drawn pictures."""
-        raw = torch.cat([self.body(part * 2 - 1) for part in pictures.split(32)])
+    def standardise(self, images: Tensor) -> None:
+        """Set the features' mean and deviation from (N, 3, 128, 128) true images."""
+        raw = torch.cat([self.body(part * 2 - 1) for part in images.split(32)])
         self.mean.copy_(raw.mean(dim=0))
         self.deviation.copy_(raw.std(dim=0))
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Logits of every attribute, in the order of `ATTRIBUTES`."""
-        features = nn.functional.silu(self.body(pictures * 2 - 1))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of every attribute, in the order of `ATTRIBUTES`."""
+        features = nn.functional.silu(self.body(images * 2 - 1))
         return [head(features) for head in self.heads]
 
     @torch.no_grad()
-    def read(self, pictures: Tensor) -> Tensor:
-        """(B, 8) int64 classes, comparable with `world.labels`."""
-        return torch.stack([logits.argmax(dim=1) for logits in self(pictures)], dim=1)
+    def read(self, images: Tensor) -> Tensor:
+        """Return (B, 8) int64 classes, comparable with `world.labels`."""
+        return torch.stack([logits.argmax(dim=1) for logits in self(images)], dim=1)
+
+
+@cache
+def load_reader(path: Path) -> Reader:
+    """Return the shipped reader, in float32 on the CPU."""
+    from safetensors.torch import load_file
+
+    reader = Reader().eval().requires_grad_(False)
+    reader.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return reader

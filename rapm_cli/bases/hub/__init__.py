@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face hub, in the user's own Hugging Face cache: only what is needed, resumed, verified."""
+"""Download only the needed files from the Hugging Face hub into the user's own cache, and verify them."""
 
 from rapm_cli.bases.hub.publish import check_login, publish
 from rapm_cli.bases.hub.selection import CONFIGS, OUTLINE, PIPELINE, Selection, one_file

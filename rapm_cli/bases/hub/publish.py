@@ -1,4 +1,4 @@
-"""A folder to a repository of the hub, with the login that the user has there, and no other."""
+"""Upload a folder to a repository of the hub, with the user's own login."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,18 @@ LOGIN = "run: hf auth login, with a token that may write"
 
 
 def check_login(repo: str) -> None:
-    """Refuse what could not be published, before there is anything to publish.
+    """Refuse a repository that cannot be written, before the export begins.
+
+    Args:
+        repo: `ORG/NAME`.
 
     Raises:
-        ConfigError: The name is no repository's.
+        ConfigError: The name is not valid.
         WeightsError: The network is forbidden, or the user has no login.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # made when asked for
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # the module creates its names on demand
 
     try:
         validate_repo_id(repo)
@@ -30,24 +33,24 @@ def check_login(repo: str) -> None:
 
 
 def publish(folder: Path, repo: str, left_out: tuple[str, ...]) -> str:
-    """Upload a folder as one commit; the repository is made where there is none.
+    """Upload a folder as one commit, and create the repository if it does not exist.
 
     Args:
-        folder: What to upload.
-        repo: Its name, ORG/NAME.
-        left_out: Names that stay here.
+        folder: Folder to upload.
+        repo: `ORG/NAME`.
+        left_out: Names of files to leave out.
 
     Returns:
-        The commit's address.
+        URL of the commit.
 
     Raises:
-        WeightsError: It may not be written, or the hub cannot be reached.
-        InputError: The hub refuses what is in it.
+        WeightsError: The user may not write to the repository, or the hub cannot be reached.
+        InputError: The hub refuses the content.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    of_httpx: Any = HfHubHTTPError.__bases__[0]  # httpx itself has another name with each huggingface_hub
+    of_httpx: Any = HfHubHTTPError.__bases__[0]  # each huggingface_hub imports httpx under another name
     api = HfApi()
     kept = f"the export is in {folder}"
     try:

@@ -1,36 +1,41 @@
-"""Which files of a repository are needed, told from their names alone."""
+"""Choose the files of a repository that rapm needs: safetensors and configurations, never code or pickles."""
 
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
-INDEX = "model_index.json"  # what makes a repository a pipeline of diffusers
+from rapm_cli.bases.weights import read_json
+from rapm_cli.core.common.errors import InputError
+
+INDEX = "model_index.json"  # every pipeline of diffusers has one
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 PARTS = ("scheduler", *TOKENIZERS, *NETWORKS)
-FIRSTS = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")  # the others belong to some pipelines only
-VARIANTS = ("fp16", "")  # the better first: half the bytes, and no more is read of them on a GPU
+REQUIRED = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")  # the other parts belong to some pipelines only
+VARIANTS = ("fp16", "")  # half precision first: half the bytes, and a GPU uses no more
 TOKENIZER_FILES = (
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
-_WEIGHTS = re.compile(  # a variant stands before the number of a shard, or, in older repositories, after it
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # any other name can be a module of the repository
+_WEIGHTS = re.compile(  # the variant stands before the shard number, or after it in older repositories
     r"(?P<stem>\w+)(?:\.(?P<early>\w+))?(?:-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(?:\.(?P<late>\w+))?\.safetensors"
 )
 
 
 class LackingError(Exception):
-    """The names lack a file without which the rest is of no use; the message names it."""
+    """A required file or part is missing; the message names it."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which files are needed.
+    """A choice of files.
 
     Args:
-        choose: (names in a repository, those of them that are cached) to the needed names, the first to be fetched
-            first. Raises `LackingError`.
-        globs: Patterns for `hf download --include` that mean the same, for a repository that was never listed.
+        choose: Function (all names in a repository, cached names) -> needed names, in the order of download. Raises
+            `LackingError`.
+        globs: Patterns for `hf download --include` that choose the same files in a repository that was never listed.
     """
 
     choose: Callable[[Collection[str], Collection[str]], list[str]]
@@ -38,12 +43,12 @@ class Selection:
 
     @property
     def wider_globs(self) -> tuple[str, ...]:
-        """The patterns for where those have not brought all: of the weights, every precision."""
+        """Patterns that also match weights in full precision, for a repository without half precision."""
         return tuple(glob.replace("*fp16*", "*").replace(".fp16.", "*.") for glob in self.globs)
 
 
 def one_file(name: str) -> Selection:
-    """That file and no other."""
+    """Choose one file."""
 
     def choose(names: Collection[str], cached: Collection[str]) -> list[str]:
         if name not in names:
@@ -54,16 +59,16 @@ def one_file(name: str) -> Selection:
 
 
 def pipeline_files(names: Collection[str], cached: Collection[str]) -> list[str]:
-    """The files of a diffusers pipeline that rapm reads; of each network the weights in one precision.
+    """Choose the files of a diffusers pipeline that rapm reads, with each network's weights in one precision.
 
-    Never Python, pickles, other frameworks' weights or checkpoints in one file.
+    Never Python, pickles, other frameworks' weights or single-file checkpoints.
 
     Args:
         names: All names in the repository.
-        cached: Those that need no download. Cached weights in any precision go before others that are not.
+        cached: Names that need no download. Cached weights are preferred, whatever their precision.
 
     Raises:
-        LackingError: A part, or what a part cannot do without, is not among the names.
+        LackingError: A part, or a required file of a part, is missing.
     """
     chosen = config_files(names, cached)
     for part in _parts(names):
@@ -73,7 +78,7 @@ def pipeline_files(names: Collection[str], cached: Collection[str]) -> list[str]
 
 
 def config_files(names: Collection[str], cached: Collection[str]) -> list[str]:
-    """The same without weights: configurations and tokenizers; arguments and errors as above."""
+    """Choose the configurations and tokenizers alone; arguments and errors as in `pipeline_files`."""
     chosen = [_needed(INDEX, names)]
     for part in _parts(names):
         if part == "scheduler":
@@ -94,13 +99,38 @@ _WEIGHT_GLOBS = (
     *("vae/diffusion_pytorch_model*fp16*.safetensors", "*/*.safetensors.index.fp16.json"),
 )
 CONFIGS = Selection(config_files, _CONFIG_GLOBS)
-OUTLINE = Selection(config_files, _CONFIG_GLOBS + _WEIGHT_GLOBS)  # whoever must fetch it by hand wants the rest too
+OUTLINE = Selection(config_files, _CONFIG_GLOBS + _WEIGHT_GLOBS)  # the `hf download` command fetches the weights too
 PIPELINE = Selection(pipeline_files, _CONFIG_GLOBS + _WEIGHT_GLOBS)
+
+
+def check_index(repo: str, path: Path, names: Collection[str]) -> None:
+    """Refuse a pipeline that needs Python code of its own.
+
+    Args:
+        repo: `ORG/NAME`.
+        path: The repository's model_index.json.
+        names: Chosen files.
+
+    Raises:
+        InputError: The pipeline or one of its parts is code of the repository, or the file is damaged.
+        LackingError: The index names a part that has no chosen file.
+    """
+    index = read_json(path)
+    asked = {part: value[0] for part, value in index.items() if isinstance(value, list) and value and value[0]}
+    if foreign := [part for part, library in asked.items() if library not in LIBRARIES]:
+        part = foreign[0].strip("_")
+        raise InputError(
+            f"{INDEX} of {repo} asks to run the repository's own Python for its {part}, and rapm never does",
+            "use another repository",
+        )
+    for part in PARTS:
+        if part in asked and not any(name.startswith(f"{part}/") for name in names):
+            raise LackingError(part)
 
 
 def _parts(names: Collection[str]) -> list[str]:
     there = {name.partition("/")[0] for name in names if "/" in name}
-    for part in FIRSTS:
+    for part in REQUIRED:
         if part not in there:
             raise LackingError(part)
     return [part for part in PARTS if part in there]
@@ -129,7 +159,7 @@ def _weights(part: str, names: Collection[str], cached: Collection[str]) -> list
 
 
 def _whole(part: str, names: Collection[str], variant: str) -> list[str]:
-    """The weights of a part in one precision: one file, or an index and all its shards; empty if one is missing."""
+    """Choose a part's weights in one precision: one file, or an index and all its shards; none if one is missing."""
     stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
     shards: dict[int, str] = {}
     total = 0

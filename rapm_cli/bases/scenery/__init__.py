@@ -1,4 +1,4 @@
-"""The words of the photographic prompts."""
+"""Word lists of the photographic prompts."""
 
 from rapm_cli.bases.scenery.kinds import FINISHES, MEDIA, MOODS, Kind
 from rapm_cli.bases.scenery.living import ANIMALS, PEOPLE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """Scenes that are lit and seen in the same ways.
+    """Scenes that share light and views.
 
     Args:
         scenes: Rows of lists. One group of each list of a row, in order, is a scene, whichever they are: subjects bring

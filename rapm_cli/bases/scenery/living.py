@@ -1,4 +1,4 @@
-"""People and animals, each where they may be met."""
+"""Word lists: people and animals, each in a plausible place."""
 
 from rapm_cli.bases.scenery.kinds import CANDID, DRY, INDOORS, OPEN_AIR, STUDIO, TOWN, WINTER, Kind
 

@@ -1,4 +1,4 @@
-"""Landscapes, buildings, towns, rooms, and places that no one has seen."""
+"""Word lists: landscapes, buildings, towns, rooms and imaginary places."""
 
 from rapm_cli.bases.scenery.kinds import DRY, INDOORS, NIGHT, OPEN_AIR, TOWN, Kind
 

@@ -1,4 +1,4 @@
-"""Food, objects and vehicles."""
+"""Word lists: food, objects and vehicles."""
 
 from rapm_cli.bases.scenery.kinds import INDOORS, OPEN_AIR, STUDIO, TABLE, TOWN, Kind
 

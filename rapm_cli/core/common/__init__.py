@@ -1,1 +1,1 @@
-"""What every room uses: errors, registries, random numbers, progress."""
+"""Parts that all packages use: errors, registries, random numbers, progress."""

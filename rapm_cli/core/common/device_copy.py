@@ -1,11 +1,11 @@
-"""From the CPU to where the network is."""
+"""Copy tensors from the CPU to the network's device."""
 
 import torch
 from torch import Tensor
 
 
 def upload(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; from the CPU to a GPU without waiting there for the work before it."""
+    """Copy a tensor to a device; from the CPU to a GPU the copy does not wait for the GPU's earlier work."""
     if value.device.type == "cpu" and device.type == "cuda":
         return value.contiguous().pin_memory().to(device, non_blocking=True)
     return value.to(device)

@@ -1,25 +1,25 @@
-"""Errors that a user can mend: one line of what happened, one of what to do, and an exit code."""
+"""Errors that a user can fix: a line on what happened, a line on what to do, and an exit code."""
 
 import errno
 from pathlib import Path
 
-UNHARMED = "nothing was left half done"  # of a stop that nobody knows more about
+UNHARMED = "nothing was left half done"  # message of a stop about which nothing more is known
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY_WORDS = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",
     "CUDA error: out of memory",
-    "STATUS_ALLOC_FAILED",  # cuBLAS's and cuDNN's
+    "STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN
 )
 _FULL_WORDS = ("PytorchStreamWriter failed writing", "unexpected pos", *(f"os error {code}" for code in _FULL))
 
 
 class RapmError(Exception):
-    """An error with a remedy; anything else that escapes is a bug of ours.
+    """Base of all errors with a remedy; any other exception that reaches the user is a bug in rapm.
 
     Args:
         message: What happened, naming the file or value.
-        remedy: What to type or change; empty only where nothing can be done.
+        remedy: What to type or change; empty only if nothing can be done.
     """
 
     exit_code = 1
@@ -31,7 +31,7 @@ class RapmError(Exception):
 
 
 class ConfigError(RapmError):
-    """A setting is unknown, of the wrong type, out of range or in conflict with another."""
+    """A setting is unknown, of the wrong type, out of range, or in conflict with another."""
 
     exit_code = 2
 
@@ -43,11 +43,11 @@ class InputError(RapmError):
 
 
 class DamagedError(InputError):
-    """A commit is not what was written.
+    """A folder written by `core.storage.commit` differs from what was written.
 
     Args:
-        place: Folder of the commit.
-        damage: Which file, and what is wrong with it.
+        place: The folder.
+        damage: Name of the file, and what is wrong with it.
     """
 
     def __init__(self, place: Path, damage: str) -> None:
@@ -56,7 +56,7 @@ class DamagedError(InputError):
 
 
 class WeightsError(RapmError):
-    """Weights are missing and cannot be fetched."""
+    """Weights are missing and cannot be downloaded."""
 
     exit_code = 4
 
@@ -69,7 +69,13 @@ class DiskError(RapmError):
 
     @classmethod
     def of(cls, error: Exception, path: object, what: str = "written") -> "DiskError":
-        """The error because of which `path` cannot be written, in the words of the system."""
+        """Return the error of a path that cannot be written, in the words of the operating system.
+
+        Args:
+            error: Exception of the operating system, torch or safetensors.
+            path: The path.
+            what: Participle of what failed.
+        """
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
         is_full = is_disk_full(error)
         free = "free space, or " if is_full else ""
@@ -79,7 +85,14 @@ class DiskError(RapmError):
 
     @classmethod
     def full(cls, place: object, what: str, needed: int, free: int) -> "DiskError":
-        """The error of a disk that has too little room for `what`."""
+        """Return the error of a disk with too little space.
+
+        Args:
+            place: Path that would be written.
+            what: What needs the space, for the message.
+            needed: Bytes needed.
+            free: Bytes free.
+        """
         made = cls(f"{what} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {place}", "free space")
         made.is_full = True
         return made
@@ -92,7 +105,7 @@ class OutOfMemoryError(RapmError):
 
 
 class DivergedError(RapmError):
-    """Training met a value that is not finite."""
+    """Training met values that are not finite, and could not continue."""
 
     exit_code = 7
 
@@ -103,13 +116,13 @@ class LockedError(RapmError):
     exit_code = 8
 
 
-class Stopped(BaseException):  # as KeyboardInterrupt: no error, and no `except Exception` may catch it
+class Stopped(BaseException):  # like KeyboardInterrupt, so that no `except Exception` catches it
     """A signal asked the process to stop.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
         message: What is saved.
-        remedy: How to go on.
+        remedy: How the user can resume.
     """
 
     def __init__(self, number: int, message: str = UNHARMED, remedy: str = "") -> None:
@@ -118,16 +131,16 @@ class Stopped(BaseException):  # as KeyboardInterrupt: no error, and no `except 
 
     @property
     def exit_code(self) -> int:
-        """129, 130 or 143, as a shell has it."""
+        """128 plus the signal's number, as in a shell: 129, 130 or 143."""
         return 128 + self.number
 
 
 class PeerEnded(Stopped):
-    """Another process of the job has ended, so that this one cannot go on.
+    """Another process of the job has ended, so that this one cannot continue.
 
     Args:
-        message: Which, and why; empty where that one tells it itself.
-        code: The exit code.
+        message: Which process, and why; empty if that process reports it.
+        code: Exit code of that process.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -136,18 +149,18 @@ class PeerEnded(Stopped):
 
     @property
     def exit_code(self) -> int:
-        """Of the process that has ended."""
+        """Exit code of the process that has ended."""
         return self._code
 
 
 class VerificationError(RapmError):
-    """A written file, read back, is not what was written."""
+    """A file that was read back differs from what was written."""
 
     exit_code = 9
 
 
 def as_told(error: Exception) -> RapmError:
-    """An error as users are told it; one that nothing expects is a bug of ours."""
+    """Convert any exception to a `RapmError` for the user; an unexpected one becomes a bug report."""
     if isinstance(error, RapmError):
         return error
     filename = getattr(error, "filename", None)
@@ -160,16 +173,16 @@ def as_told(error: Exception) -> RapmError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True where memory ran out, of a device or of the machine, also in the words of torch."""
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _NO_MEMORY_WORDS)
-    return is_torchs or isinstance(error, MemoryError)
+    """Return True if memory of a device or of the machine ran out, also by the text of torch's errors."""
+    is_from_torch = type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _NO_MEMORY_WORDS)
+    return is_from_torch or isinstance(error, MemoryError)
 
 
 def require_shortage(error: RuntimeError) -> RuntimeError:
-    """Raise an error again, unless it says that memory ran out, in whatever words.
+    """Raise the error again unless memory ran out.
 
     Returns:
-        The error without its frames, which hold tensors that are in the way of another try.
+        The error without its frames, whose tensors would fill the memory that another try needs.
     """
     if not is_out_of_memory(error):
         raise error
@@ -177,5 +190,5 @@ def require_shortage(error: RuntimeError) -> RuntimeError:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """True for a full disk, a spent quota or a file-size limit, also in the words of torch and safetensors."""
+    """Return True for a full disk, quota or file-size limit, also by the text of torch's and safetensors' errors."""
     return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)

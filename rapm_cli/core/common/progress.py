@@ -1,4 +1,4 @@
-"""How a job tells what it is doing; the command line draws it."""
+"""Interface through which a job reports progress; the command line implements it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +9,34 @@ if TYPE_CHECKING:
 
 
 class Bar(Protocol):
-    """One bar of progress."""
+    """A progress bar."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more units are done; `note` replaces the text at the end of the bar."""
+        """Advance the bar.
+
+        Args:
+            count: Number of units done since the last call.
+            note: Text at the end of the bar; replaces the one before.
+        """
 
 
 class Reporter(Protocol):
-    """Somebody who watches a job."""
+    """Receiver of a job's messages."""
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator[Bar]:
-        """A bar of `total` units, `done` of them before, for as long as the context lasts; with the device's memory."""
+        """Show a progress bar for as long as the context lasts.
+
+        Args:
+            title: What is being done.
+            total: Number of units in all.
+            unit: Name of a unit, singular.
+            device: Device whose used memory is shown.
+            done: Number of units done before.
+        """
 
     def say(self, line: str) -> None:
-        """One line of talk."""
+        """Show a line of information."""
 
     def warn(self, line: str) -> None:
-        """One line that the user should not miss."""
+        """Show a line that the user should not miss."""

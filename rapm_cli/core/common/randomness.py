@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for, so that resuming and batching need no saved state."""
+"""Random numbers that depend only on their purpose, so that resuming and batching need no saved generator state."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,23 +9,24 @@ import torch
 
 T = TypeVar("T")
 
-BLOCK = 1024  # words read ahead
+BLOCK = 1024  # 32-bit words that are read ahead
 MASK = 2**32 - 1
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A CPU generator that depends on its key alone, such as `(seed, "rollout", index)`."""
+    """Return a CPU generator seeded by its key alone, such as `(seed, "rollout", index)`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Draws:
-    """What single draws from a CPU generator would give, twenty times as fast: they are read ahead in blocks.
+    """Single random choices from a CPU generator, read ahead in blocks: equal to torch's, and twenty times as fast.
 
-    As a context it leaves the generator where single draws would have left it; nobody else may draw meanwhile.
+    The end of the context leaves the generator in the state that single draws would have left. Inside, nothing else may
+    use the generator.
 
     Args:
-        generator: CPU generator to draw from.
+        generator: CPU generator.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -35,11 +36,11 @@ class Draws:
         self._state: torch.Tensor | None = None
 
     def pick(self, choices: Sequence[T]) -> T:
-        """One of `choices`, each as likely as the next; as `torch.randint` draws it."""
+        """Return one of `choices` with equal probability; equal to indexing with `torch.randint`."""
         return choices[next(self._words) % len(choices)]
 
     def is_hit(self, share: float) -> bool:
-        """True with a chance of `share`; as `torch.rand` draws it."""
+        """Return True with probability `share`; equal to comparing with `torch.rand`."""
         return (next(self._words) & 0xFFFFFF) * 2**-24 < share  # the 24 bits of a float32
 
     def __enter__(self) -> "Draws":
@@ -52,7 +53,7 @@ class Draws:
             torch.empty(used, dtype=torch.int32).random_(2, generator=self._generator)
 
     def _read(self) -> Iterator[int]:
-        """The generator's 32-bit words; a draw of 64 bits takes two, the upper half first."""
+        """Yield the generator's 32-bit words; a 64-bit number consists of two, the upper half first."""
         while True:
             self._state = self._generator.get_state()
             pairs = torch.empty(BLOCK // 2, dtype=torch.int64).random_(-(2**63), None, generator=self._generator)

@@ -1,4 +1,4 @@
-"""Named choices, each added once, in one place."""
+"""Registries: named choices, each added by one decorator."""
 
 import difflib
 from collections.abc import Callable
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to things of one kind.
+    """Map names to entries of one kind.
 
     Args:
-        kind: What the things are called in messages, such as "base".
+        kind: Noun for an entry in messages, such as "base".
     """
 
     def __init__(self, kind: str) -> None:
@@ -21,29 +21,29 @@ class Registry(Generic[T]):
         self._things: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers a thing.
+        """Return a decorator that adds an entry.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: The name exists already.
         """
 
-        def register(thing: T) -> T:
+        def register(entry: T) -> T:
             if name in self._things:
                 raise ValueError(f"two {self.kind}s are called {name!r}")
-            self._things[name] = thing
-            return thing
+            self._things[name] = entry
+            return entry
 
         return register
 
     def names(self) -> list[str]:
-        """All names, in the order they were added."""
+        """List all names in the order in which they were added."""
         return list(self._things)
 
     def __getitem__(self, name: str) -> T:
-        """The thing of that name.
+        """Return the entry of that name.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: The name is unknown.
         """
         if name not in self._things:
             close = difflib.get_close_matches(name, self._things, n=1)

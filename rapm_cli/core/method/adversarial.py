@@ -1,103 +1,125 @@
-"""The discriminators of some positions, and what they and the student learn from each other."""
+"""Adversarial losses on frozen features: the student's part, and the discriminators' own."""
 
 import torch
 from torch import Tensor
 
 from rapm_cli.core.common.device_copy import upload
-from rapm_cli.core.method.context import Course
+from rapm_cli.core.method.base import CriticResult, SlotResult
+from rapm_cli.core.method.context import TrainingContext
 from rapm_cli.core.method.discriminators import DISCRIMINATORS, Discriminator
 from rapm_cli.core.method.losses import hinge_discriminator_mean, hinge_student_mean
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.flat_weights import MasterWeights
 from rapm_cli.core.network.schedule import noise_forward
 from rapm_cli.core.training.optimizer import GuardedAdamW
-from rapm_cli.core.training.step_metrics import SlotLog
+from rapm_cli.core.training.step_metrics import DeviceMetrics
 
-# Settings that say whether there are judges, which, and how they learn.
-JUDGED = frozenset(
-    {"adversarial_weight", "discriminators", "discriminator", "discriminator_times", "discriminator_learning_rate"}
+# Settings of the discriminators, for methods that have them.
+ADVERSARIAL_OPTIONS = frozenset(
+    {"adversarial_weight", "discriminators", "discriminator", "discriminator_noise", "discriminator_learning_rate"}
 )
+BETAS, WEIGHT_DECAY = (0.0, 0.999), 1e-3  # of the discriminators' AdamW, as PCM's
 
 
-class Judges:
-    """A discriminator for each of some positions; all see the same frozen features.
+class AdversarialLoss:
+    """One discriminator for each of some positions; all of them see the same frozen features.
 
     Args:
-        course: Whose settings and network.
-        positions: Names of what is real, such as "relative".
+        context: The network, the settings and the random numbers of the training.
+        positions: Names of the targets that have a discriminator, such as "relative".
     """
 
-    def __init__(self, course: Course, positions: tuple[str, ...]) -> None:
-        config, backbone = course.config, course.backbone
-        self._course, self._kind = course, DISCRIMINATORS[config.discriminator]
-        self.of = {
-            position: Discriminator(self._kind, backbone, config.seed, position).to(backbone.device)
+    def __init__(self, context: TrainingContext, positions: tuple[str, ...]) -> None:
+        config, backbone = context.config, context.backbone
+        self.context, self.kind = context, DISCRIMINATORS[config.discriminator]
+        self.discriminators = {
+            position: Discriminator(self.kind, backbone, config.seed, position).to(backbone.device)
             for position in positions
         }
         named = {
             f"{position}.{name}": value
-            for position, judge in self.of.items()
-            for name, value in judge.named_parameters()
+            for position, discriminator in self.discriminators.items()
+            for name, value in discriminator.named_parameters()
         }
         weights, rate = MasterWeights(named, torch.float32), config.discriminator_learning_rate
-        self.learner = GuardedAdamW(weights, rate, betas=(0.0, 0.999), weight_decay=1e-3)  # as PCM's
+        self.learner = GuardedAdamW(weights, rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
 
-    def see(self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int) -> dict[str, list[Tensor]]:
-        """Frozen features of latents at edge n, noised to a time that the settings choose, in one pass.
+    def features(
+        self, latents: dict[str, Tensor], n: int, cond: Conditioning, iteration: int
+    ) -> dict[str, list[Tensor]]:
+        """Compute the frozen features of latents at edge n, noised to random times of the configured range.
 
-        Every kind of latent has its own noise; all share the time, so that a discriminator cannot tell by it.
-        """
-        course, count = self._course, len(latents)
-        z = torch.cat(list(latents.values()))
-        low = max(course.edges[n], 0)
-        high = {"edge": low + 1, "slot": course.edges[n + 1], "all": course.edges[-1]}
-        t = course.integers(
-            low, high[course.config.discriminator_times], len(cond), "discriminator time", iteration, n
-        ).repeat(count)
-        noise = torch.cat(
-            [course.noise(latent, "discriminator noise", iteration, n, kind) for kind, latent in latents.items()]
-        )
-        noised = noise_forward(z, noise, course.edges[n], t, course.backbone.schedule)
-        features = self._kind.features(course.backbone, noised, upload(t, z.device), Conditioning.cat([cond] * count))
-        return {kind: [f.chunk(count)[k] for f in features] for k, kind in enumerate(latents)}
-
-    def adversarial(self, fake: list[Tensor], log: SlotLog) -> Tensor:
-        """The student's part: the sum over the positions of what its features are short of looking real."""
-        total = torch.zeros((), device=fake[0].device)
-        for position, judge in self.of.items():
-            part = hinge_student_mean(judge(fake))
-            log.adversarial[position] = part.detach()
-            total = total + part
-        return total
-
-    def learn(
-        self,
-        fake: list[Tensor],
-        goals: dict[str, Tensor],
-        n: int,
-        cond: Conditioning,
-        iteration: int,
-        log: SlotLog,
-    ) -> None:
-        """Take the gradients of the discriminators' own part.
+        All latents go through the network in one batch. Each has its own noise. All share their times, so that a
+        discriminator cannot tell them apart by these.
 
         Args:
-            fake: Features of the student's latent.
-            goals: By position, the latents at edge n that are real; others are passed over.
-            n: The edge.
-            cond: The prompts' conditioning.
+            latents: (B, C, H, W) latents by name; the names are part of what fixes their noise.
+            n: Edge of the latents.
+            cond: Conditioning of the B images.
             iteration: Counts from 0.
-            log: Is told losses and logits.
+
+        Returns:
+            By name, the features that the kind of discriminator wants.
+        """
+        context, count = self.context, len(latents)
+        z = torch.cat(list(latents.values()))
+        low = max(context.edges[n], 0)
+        high = {"edge": low + 1, "slot": context.edges[n + 1], "all": context.edges[-1]}
+        t = context.integers(
+            low, high[context.config.discriminator_noise], len(cond), "discriminator time", iteration, n
+        ).repeat(count)
+        noise = torch.cat(
+            [context.noise(latent, "discriminator noise", iteration, n, name) for name, latent in latents.items()]
+        )
+        noised = noise_forward(z, noise, context.edges[n], t, context.schedule)
+        teacher = context.backbone.teacher
+        features = self.kind.features(teacher, noised, upload(t, z.device), Conditioning.cat([cond] * count))
+        return {name: [f.chunk(count)[k] for f in features] for k, name in enumerate(latents)}
+
+    def generator_loss(
+        self, z_student: Tensor, n: int, cond: Conditioning, iteration: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], DeviceMetrics]:
+        """Compute the student's part: how far its step is from looking real to each discriminator.
+
+        Args:
+            z_student: (B, C, H, W) the student's latent at edge n, in its graph.
+            n: Edge of the latent.
+            cond: Conditioning of the B images.
+            iteration: Counts from 0.
+
+        Returns:
+            The sum of the losses over the positions, in the graph; the features of `z_student`, outside the graph; the
+            loss of each position.
+        """
+        fake = self.features({"fake": z_student}, n, cond, iteration)["fake"]
+        total, parts = torch.zeros((), device=z_student.device), {}
+        for position, discriminator in self.discriminators.items():
+            part = hinge_student_mean(discriminator(fake))
+            parts[position] = part.detach()
+            total = total + part
+        return total, tuple(feature.detach() for feature in fake), DeviceMetrics(adversarial=parts)
+
+    def discriminator_loss(self, slot: SlotResult, n: int, cond: Conditioning, iteration: int) -> CriticResult:
+        """Compute the discriminators' own part: the targets are real, the student's features are fake.
+
+        Args:
+            slot: The targets at edge n by position, and the features that `generator_loss` returned.
+            n: Edge of the targets.
+            cond: Conditioning of the B images.
+            iteration: Counts from 0.
         """
         with torch.no_grad():
-            real = self.see({position: goals[position] for position in self.of}, n, cond, iteration)
-        fake = [feature.detach() for feature in fake]
-        total = torch.zeros((), device=fake[0].device)
-        for position, judge in self.of.items():
-            real_logits, fake_logits = judge(real[position]), judge(fake)
+            targets = {position: slot.targets[position] for position in self.discriminators}
+            real = self.features(targets, n, cond, iteration)
+        fake = list(slot.fake)
+        total, metrics = torch.zeros((), device=fake[0].device), DeviceMetrics()
+        for position, discriminator in self.discriminators.items():
+            real_logits, fake_logits = discriminator(real[position]), discriminator(fake)
             part = hinge_discriminator_mean(real_logits, fake_logits)
-            log.discriminator[position] = part.detach()
-            log.real_logits[position] = torch.stack([logits.detach().mean() for logits in real_logits])
-            log.fake_logits[position] = torch.stack([logits.detach().mean() for logits in fake_logits])
+            metrics |= DeviceMetrics(
+                discriminator={position: part.detach()},
+                real_logits={position: torch.stack([logits.detach().mean() for logits in real_logits])},
+                fake_logits={position: torch.stack([logits.detach().mean() for logits in fake_logits])},
+            )
             total = total + part
-        self.learner.backward(total)
+        return CriticResult(total, metrics)

@@ -1,78 +1,122 @@
-"""What a method of distillation is to the trainer, and the registry of those that there are."""
+"""The interface between a distillation method and the trainer, and the registry of methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rapm_cli.core.common.registry import Registry
-from rapm_cli.core.method.context import Course
+from rapm_cli.core.method.context import TrainingContext
 from rapm_cli.core.method.samplers import DDIM, Sampler
 from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.training.optimizer import GuardedAdamW
-from rapm_cli.core.training.step_metrics import SlotLog
+from rapm_cli.core.training.step_metrics import DeviceMetrics
+
+
+@dataclass(frozen=True)
+class SlotResult:
+    """What a method finds for the student in one slot.
+
+    Args:
+        loss: Scalar loss in the student's graph; None if the student has no turn in this slot.
+        z_next: (B, C, H, W) latent that the next slot starts from, outside the graph.
+        targets: Latents that the losses of the slot are measured against, by name, outside the graph.
+        metrics: Measurements to report.
+        fake: What the critics see of the student, outside the graph; empty if there are none.
+    """
+
+    loss: Tensor | None
+    z_next: Tensor
+    targets: dict[str, Tensor]
+    metrics: DeviceMetrics
+    fake: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class CriticResult:
+    """What a method finds for its critics in one slot.
+
+    Args:
+        loss: Scalar loss in the critics' graph.
+        metrics: Measurements to report.
+    """
+
+    loss: Tensor
+    metrics: DeviceMetrics
 
 
 class Method(ABC):
-    """One way to train a student on a teacher's trajectories, an update at a time.
+    """A way to train a student on a teacher's trajectories.
+
+    Nothing in a method waits for the device.
 
     Args:
-        course: What it trains on.
-        student: The LoRA's learner.
+        context: The network, the grids and the random numbers of the training.
     """
 
-    asks_teacher: ClassVar[bool] = False  # for more than its stored trajectories
-    options: ClassVar[frozenset[str]] = frozenset()  # settings that this one heeds and others may not
+    asks_teacher: ClassVar[bool] = False  # True if it evaluates the teacher itself, beside the stored trajectories
+    options: ClassVar[frozenset[str]] = frozenset()  # settings that not every method uses, and this one does
 
-    def __init__(self, course: Course, student: GuardedAdamW) -> None:
-        self.course, self.student = course, student
+    def __init__(self, context: TrainingContext) -> None:
+        self.context = context
 
     @classmethod
     def sampler(cls, training: Mapping[str, Any]) -> Sampler:
-        """How its students are sampled, for settings as JSON values."""
+        """Return the sampler of its students, given the settings of a training as JSON values."""
         return DDIM
 
     @property
-    def others(self) -> dict[str, GuardedAdamW]:
-        """What is trained beside the student, by name; no update of it is made where the student's fails."""
+    def critics(self) -> dict[str, GuardedAdamW]:
+        """What is trained beside the student, by name; a slot that skips the student's update skips theirs too."""
         return {}
 
     @property
     def slots(self) -> list[int]:
         """The edges that the updates of an iteration end at, in their order."""
-        return list(reversed(range(self.course.num_slots)))
+        return list(reversed(range(self.context.num_slots)))
 
     @property
     def period(self) -> int:
-        """Updates after which their kinds of work repeat."""
+        """The number of updates after which the kinds of work repeat."""
         return 1
 
     @abstractmethod
-    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
-        """Take the gradients of one update in the learners, and change nothing else.
-
-        Nothing in here waits for the device.
+    def student_loss(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> SlotResult:
+        """Compute the student's loss in one slot.
 
         Args:
             batch: This process's trajectories, on the backbone's device.
-            n: The edge that the update ends at.
-            z_start: (B, C, H, W) what the update before returned; at first the noise.
-            iteration: Counts from 0; with the seed it fixes every random number used here.
-            log: Is told of losses and targets.
-
-        Returns:
-            (B, C, H, W) where the next update starts, detached.
+            n: The edge that the slot ends at.
+            z_start: (B, C, H, W) the `z_next` of the slot before; in the first slot the noise.
+            iteration: Counts from 0; with the seed it fixes every random number of the slot.
         """
+
+    def critic_loss(self, slot: SlotResult, cond: Conditioning, n: int, iteration: int) -> CriticResult | None:
+        """Compute the loss of all critics in one slot; None without critics.
+
+        The trainer calls it once the student's graph is gone, so that memory never holds both.
+
+        Args:
+            slot: What `student_loss` returned.
+            cond: Conditioning of the batch.
+            n: The edge that the slot ends at.
+            iteration: Counts from 0.
+        """
+        return None
 
 
 METHODS: Registry[type[Method]] = Registry("method")
 
 
 def sampler_of(training: Mapping[str, Any]) -> Sampler:
-    """How a student is sampled that was trained with these settings, as JSON values; files of before have no method.
+    """Return the sampler of a student, given the settings of its training as JSON values.
+
+    Old files name no method; their students are RAPM's.
 
     Raises:
-        ConfigError: There is no such method.
+        ConfigError: The settings name an unknown method.
     """
     return METHODS[training.get("method", "rapm")].sampler(training)

@@ -1,208 +1,299 @@
-"""Settings of a distillation: one frozen record, checked when it is built, saved with the run."""
+"""Settings of a distillation: each is declared once, with its type, range, default, help text and stored name.
+
+`rapm distill` makes its options from these declarations. The module imports no torch, so that help is fast.
+"""
 
 import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from rapm_cli.core.common.errors import ConfigError, InputError
-from rapm_cli.core.network.schedule import fine_grid
 
-START_FROM = ("student", "teacher", "mixed")
-DISCRIMINATOR_SETS = ("both", "relative", "absolute", "none")
-DISCRIMINATOR_TIMES = ("slot", "edge", "all")
-LORA_INITS = ("kaiming", "gaussian")
-PRECISIONS = ("fp32", "bf16", "fp16")
-VRAM = ("auto", "24", "16", "12", "8")
+MethodName = Literal["rapm", "pcm", "lcm", "dmd2", "kd"]
+DiscriminatorName = Literal["unet", "unet-mid", "latent"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Vram = Literal["auto", "24", "16", "12", "8"]
 MAX_GUIDANCE = 50
-MOST = 1_000_000  # trajectories, and those in a batch
+MAX_ITERATIONS = 10**8 - 1
+MAX_TRAJECTORIES = 1_000_000  # in a run, and in a batch
+# Strict: text is no number, and True is no number either. Both names of a setting are read: ours and the stored one.
+CHECKED = ConfigDict(extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True, defer_build=True)
 
 
-def _check(is_good: bool, option: str, value: object, wants: str) -> None:
-    if not is_good:
-        raise ConfigError(f"--{option} {value} is out of range", f"give {wants}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """What identifies stored trajectories besides their prompts.
+@plain_dataclass(frozen=True)
+class Option:
+    """How `rapm distill` offers a setting.
 
     Args:
-        base: Name or folder of the base model.
-        num_slots: N, the student's steps.
-        fine_steps: M, teacher steps in each slot.
-        delta: Fine teacher steps before the student takes over, in [1, M).
-        guidance_scale: diffusers' form.
-        trajectories: How many prompts.
-        seed: Seed of prompts and noise.
-        precision: Of the frozen weights.
+        panel: Heading on the help page.
+        name: Name without dashes, where it is not the field's.
+        is_bases: Whether each base has its own default.
+        before: What versions of rapm did that did not have the setting yet; None for the first settings.
     """
 
+    panel: str
+    name: str = ""
+    is_bases: bool = False
+    before: object = None
+
+
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}  # pydantic's names, in words
+METHOD, TRAINING, RUN = "Method", "Training", "Run"  # panels
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Checked:
+    """Base of the settings: an error of pydantic's becomes one line that names the option and its range."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_option(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise _explained(cls, values, error) from error
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TeacherConfig(Checked):
+    """What identifies stored trajectories, together with their prompts. `base` is the name or folder of the model."""
+
     base: str
-    num_slots: int = 4
-    fine_steps: int = 10
-    delta: int = 1
-    guidance_scale: float = 7.5
-    trajectories: int = 1000
-    seed: int = 0
-    precision: str = "fp32"
+    num_slots: Annotated[int, Field(description="Steps that the student takes (N)."), Option(METHOD, "steps")] = 4
+    fine_steps: Annotated[
+        int,
+        Field(ge=2, description="Teacher steps for each step of the student (M)."),
+        Option(METHOD, is_bases=True),
+    ] = 10
+    delta: Annotated[
+        int, Field(ge=1, description="Teacher steps to the point ahead, below --fine-steps."), Option(METHOD)
+    ] = 1
+    guidance_scale: Annotated[
+        float,
+        Field(ge=1, le=MAX_GUIDANCE, description="Guidance scale of the teacher; 1 disables guidance."),
+        Option(METHOD, "guidance", is_bases=True),
+    ] = 7.5
+    trajectories: Annotated[
+        int,
+        Field(ge=1, le=MAX_TRAJECTORIES, description="Number of teacher trajectories."),
+        Option(TRAINING, is_bases=True),
+    ] = 1000
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        _check(self.fine_steps >= 2, "fine-steps", self.fine_steps, "at least 2")
+        from rapm_cli.core.network.schedule import fine_grid  # here, because it imports torch
+
         fine_grid(self.num_slots, self.fine_steps)
-        _check(1 <= self.delta < self.fine_steps, "delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
-        _check(1 <= self.guidance_scale <= MAX_GUIDANCE, "guidance", self.guidance_scale, f"1 to {MAX_GUIDANCE}")
-        _check(1 <= self.trajectories <= MOST, "trajectories", self.trajectories, f"1 to {MOST}")
-        _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        if self.delta >= self.fine_steps:
+            raise out_of_range("delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
 
     def fingerprint(self, *more: str) -> str:
-        """Twelve hexadecimal digits of these settings and of `more`, such as the prompts' hash."""
+        """Return twelve hexadecimal digits of these settings and of `more`, such as the hash of the prompts."""
         text = json.dumps([dataclasses.asdict(self), *more], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What phase 2 does with the trajectories.
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TrainConfig(Checked):
+    """What training does with the trajectories. Aliases are the names in files, which outlive a renamed option."""
 
-    Args:
-        method: Name from `METHODS`.
-        rank: LoRA rank.
-        alpha: The update is (alpha / rank) B A; alpha = rank unless said otherwise.
-        iterations: Walks over all slots; each slot is an update of the student, but where a method says otherwise.
-        batch_size: Trajectories in each iteration.
-        lora_init: How A begins: uniform within 1 / sqrt(inputs), or normal with deviation 1 / rank.
-        learning_rate: The student's peak rate; warmed up over `warmup` iterations, then along a cosine.
-        final_rate: Share of the peak rate that the cosine ends at.
-        ema_decay: What a running average of the student keeps of itself in an iteration; the LoRA is the average. 0
-            for none.
-        discriminator_learning_rate: The discriminators' rate.
-        warmup: Iterations of rising rate.
-        weight_decay: AdamW's, student.
-        max_grad_norm: Clipping, student and discriminators.
-        relative_weight: Weight of the distance to the relative target; 0 leaves the target out.
-        absolute_weight: Weight of the distance to the absolute target; 0 leaves it out.
-        adversarial_weight: Weight of the student's adversarial losses (lambda).
-        slot_weights: Weight of each slot's loss, noisiest slot first; empty means 1 for all.
-        start_from: Whether a slot starts where the student ended the last one, at the teacher's position, or for each
-            picture at one of the two by chance ("mixed").
-        discriminators: Which positions have a discriminator.
-        fake_updates: Updates of DMD2's fake score for each of the student's.
-        lcm_times: Times that LCM is trained at, between which its teacher takes one step.
-        discriminator: Kind of discriminator.
-        discriminator_times: The noise that discriminators see latents under: a random time of the slot above them,
-            none ("edge"), or a random time of all above them.
-        checkpointing: Recompute activations in backward.
-        vram: The plan by which it fits the device: memory of the card in GB, or "auto".
-        compile: Compile the network's transformer blocks.
-        channels_last: Keep its convolutions in channels-last layout.
-        cuda_graphs: On a GPU, record passes that come again, and start each in one piece.
-        seed: Seed of the LoRA, the discriminators, the order and the noise.
-    """
-
-    method: str = "rapm"
-    rank: int = 1
-    alpha: float = None  # type: ignore[assignment]  # becomes the rank
-    iterations: int = 20_000
-    batch_size: int = 1
-    lora_init: str = "kaiming"
-    learning_rate: float = 5e-5
-    final_rate: float = 0.1
-    ema_decay: float = 0.0
-    discriminator_learning_rate: float = 1e-5
-    warmup: int = 10
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    relative_weight: float = 1.0
-    absolute_weight: float = 1.0
-    adversarial_weight: float = 0.1
-    slot_weights: tuple[float, ...] = ()
-    start_from: str = "student"
-    discriminators: str = "both"
-    fake_updates: int = 5
-    lcm_times: int = 50
-    discriminator: str = "unet"
-    discriminator_times: str = "slot"
-    checkpointing: bool = False
-    vram: str = "auto"
-    compile: bool = False
-    channels_last: bool = False
-    cuda_graphs: bool = True
-    seed: int = 0
+    method: Annotated[
+        MethodName,
+        Field(description="RAPM, or a peer method in the same trainer."),
+        Option(METHOD, before="rapm"),
+    ] = "rapm"
+    relative_weight: Annotated[
+        Weight, Field(description="Weight of the relative target; 0 disables it."), Option(METHOD)
+    ] = 1.0
+    absolute_weight: Annotated[
+        Weight, Field(description="Weight of the absolute target; 0 disables it."), Option(METHOD)
+    ] = 1.0
+    adversarial_weight: Annotated[
+        Weight, Field(description="Weight of the adversarial losses (lambda); 0 disables them."), Option(METHOD)
+    ] = 0.1
+    slot_weights: Annotated[
+        tuple[float, ...],
+        Field(strict=False, description="Loss weight of each step, noisiest first, such as 1,1,0.5,0.5."),
+        Option(METHOD),
+    ] = ()
+    start_from: Annotated[
+        Literal["student", "teacher", "mixed"],
+        Field(description="Where a step starts: at the student's latent, the teacher's, or either by chance."),
+        Option(METHOD),
+    ] = "student"
+    discriminators: Annotated[
+        Literal["both", "relative", "absolute", "none"],
+        Field(description="Targets that have a discriminator; pcm takes one or none."),
+        Option(METHOD),
+    ] = "both"
+    fake_updates: Annotated[
+        int,
+        Field(ge=1, le=1000, description="dmd2: updates of the fake score for each update of the student."),
+        Option(METHOD, before=5),
+    ] = 5
+    lcm_timesteps: Annotated[
+        int,
+        Field(alias="lcm_times", ge=1, description="lcm: timesteps to train at, a divisor of 1000."),
+        Option(METHOD, before=50),
+    ] = 50
+    discriminator: Annotated[
+        DiscriminatorName,
+        Field(description="Features: the frozen UNet's, its deepest block's only, or the latent's (lightest)."),
+        Option(METHOD),
+    ] = "unet"
+    discriminator_noise: Annotated[
+        Literal["slot", "edge", "all"],
+        Field(
+            alias="discriminator_times",
+            description="Noise added before the discriminator: t in the slot above, none, or any t above.",
+        ),
+        Option(METHOD, before="slot"),
+    ] = "slot"
+    rank: Annotated[int, Field(ge=1, le=1024, description="LoRA rank."), Option(TRAINING, is_bases=True)] = 1
+    alpha: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False, description="LoRA alpha: the update is alpha / rank x B A. [default: rank]"),
+        Option(TRAINING, is_bases=True),
+    ] = None  # type: ignore[assignment]  # becomes the rank
+    lora_init: Annotated[
+        Literal["kaiming", "gaussian"],
+        Field(description="Start of the LoRA's A: uniform within 1/sqrt(inputs), or normal with deviation 1/rank."),
+        Option(TRAINING, before="kaiming"),
+    ] = "kaiming"
+    iterations: Annotated[
+        int,
+        Field(ge=1, le=MAX_ITERATIONS, description="Training iterations; each visits every slot."),
+        Option(TRAINING, is_bases=True),
+    ] = 20_000
+    batch_size: Annotated[
+        int,
+        Field(ge=1, le=MAX_TRAJECTORIES, description="Trajectories in each iteration."),
+        Option(TRAINING, is_bases=True),
+    ] = 1
+    learning_rate: Annotated[
+        Rate,
+        Field(description="Peak learning rate of the student, after warmup; then it falls along a cosine."),
+        Option(TRAINING, is_bases=True),
+    ] = 5e-5
+    min_lr_ratio: Annotated[
+        float,
+        Field(alias="final_rate", ge=0, le=1, description="Final learning rate as a fraction of --learning-rate."),
+        Option(TRAINING, before=0.1),
+    ] = 0.1
+    ema_decay: Annotated[
+        float,
+        Field(ge=0, lt=1, description="EMA decay of the LoRA weights; 0 disables it."),
+        Option(TRAINING, before=0.0),
+    ] = 0.0
+    discriminator_learning_rate: Annotated[
+        Rate,
+        Field(description="Learning rate of the discriminators, and of dmd2's fake score."),
+        Option(TRAINING, is_bases=True),
+    ] = 1e-5
+    warmup: Annotated[
+        int,
+        Field(ge=0, le=MAX_ITERATIONS, description="Iterations of linear learning-rate warmup."),
+        Option(TRAINING, is_bases=True),
+    ] = 10
+    weight_decay: Annotated[
+        float, Field(ge=0, le=1, description="AdamW weight decay of the student."), Option(TRAINING)
+    ] = 0.0
+    max_grad_norm: Annotated[
+        float, Field(gt=0, description="Gradient norm to clip to, for student and discriminators."), Option(TRAINING)
+    ] = 1.0
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(alias="checkpointing", description="Recompute activations in the backward pass to save memory."),
+        Option(TRAINING),
+    ] = False
+    vram: Annotated[
+        Vram,
+        Field(description="GPU memory in GB that training must fit into; 8 rounds the base to 8 bits."),
+        Option(TRAINING),
+    ] = "auto"
+    compile: Annotated[
+        bool, Field(description="Compile the transformer blocks with torch.compile."), Option(TRAINING)
+    ] = False
+    channels_last: Annotated[
+        bool, Field(description="Keep convolutions in channels-last memory layout."), Option(TRAINING)
+    ] = False
+    cuda_graphs: Annotated[
+        bool, Field(description="Record CUDA graphs, which launch many kernels at once."), Option(TRAINING)
+    ] = True
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Random seed of the whole run."), Option(RUN)] = 0
 
     def __post_init__(self) -> None:
-        _check(1 <= self.rank <= 1024, "rank", self.rank, "1 to 1024")
         if self.alpha is None:
             object.__setattr__(self, "alpha", float(self.rank))
-        _check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", self.alpha, "a number above 0")
-        _check(1 <= self.iterations < 10**8, "iterations", self.iterations, "1 to 99999999")
-        _check(1 <= self.batch_size <= MOST, "batch-size", self.batch_size, f"1 to {MOST}")
-        _check(0 < self.learning_rate < 1, "learning-rate", self.learning_rate, "a number above 0 and below 1")
-        _check(
-            0 < self.discriminator_learning_rate < 1,
-            "discriminator-learning-rate",
-            self.discriminator_learning_rate,
-            "a number above 0 and below 1",
-        )
-        _check(self.lora_init in LORA_INITS, "lora-init", self.lora_init, " or ".join(LORA_INITS))
-        _check(0 <= self.final_rate <= 1, "final-rate", self.final_rate, "a number from 0 to 1")
-        _check(0 <= self.ema_decay < 1, "ema-decay", self.ema_decay, "a number from 0, below 1")
-        _check(0 <= self.warmup < 10**8, "warmup", self.warmup, "0 to 99999999")
-        _check(self.max_grad_norm > 0, "max-grad-norm", self.max_grad_norm, "a number above 0")
-        _check(0 <= self.weight_decay <= 1, "weight-decay", self.weight_decay, "a number from 0 to 1")
-        for name in ("relative_weight", "absolute_weight", "adversarial_weight"):
-            value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, name.replace("_", "-"), value, "a number from 0")
         are_weights = all(math.isfinite(weight) and weight >= 0 for weight in self.slot_weights)
-        are_weights = are_weights and any(self.slot_weights or (1,))
-        words = ",".join(f"{weight:g}" for weight in self.slot_weights)
-        _check(are_weights, "slot-weights", words, "numbers from 0, not all 0")
-        _check(self.start_from in START_FROM, "start-from", self.start_from, "student, teacher or mixed")
-        _check(
-            self.discriminators in DISCRIMINATOR_SETS,
-            "discriminators",
-            self.discriminators,
-            f"one of {', '.join(DISCRIMINATOR_SETS)}",
-        )
-        _check(
-            self.discriminator_times in DISCRIMINATOR_TIMES,
-            "discriminator-times",
-            self.discriminator_times,
-            f"one of {', '.join(DISCRIMINATOR_TIMES)}",
-        )
-        _check(1 <= self.fake_updates <= 1000, "fake-updates", self.fake_updates, "1 to 1000")
-        _check(self.lcm_times > 0 and 1000 % self.lcm_times == 0, "lcm-times", self.lcm_times, "a divisor of 1000")
-        _check(self.vram in VRAM, "vram", self.vram, f"one of {', '.join(VRAM)}")
+        if not are_weights or not any(self.slot_weights or (1,)):
+            raise out_of_range("slot-weights", _shown(self.slot_weights), "numbers from 0, not all 0")
+        if 1000 % self.lcm_timesteps:
+            raise out_of_range("lcm-timesteps", self.lcm_timesteps, "a divisor of 1000")
         if not (self.relative_weight or self.absolute_weight or self.discriminated_positions):
-            raise ConfigError("every loss is switched off", "give one of the weights a value above 0")
+            raise ConfigError("every loss is disabled", "give one of the weights a value above 0")
 
     @property
     def discriminated_positions(self) -> tuple[str, ...]:
-        """The positions that have a discriminator: of "relative" and "absolute"."""
+        """The targets that have a discriminator: "relative", "absolute", both or none."""
         if self.adversarial_weight == 0 or self.discriminators == "none":
             return ()
         return ("relative", "absolute") if self.discriminators == "both" else (self.discriminators,)
 
     @property
     def needs_relative_target(self) -> bool:
-        """False where no loss and no discriminator looks at it, which saves an evaluation in each slot."""
+        """False if no loss and no discriminator uses the relative target, which saves an evaluation in each slot."""
         return self.relative_weight > 0 or "relative" in self.discriminated_positions
 
 
 C = TypeVar("C", TeacherConfig, TrainConfig)
 
 
+def declared(kind: type[Checked]) -> dict[str, FieldInfo]:
+    """Return the declaration of each setting by its field's name."""
+    fields: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    return fields
+
+
+def options() -> Iterator[tuple[str, FieldInfo, Option]]:
+    """Yield the name, the declaration and the option of each setting that `rapm distill` offers."""
+    for kind in (TeacherConfig, TrainConfig):
+        for name, field in declared(kind).items():
+            for option in field.metadata:
+                if isinstance(option, Option):
+                    yield name, field, option
+
+
+def option_name(name: str) -> str:
+    """Return the option, without dashes, of a setting that is given by its field's or its stored name."""
+    for field_name, field, option in options():
+        if name in (field_name, field.alias):
+            return option.name or field_name.replace("_", "-")
+    return name.replace("_", "-")
+
+
+LATER = {field.alias or name: option.before for name, field, option in options() if option.before is not None}
+
+
 def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
-    """Settings as JSON values; tuples become lists."""
-    record = dataclasses.asdict(config)
+    """Return settings as JSON values under their stored names; tuples become lists."""
+    fields = declared(type(config))
+    record = {fields[name].alias or name: value for name, value in dataclasses.asdict(config).items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
 
 
 def from_json(kind: type[C], record: object) -> C:
-    """Read back what `to_json` wrote.
+    """Return the settings that `to_json` wrote.
 
     Raises:
         InputError: A setting is unknown, missing without a default, of another type, or out of range.
@@ -210,22 +301,38 @@ def from_json(kind: type[C], record: object) -> C:
     remedy = "give a file that rapm wrote"
     if not isinstance(record, dict):
         raise InputError(f"{kind.__name__} is not a table of settings", remedy)
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    for name, value in values.items():
-        if name not in types or not _has_type(value, types[name]):
-            raise InputError(f"the setting {name!r} is unknown or of a wrong type", remedy)
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"a setting of {kind.__name__} is missing", remedy) from error
+        return kind(**record)
     except ConfigError as error:
         raise InputError(error.message, remedy) from error
 
 
-def _has_type(value: object, wanted: object) -> bool:
-    if isinstance(value, tuple):
-        return wanted == tuple[float, ...] and all(type(item) in (int, float) for item in value)
-    return type(value) is wanted or (wanted is float and type(value) is int)
+def out_of_range(option: str, value: object, wants: str) -> ConfigError:
+    """Return the error of a value outside its option's range."""
+    return ConfigError(f"--{option} {value} is out of range", f"give {wants}")
+
+
+def _explained(kind: type[Checked], values: Any, error: ValidationError) -> ConfigError:
+    """Return pydantic's first complaint as our error."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else kind.__name__
+    field = next((field for key, field in declared(kind).items() if name in (key, field.alias)), None)
+    if field is None or first["type"] == "missing":
+        return ConfigError(f"the setting {name!r} is {'unknown' if field is None else 'missing'}", "see --help")
+    return out_of_range(option_name(name), _shown(getattr(values, "kwargs", values)[name]), _range(field))
+
+
+def _range(field: FieldInfo) -> str:
+    """Return the values that a setting takes, in words."""
+    if get_origin(field.annotation) is Literal:
+        *others, last = get_args(field.annotation)
+        return f"{', '.join(others)} or {last}"
+    limits = {key: getattr(one, key) for one in field.metadata for key in LIMITS if hasattr(one, key)}
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']} to {limits['le']}"
+    return " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items()) or "a value of the option's type"
+
+
+def _shown(value: object) -> object:
+    """Return a value as it is typed: a list with commas."""
+    return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The course that teacher and student walk: the network, its slots, the teacher's grid, and what chance decides."""
+"""What a method trains on besides the trajectories: the network, the slots, the teacher's grid, and random numbers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,27 +10,27 @@ from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method.config import TrainConfig
 from rapm_cli.core.method.trajectories import guided_noise
-from rapm_cli.core.network.backbone import Backbone, Conditioning
-from rapm_cli.core.network.schedule import fine_grid, slot_edges
+from rapm_cli.core.network.backbone import Backbone, Conditioning, Denoiser
+from rapm_cli.core.network.schedule import NoiseSchedule, fine_grid, slot_edges
 from rapm_cli.core.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
-class Course:
-    """All that a method trains a student on, besides the trajectories.
+class TrainingContext:
+    """The network and the grids of a training, and its random numbers.
 
-    Random numbers are drawn on the CPU for the whole batch, of which this process takes its rows; each is a function
-    of the seed and of what it is for.
+    Random numbers are drawn on the CPU for the whole batch; each process takes its own rows. Each number is a function
+    of the seed and of its purpose.
 
     Args:
         backbone: The base network.
-        config: Settings.
+        config: Settings of the training.
         num_slots: N.
         fine_steps: M.
-        delta: Fine steps from an edge to the point ahead.
-        guidance_scale: The teacher's, in diffusers' form.
-        uncond: One row of the empty prompt's conditioning; None where nobody asks the guided teacher.
-        world: The processes that train together; this one alone by default.
+        delta: Number of fine steps from an edge to the point ahead.
+        guidance_scale: The teacher's guidance scale, in diffusers' form.
+        uncond: One row of the empty prompt's conditioning; None if no method asks the guided teacher.
+        world: The processes that train together.
     """
 
     backbone: Backbone
@@ -42,40 +42,55 @@ class Course:
     uncond: Conditioning | None = None
     world: World = ALONE
 
+    @property
+    def student(self) -> Denoiser:
+        """The student."""
+        return self.backbone.student
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the network."""
+        return self.backbone.schedule
+
     @cached_property
     def edges(self) -> list[int]:
-        """Slot borders, `edges[0]` the clean one."""
-        return slot_edges(self.num_slots, self.backbone.schedule.length)
+        """The slot borders; `edges[0]` is the clean one."""
+        return slot_edges(self.num_slots, self.schedule.length)
 
     @cached_property
     def grid(self) -> Tensor:
         """(N M + 1,) the teacher's times, cleanest first: `grid[n * M]` is `edges[n]`."""
-        return torch.tensor(fine_grid(self.num_slots, self.fine_steps, self.backbone.schedule.length)[::-1])
+        return torch.tensor(fine_grid(self.num_slots, self.fine_steps, self.schedule.length)[::-1])
 
     @cached_property
     def ahead(self) -> list[int]:
-        """For each slot, the time of the point ahead."""
+        """The time of the point ahead in each slot."""
         return [int(self.grid[(n + 1) * self.fine_steps - self.delta]) for n in range(self.num_slots)]
 
     def teacher_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
-        """The guided teacher's noise estimate; arguments as of `guided_noise`.
+        """Return the guided teacher's noise estimate; arguments as in `guided_noise`.
 
         Raises:
-            ValueError: It is guided, and the empty prompt's conditioning was not given.
+            ValueError: There is guidance, but no conditioning of the empty prompt.
         """
         if self.uncond is None and self.guidance_scale != 1:
             raise ValueError("guidance needs the empty prompt's conditioning")
-        uncond = cond if self.uncond is None else self.uncond  # without guidance nobody looks at it
-        return guided_noise(self.backbone, z, t, cond, uncond, self.guidance_scale)
+        uncond = cond if self.uncond is None else self.uncond  # unused without guidance
+        return guided_noise(self.backbone.teacher, z, t, cond, uncond, self.guidance_scale)
 
     def noise(self, like: Tensor, *purpose: int | str) -> Tensor:
-        """Standard normal numbers in the shape and place of a latent of this process."""
+        """Draw standard normal noise.
+
+        Args:
+            like: A latent of this process, whose shape and device the noise takes.
+            purpose: What the noise is for; it fixes the numbers together with the seed.
+        """
         size = (len(like) * self.world.size, *like.shape[1:])
         drawn = torch.randn(size, generator=generator_for(self.config.seed, *purpose))
         return upload(drawn[self.world.shard(size[0])], like.device)
 
     def integers(self, low: int, high: int, count: int, *purpose: int | str) -> Tensor:
-        """(count,) numbers in [low, high) for this process's rows, on the CPU."""
+        """Draw (count,) integers in [low, high) for this process's rows, on the CPU; `purpose` as in `noise`."""
         size = count * self.world.size
         drawn = torch.randint(low, high, (size,), generator=generator_for(self.config.seed, *purpose))
         return drawn[self.world.shard(size)]

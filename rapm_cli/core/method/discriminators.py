@@ -1,4 +1,4 @@
-"""Discriminators: frozen features of a noised latent, and small trained heads on them."""
+"""Discriminators: small trained heads on frozen features of a noised latent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ from torch import Tensor, nn
 
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.common.registry import Registry
-from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.backbone import Backbone, Conditioning, Denoiser
 
-Features = Callable[[Backbone, Tensor, Tensor, Conditioning], list[Tensor]]
+Features = Callable[[Denoiser, Tensor, Tensor, Conditioning], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class DiscriminatorKind:
-    """How a discriminator sees, and what judges.
+    """A kind of discriminator: its features, and the head on each of them.
 
     Args:
-        features: (backbone, z, t, cond) to tensors (B, C_k, H_k, W_k); frozen, shared by both discriminators.
-        channels: C_k of each, from the backbone.
-        head: Module from (B, C_k, H_k, W_k) to patch logits, for a given C_k.
+        features: Function from (teacher, z, t, cond) to frozen tensors (B, C_k, H_k, W_k), which all discriminators
+            share.
+        channels: Function from the backbone to the number of channels C_k of each feature.
+        head: Function from C_k to a module that maps (B, C_k, H_k, W_k) to patch logits.
     """
 
     features: Features
@@ -32,7 +33,14 @@ DISCRIMINATORS: Registry[DiscriminatorKind] = Registry("discriminator")
 
 
 class Discriminator(nn.Module):
-    """Trained heads, one for each frozen feature."""
+    """One trained head for each frozen feature.
+
+    Args:
+        kind: Kind of the discriminator.
+        backbone: The network whose features it sees.
+        seed: Seed of the run.
+        position: Name of the target that is real to it; with the seed it fixes the first weights.
+    """
 
     def __init__(self, kind: DiscriminatorKind, backbone: Backbone, seed: int, position: str) -> None:
         super().__init__()
@@ -41,7 +49,7 @@ class Discriminator(nn.Module):
             self.heads = nn.ModuleList(kind.head(channels) for channels in kind.channels(backbone))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Patch logits of each feature, high for what looks real."""
+        """Return the patch logits of each feature; they are high for what looks real."""
         return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
 
 
@@ -56,7 +64,7 @@ def _pointwise(channels: int) -> nn.Sequential:
 
 
 class PointwiseHead(nn.Module):
-    """1x1 conv, GroupNorm, LeakyReLU, the same again on a residual, and one logit for each place."""
+    """1x1 convolution, GroupNorm and LeakyReLU, the same again as a residual, and one logit for each place."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,14 +72,14 @@ class PointwiseHead(nn.Module):
         self.logit = nn.Conv2d(channels, 1, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) feature to (B, 1, H, W) logits."""
+        """Map a (B, C, H, W) feature to (B, 1, H, W) logits."""
         hidden = self.first(feature)
         logits: Tensor = self.logit(hidden + self.second(hidden))
         return logits
 
 
 def latent_head(channels: int) -> nn.Module:
-    """A small convolutional network on the latent itself: no pass through the backbone, little memory."""
+    """Return a small convolutional network on the latent itself; it needs little memory and no pass of the backbone."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.LeakyReLU(0.2),
@@ -85,26 +93,26 @@ def latent_head(channels: int) -> nn.Module:
     )
 
 
-# The frozen teacher's down and mid blocks, as in PCM.
+# The down and mid blocks of the frozen teacher, as in PCM.
 DISCRIMINATORS.add("unet")(
     DiscriminatorKind(
-        features=lambda backbone, z, t, cond: backbone.features(z, t, cond),
+        features=lambda teacher, z, t, cond: teacher.features(z, t, cond),
         channels=lambda backbone: backbone.tap_channels,
         head=PointwiseHead,
     )
 )
-# The deepest of these alone.
+# The mid block alone.
 DISCRIMINATORS.add("unet-mid")(
     DiscriminatorKind(
-        features=lambda backbone, z, t, cond: backbone.features(z, t, cond)[-1:],
+        features=lambda teacher, z, t, cond: teacher.features(z, t, cond)[-1:],
         channels=lambda backbone: backbone.tap_channels[-1:],
         head=PointwiseHead,
     )
 )
-# The low-memory choice.
+# The noised latent itself: the choice for little memory.
 DISCRIMINATORS.add("latent")(
     DiscriminatorKind(
-        features=lambda backbone, z, t, cond: [z],
+        features=lambda teacher, z, t, cond: [z],
         channels=lambda backbone: [backbone.unet.config.in_channels],
         head=latent_head,
     )

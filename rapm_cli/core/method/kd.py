@@ -5,30 +5,28 @@ Source: arXiv:2101.02388.
 
 from torch import Tensor
 
-from rapm_cli.core.method.base import METHODS, Method
+from rapm_cli.core.method.base import METHODS, Method, SlotResult
 from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.targets import absolute_target, student_step
 from rapm_cli.core.method.trajectories import Trajectories
-from rapm_cli.core.training.step_metrics import SlotLog
+from rapm_cli.core.training.step_metrics import DeviceMetrics
+
+ENDPOINT = "endpoint"
 
 
 @METHODS.add("kd")
 class KnowledgeDistillation(Method):
-    """One update an iteration, whose gradient crosses all slots: memory holds N steps."""
+    """One update in each iteration; its gradient crosses all slots, so memory holds N steps."""
 
     @property
     def slots(self) -> list[int]:
-        """The last one alone."""
+        """The last slot alone."""
         return [0]
 
-    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
-        """The student's whole walk."""
-        course, goal = self.course, absolute_target(batch.z_teacher, 0)
-        log.check_goals([goal])
-        z = z_start
-        for slot in reversed(range(course.num_slots)):
-            z = student_step(course.backbone, z, course.edges[slot + 1], course.edges[slot], batch.cond)
-        loss = pseudo_huber_mean(z, goal)
-        log.distance["endpoint"] = loss.detach()
-        self.student.backward(loss)
-        return z.detach()
+    def student_loss(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> SlotResult:
+        """Compute the distance of the student's whole walk from the teacher's end point."""
+        context, target, z = self.context, absolute_target(batch.z_teacher, 0), z_start
+        for slot in reversed(range(context.num_slots)):
+            z = student_step(context.student, z, context.edges[slot + 1], context.edges[slot], batch.cond)
+        loss = pseudo_huber_mean(z, target)
+        return SlotResult(loss, z.detach(), {ENDPOINT: target}, DeviceMetrics(distance={ENDPOINT: loss.detach()}))

@@ -1,27 +1,28 @@
-"""Phases 1 and 2 on the meta device: what a card will have to hold and to compute."""
+"""Predict the memory and the work of both phases by running them on the meta device."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rapm_cli.core.method.config import TrainConfig
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.method.trajectories import Trajectories, guided_noise
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.training.meta_profiler import Meter, flash_attention
-from rapm_cli.core.training.step_metrics import SlotLog
+from rapm_cli.core.training.step_metrics import UpdateFlags
 
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a piece of work needs.
+    """Predicted memory and work.
 
     Args:
-        peak_bytes: The most that it holds at once, weights included.
-        flops: What it computes.
-        trained: Numbers that are trained.
+        peak_bytes: Peak memory in bytes, weights included.
+        flops: Number of floating-point operations.
+        trained: Number of trained parameters.
     """
 
     peak_bytes: int
@@ -30,11 +31,12 @@ class Rehearsed:
 
 
 class _Rehearsing(Trainer):
-    """A trainer whose tensors have no data, so that there is nothing to update."""
+    """A trainer on the meta device, where there are no numbers to update."""
 
-    def _update(self, log: SlotLog) -> None:
+    def _update(self, are_targets_finite: Tensor) -> UpdateFlags:
         for learner in self.learners.values():
             learner.zero_grad()
+        return UpdateFlags(are_targets_finite, are_targets_finite, are_targets_finite, None)
 
 
 def rehearse_training(
@@ -45,15 +47,15 @@ def rehearse_training(
     num_slots: int,
     guidance_scale: float,
 ) -> Rehearsed:
-    """One iteration of phase 2.
+    """Predict one iteration of phase 2.
 
     Args:
-        backbone: On the meta device, without a LoRA; one is attached.
-        config: Of the training; its batch is rehearsed.
+        backbone: Network on the meta device, without a LoRA; one is attached.
+        config: Settings of the training; its batch size counts.
         cond: One row of conditioning, on the meta device.
-        latent_shape: (C, h, w).
+        latent_shape: (C, h, w) of a latent.
         num_slots: N.
-        guidance_scale: The teacher's; 1 halves the work of methods that ask it.
+        guidance_scale: The teacher's guidance scale; 1 halves the teacher's work.
     """
     trainer = _Rehearsing(
         backbone, config, num_slots=num_slots, fine_steps=2, delta=1, guidance_scale=guidance_scale, uncond=cond
@@ -68,8 +70,8 @@ def rehearse_training(
     meter, slots, period = Meter(), trainer.method.slots, trainer.method.period
     meter.hold([*held, *moments])
     with flash_attention(meter), meter:
-        for turn in range(period):  # no graph outlives its slot, and after so many all are alike
-            trainer._slot(batch, slots[turn % len(slots)], batch.z_teacher[:, 1], turn // len(slots))
+        for turn in range(period):  # no graph outlives its slot, and turns repeat after a period
+            trainer._run_slot(batch, slots[turn % len(slots)], batch.z_teacher[:, 1], turn // len(slots))
     return Rehearsed(meter.peak_bytes, len(slots) * meter.flops // period, sum(p.numel() for p in trained))
 
 
@@ -77,18 +79,18 @@ def rehearse_training(
 def rehearse_teacher(
     backbone: Backbone, cond: Conditioning, latent_shape: tuple[int, int, int], batch_size: int, guidance_scale: float
 ) -> Rehearsed:
-    """One fine step of the guided teacher.
+    """Predict one fine step of the guided teacher.
 
     Args:
-        backbone: On the meta device, without a LoRA.
+        backbone: Network on the meta device.
         cond: One row of conditioning, on the meta device.
-        latent_shape: (C, h, w).
-        batch_size: Prompts at once.
-        guidance_scale: 1 halves the work.
+        latent_shape: (C, h, w) of a latent.
+        batch_size: Number of prompts in the batch.
+        guidance_scale: The teacher's guidance scale; 1 halves the work.
     """
     meter = Meter()
     meter.hold([*backbone.unet.parameters(), *backbone.unet.buffers()])
     z = torch.empty(batch_size, *latent_shape, device=META)
     with flash_attention(meter), meter:
-        guided_noise(backbone, z, 500, cond.expand(batch_size), cond, guidance_scale)
+        guided_noise(backbone.teacher, z, 500, cond.expand(batch_size), cond, guidance_scale)
     return Rehearsed(meter.peak_bytes, meter.flops)

@@ -6,60 +6,61 @@ Source: arXiv:2405.18407 and its published code for SDXL with LoRA and a discrim
 import torch
 from torch import Tensor
 
-from rapm_cli.core.method.adversarial import JUDGED, Judges
-from rapm_cli.core.method.base import METHODS, Method
-from rapm_cli.core.method.context import Course
+from rapm_cli.core.method.adversarial import ADVERSARIAL_OPTIONS, AdversarialLoss
+from rapm_cli.core.method.base import METHODS, CriticResult, Method, SlotResult
+from rapm_cli.core.method.context import TrainingContext
 from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.targets import student_step
 from rapm_cli.core.method.trajectories import Trajectories
+from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.schedule import add_noise, ddim_step
 from rapm_cli.core.training.optimizer import GuardedAdamW
-from rapm_cli.core.training.step_metrics import SlotLog
+from rapm_cli.core.training.step_metrics import DeviceMetrics
 
 CONSISTENCY = "consistency"
 
 
 @METHODS.add("pcm")
 class PhasedConsistency(Method):
-    """One update in each slot, for every picture at a random fine step of it.
+    """One update in each slot; every image is at a random fine step of it.
 
-    Its noised pictures are the teacher's own, because there are no real ones.
+    The images that are noised are the teacher's own, because there are no real ones.
     """
 
     # Differs: student and discriminator learn in the same update, which wastes no pass; there they take turns. The
     # teacher's guidance is one number instead of a range.
     asks_teacher = True
-    options = JUDGED
+    options = ADVERSARIAL_OPTIONS
 
-    def __init__(self, course: Course, student: GuardedAdamW) -> None:
-        super().__init__(course, student)
-        self.judges = Judges(course, (CONSISTENCY,)) if course.config.discriminated_positions else None
+    def __init__(self, context: TrainingContext) -> None:
+        super().__init__(context)
+        has_discriminator = bool(context.config.discriminated_positions)
+        self.adversarial = AdversarialLoss(context, (CONSISTENCY,)) if has_discriminator else None
 
     @property
-    def others(self) -> dict[str, GuardedAdamW]:
+    def critics(self) -> dict[str, GuardedAdamW]:
         """The discriminator."""
-        return {"discriminators": self.judges.learner} if self.judges else {}
+        return {"discriminators": self.adversarial.learner} if self.adversarial else {}
 
-    def slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int, log: SlotLog) -> Tensor:
-        """The student's step to the end of the slot, from a noised picture and from one teacher step on."""
-        course, cond, steps, schedule = self.course, batch.cond, self.course.fine_steps, self.course.backbone.schedule
-        place = n * steps + course.integers(1, steps + 1, len(cond), "fine step", iteration, n)
-        t, s, edge = course.grid[place], course.grid[place - 1], course.edges[n]
-        clean = batch.z_teacher[:, 0]
-        noise = course.noise(clean, "noised picture", iteration, n)
-        z = add_noise(clean, noise, t, schedule)
+    def student_loss(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> SlotResult:
+        """Compare two student steps to the end of the slot: from a noised image, and from one teacher step later."""
+        context, cond, steps, clean = self.context, batch.cond, self.context.fine_steps, batch.z_teacher[:, 0]
+        place = n * steps + context.integers(1, steps + 1, len(cond), "fine step", iteration, n)
+        t, s, edge = context.grid[place], context.grid[place - 1], context.edges[n]
+        noise = context.noise(clean, "noised picture", iteration, n)
+        z = add_noise(clean, noise, t, context.schedule)
         with torch.no_grad():
-            z_next = ddim_step(z, course.teacher_noise(z, t, cond), t, s, schedule)
-            goal = student_step(course.backbone, z_next, s, edge, cond)  # where s is the edge, z_next itself
-        log.check_goals([goal])
-        z_student = student_step(course.backbone, z, t, edge, cond)
-        loss = pseudo_huber_mean(z_student, goal)
-        log.distance[CONSISTENCY] = loss.detach()
-        fake = []
-        if self.judges:
-            fake = self.judges.see({"fake": z_student}, n, cond, iteration)["fake"]
-            loss = loss + course.config.adversarial_weight * self.judges.adversarial(fake, log)
-        self.student.backward(loss)
-        if self.judges:
-            self.judges.learn(fake, {CONSISTENCY: goal}, n, cond, iteration, log)
-        return z_start
+            z_later = ddim_step(z, context.teacher_noise(z, t, cond), t, s, context.schedule)
+            target = student_step(context.student, z_later, s, edge, cond)  # if s is the edge, z_later itself
+        z_student = student_step(context.student, z, t, edge, cond)
+        loss = pseudo_huber_mean(z_student, target)
+        metrics = DeviceMetrics(distance={CONSISTENCY: loss.detach()})
+        fake: tuple[Tensor, ...] = ()
+        if self.adversarial:
+            adversarial, fake, more = self.adversarial.generator_loss(z_student, n, cond, iteration)
+            loss, metrics = loss + context.config.adversarial_weight * adversarial, metrics | more
+        return SlotResult(loss, z_start, {CONSISTENCY: target}, metrics, fake)
+
+    def critic_loss(self, slot: SlotResult, cond: Conditioning, n: int, iteration: int) -> CriticResult | None:
+        """Compute the discriminator's loss: the target is real, the student's step is fake."""
+        return self.adversarial.discriminator_loss(slot, n, cond, iteration) if self.adversarial else None

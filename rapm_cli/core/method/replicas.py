@@ -1,4 +1,4 @@
-"""The same training state in every process: the first one tells it, the others take it."""
+"""The same training state in every process: the first one sends it, the others load it."""
 
 import torch
 
@@ -8,8 +8,8 @@ from rapm_cli.core.training.distributed import Verdict
 RATE_SCALE = "rate_scale"
 
 
-def tell_state(trainer: Trainer, done: int) -> None:
-    """Let the other processes go on from the first one's state after `done` iterations."""
+def send_state(trainer: Trainer, done: int) -> None:
+    """Send the first process's state after `done` iterations to the others, which continue from it."""
     from safetensors.torch import save
 
     if trainer.world.size > 1:
@@ -18,14 +18,14 @@ def tell_state(trainer: Trainer, done: int) -> None:
         trainer.world.broadcast(save(parts | {RATE_SCALE: torch.tensor(trainer.rate_scale, dtype=torch.float64)}))
 
 
-def take_state(trainer: Trainer) -> None:
-    """Go on from the state that the first process tells."""
+def receive_state(trainer: Trainer) -> None:
+    """Load the state that the first process sends."""
     from safetensors.torch import load
 
-    told = load(trainer.world.broadcast())
-    trainer.rate_scale = float(told.pop(RATE_SCALE))
+    received = load(trainer.world.broadcast())
+    trainer.rate_scale = float(received.pop(RATE_SCALE))
     parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in trainer.state()}
-    for key, value in told.items():
+    for key, value in received.items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     trainer.load_state(parts)

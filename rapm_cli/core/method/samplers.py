@@ -15,23 +15,22 @@ from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.common.registry import Registry
 from rapm_cli.core.method.targets import student_step
-from rapm_cli.core.network.backbone import Backbone, Conditioning
-from rapm_cli.core.network.lora_layers import STUDENT
-from rapm_cli.core.network.schedule import CLEAN, DDIM_SETTINGS, add_noise, clean_estimate, slot_edges
+from rapm_cli.core.network.backbone import Conditioning, Denoiser
+from rapm_cli.core.network.schedule import CLEAN, DDIM_SETTINGS, NoiseSchedule, add_noise, clean_estimate, slot_edges
 
-LCM_TIMES = 50  # that LCM is trained at, and its own are chosen from, in diffusers' script
+LCM_TIMES = 50  # timesteps of LCM's training in diffusers' script; its sampler chooses among them
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a student walks from noise to a clean latent.
+    """A way to walk from noise to a clean latent in N evaluations.
 
     Args:
-        scheduler: diffusers' name of it, without the word Scheduler.
-        settings: Of that scheduler.
-        times: (N, T) to the N times of its evaluations, noisiest first.
-        is_renoised: Whether every step goes to a clean latent and back to the next time with new noise; otherwise it
-            goes straight there, as DDIM does.
+        scheduler: diffusers' name of the scheduler, without the word Scheduler.
+        settings: Settings of that scheduler.
+        times: Function from (N, T) to the N timesteps of the evaluations, noisiest first.
+        is_renoised: True if every step goes to a clean latent and back to the next timestep with new noise; False if
+            it goes straight there, as DDIM does.
     """
 
     scheduler: str
@@ -40,7 +39,7 @@ class Sampler:
     is_renoised: bool = False
 
     def recipe(self, num_slots: int, length: int = 1000) -> dict[str, Any]:
-        """How a student is sampled, for people and programs that read a file's header."""
+        """Return the description of the sampler that goes into the headers of LoRA files."""
         about = {"steps": num_slots, "timesteps": self.times(num_slots, length), "guidance_scale": 1.0}
         return {"scheduler": self.scheduler, **self.settings, **about}
 
@@ -50,10 +49,10 @@ def _edges(num_slots: int, length: int) -> list[int]:
 
 
 def _lcm_times(num_slots: int, length: int, among: int) -> list[int]:
-    """As diffusers' LCMScheduler chooses them among so many.
+    """Choose N of `among` timesteps as diffusers' LCMScheduler does.
 
     Raises:
-        ConfigError: There are not so many, or the slots do not divide the schedule.
+        ConfigError: N is above `among`, or the slots do not divide the schedule.
     """
     slot_edges(num_slots, length)
     if num_slots > among:
@@ -63,7 +62,7 @@ def _lcm_times(num_slots: int, length: int, among: int) -> list[int]:
 
 
 def lcm_sampler(among: int) -> Sampler:
-    """That of a student of LCM which was trained at so many times."""
+    """Return the sampler of a student that LCM trained at `among` timesteps."""
     times = partial(_lcm_times, among=among)
     return Sampler("LCM", {"original_inference_steps": among}, times, is_renoised=True)
 
@@ -76,43 +75,41 @@ RENOISED = SAMPLERS.add("dmd2")(Sampler("LCM", {"original_inference_steps": 1000
 
 @torch.no_grad()
 def sample_student(
-    backbone: Backbone, z: Tensor, cond: Conditioning, num_slots: int, sampler: Sampler = DDIM
+    student: Denoiser, z: Tensor, cond: Conditioning, num_slots: int, sampler: Sampler = DDIM
 ) -> list[Tensor]:
-    """The student's own walk from noise to a clean latent.
+    """Walk from noise to a clean latent without guidance.
 
     Args:
-        backbone: Network with a LoRA.
+        student: The student; the teacher gives samples of the bare network.
         z: (B, C, H, W) noise.
-        cond: The prompts' conditioning.
-        num_slots: N, which is the number of evaluations.
-        sampler: How it walks; new noise is a function of each row of `z`, so that a row always draws the same picture.
+        cond: Conditioning of the prompts.
+        num_slots: N, the number of evaluations.
+        sampler: The sampler. New noise is a function of each row of `z`, so that a row always gives the same image.
 
     Returns:
         N + 1 latents (B, C, H, W) by edge, `[0]` the clean one and `[N]` the noise.
     """
-    times = [*sampler.times(num_slots, backbone.schedule.length), CLEAN]
+    times = [*sampler.times(num_slots, student.schedule.length), CLEAN]
     positions, seeds = [z], _digests(z) if sampler.is_renoised else []
     for t, s in pairwise(times):
         if not sampler.is_renoised:
-            positions.append(student_step(backbone, positions[-1], t, s, cond))
+            positions.append(student_step(student, positions[-1], t, s, cond))
             continue
-        clean = student_clean(backbone, positions[-1], t, cond)
-        positions.append(clean if s == CLEAN else _renoised(clean, seeds, s, backbone))
+        clean = student_clean(student, positions[-1], t, cond)
+        positions.append(clean if s == CLEAN else _renoised(clean, seeds, s, student.schedule))
     return positions[::-1]
 
 
-def student_clean(backbone: Backbone, z: Tensor, t: int, cond: Conditioning) -> Tensor:
-    """The clean latent that the student sees in `z` at `t`; arguments as of `student_step`."""
-    with backbone.role(STUDENT):
-        noise = backbone.predict_noise(z, t, cond)
-    return clean_estimate(z, noise, t, backbone.schedule)
+def student_clean(student: Denoiser, z: Tensor, t: int, cond: Conditioning) -> Tensor:
+    """Return the student's estimate of the clean latent in `z` at `t`; arguments as in `student_step`."""
+    return clean_estimate(z, student(z, t, cond), t, student.schedule)
 
 
-def _renoised(clean: Tensor, seeds: list[str], s: int, backbone: Backbone) -> Tensor:
+def _renoised(clean: Tensor, seeds: list[str], s: int, schedule: NoiseSchedule) -> Tensor:
     rows = [torch.randn(clean.shape[1:], generator=generator_for("new noise", seed, s)) for seed in seeds]
-    return add_noise(clean, upload(torch.stack(rows), clean.device), s, backbone.schedule)
+    return add_noise(clean, upload(torch.stack(rows), clean.device), s, schedule)
 
 
 def _digests(z: Tensor) -> list[str]:
-    """What identifies each row of the noise."""
+    """Return a digest of each row of the noise."""
     return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in z.float().cpu()]

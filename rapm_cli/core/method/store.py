@@ -1,4 +1,4 @@
-"""Teacher trajectories on disk: one commit for each shard, so that only what is damaged is made again."""
+"""Teacher trajectories on disk: one commit for each shard, so that only damaged shards are computed again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ FILE = "trajectories.safetensors"
 
 @dataclass(frozen=True)
 class StoredTrajectories:
-    """Trajectories that are read from their files row by row, through memory maps, when they are wanted.
+    """Trajectories that are read from their files row by row, through memory maps, on demand.
 
     Args:
-        files: One for each shard.
-        shard_size: Trajectories in each but the last.
-        count: In all.
+        files: File of each shard.
+        shard_size: Number of trajectories in each shard but the last.
+        count: Number of all trajectories.
     """
 
     files: list[Path]
@@ -33,7 +33,7 @@ class StoredTrajectories:
         return self.count
 
     def __getitem__(self, rows: Tensor) -> Trajectories:
-        """The trajectories of those rows, on the CPU.
+        """Read the trajectories of some rows to the CPU.
 
         Raises:
             DamagedError: A shard was damaged since it was verified.
@@ -54,13 +54,13 @@ class StoredTrajectories:
 
 
 class TrajectoryStore:
-    """A folder of shards; each holds `shard_size` trajectories in a row, the last may hold fewer.
+    """A folder of shards; each holds `shard_size` consecutive trajectories, the last may hold fewer.
 
     Args:
-        folder: Named by the fingerprint of what made the trajectories.
-        count: Trajectories in the whole store.
-        shard_size: Trajectories in a shard.
-        about: What made them, kept with every shard.
+        folder: Folder whose name is the fingerprint of the teacher's settings and the prompts.
+        count: Number of trajectories in the whole store.
+        shard_size: Number of trajectories in a shard.
+        about: Settings of the teacher, kept with every shard.
     """
 
     def __init__(self, folder: Path, count: int, shard_size: int, about: dict[str, Any]) -> None:
@@ -68,13 +68,13 @@ class TrajectoryStore:
 
     @property
     def shards(self) -> list[range]:
-        """Rows of every shard."""
+        """The rows of every shard."""
         return [range(i, min(i + self.shard_size, self.count)) for i in range(0, self.count, self.shard_size)]
 
     def missing(self) -> tuple[list[range], list[DamagedError]]:
-        """Rows of every shard that has to be made, and what is wrong with those that are there.
+        """Return the rows of every missing or damaged shard, and an error for each damaged one.
 
-        What killed processes left unfinished is removed first.
+        Unfinished files of killed processes are removed first.
         """
         sweep(self.folder)
         rows_missing, damage = [], []
@@ -93,8 +93,8 @@ class TrajectoryStore:
         """Commit one shard.
 
         Raises:
-            OSError: It cannot be written.
-            VerificationError: It did not read back as it was written.
+            OSError: The shard cannot be written.
+            VerificationError: The shard read back differs from what was written.
         """
         from safetensors.torch import save
 
@@ -103,7 +103,7 @@ class TrajectoryStore:
         commit(self._path(rows), {FILE: save(tensors)}, fingerprint=self.folder.name, about=about)
 
     def stored(self) -> "StoredTrajectories":
-        """All trajectories, none of them in memory; what is damaged is found by `missing`.
+        """Return all trajectories without reading them; `missing` finds the damaged ones.
 
         Raises:
             DamagedError: A shard is missing.
@@ -113,11 +113,11 @@ class TrajectoryStore:
         return StoredTrajectories([self._path(rows) / FILE for rows in self.shards], self.shard_size, self.count)
 
     def kept(self) -> int:
-        """How many trajectories are there."""
+        """Return the number of stored trajectories."""
         return sum(len(rows) for rows in self.shards if self._path(rows).exists())
 
     def total_bytes(self) -> int:
-        """Size of the shards that are there."""
+        """Return the size of all stored shards in bytes."""
         return sum(read_manifest(self._path(rows)).total_bytes for rows in self.shards if self._path(rows).exists())
 
     def _check(self, rows: range, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Phase 2: iterations of a method, and the updates that its gradients make."""
+"""Phase 2: the iterations of a method, and the updates of the student and the critics."""
 
 import dataclasses
 import math
@@ -14,20 +14,26 @@ from rapm_cli.core.common.errors import ConfigError, require_shortage
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method import METHODS, sampler_of
 from rapm_cli.core.method.config import TrainConfig, to_json
-from rapm_cli.core.method.context import Course
+from rapm_cli.core.method.context import TrainingContext
 from rapm_cli.core.method.discriminators import DISCRIMINATORS
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Backbone, Conditioning, Passes
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from rapm_cli.core.training.distributed import ALONE, World
-from rapm_cli.core.training.optimizer import GuardedAdamW, WeightAverage
+from rapm_cli.core.training.optimizer import GuardedAdamW, WeightAverage, backward
 from rapm_cli.core.training.recovery import NETWORK
-from rapm_cli.core.training.step_metrics import DISCRIMINATOR, SlotLog, SlotLosses
+from rapm_cli.core.training.step_metrics import (
+    DISCRIMINATOR,
+    DeviceMetrics,
+    StepMetrics,
+    UpdateFlags,
+    read_metrics,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
-FP16_LOSS_SCALE = 4096.0  # a mean over 65,536 values has gradients that fp16 rounds to nothing
+FP16_LOSS_SCALE = 4096.0  # a mean over 65,536 values has gradients that fp16 rounds to zero
 
 
 @dataclass(frozen=True)
@@ -36,30 +42,30 @@ class Progress:
 
     Args:
         iteration: Counts from 0.
-        learning_rate: The student's.
-        trajectories: Which were trained on.
-        slots: The noisiest first; where one was skipped, the walk may have ended with it.
-        passes: Of the network, in all processes.
+        learning_rate: The student's learning rate.
+        trajectories: Indices of the trajectories of the batch.
+        slots: Metrics of each slot, the noisiest first; a skipped slot may be the last.
+        passes: Passes of the network, in all processes.
     """
 
     iteration: int
     learning_rate: float
     trajectories: list[int]
-    slots: list[SlotLosses]
+    slots: list[StepMetrics]
     passes: Passes
 
     @property
     def skipped(self) -> str:
-        """What was not finite; empty where all is well."""
+        """What was not finite in the first skipped slot; empty if all is well."""
         return next((slot.skipped for slot in self.slots if slot.skipped), "")
 
 
 def check_fit(config: TrainConfig, num_slots: int) -> None:
-    """Refuse settings that do not fit `num_slots` slots, before any work is done.
+    """Check that settings fit `num_slots` slots, before any work is done.
 
     Raises:
-        ConfigError: There is no such method or discriminator, the method cannot be sampled with so many steps, or the
-            slot weights are too many or too few.
+        ConfigError: The method or the discriminator is unknown, the method cannot be sampled in `num_slots` steps, or
+            the number of slot weights is not `num_slots`.
     """
     DISCRIMINATORS[config.discriminator]
     sampler_of(to_json(config)).recipe(num_slots)
@@ -71,18 +77,18 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
 
 
 def check_heeded(named: Iterable[str], method: str) -> None:
-    """Refuse settings that the user named and the method would pass over.
+    """Check that a method uses all the settings that the user gave.
 
     Args:
-        named: Settings.
+        named: Names of the settings that the user gave.
         method: Name from `METHODS`.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: One of them belongs to other methods only.
     """
-    heeded = METHODS[method].options
+    used = METHODS[method].options
     for name in named:
-        if name not in heeded and any(name in METHODS[other].options for other in METHODS.names()):
+        if name not in used and any(name in METHODS[other].options for other in METHODS.names()):
             raise ConfigError(
                 f"--{name.replace('_', '-')} is not heeded by --method {method}", "leave one of the two out"
             )
@@ -92,14 +98,16 @@ class Trainer:
     """The student, what is trained beside it, and the method that trains them.
 
     Args:
-        backbone: Base network; a LoRA is attached here.
-        config: Settings.
+        backbone: Base network; a fresh LoRA is attached to it.
+        config: Settings of the training.
         num_slots: N.
         fine_steps: M.
-        delta: Fine steps from an edge to the point ahead.
-        guidance_scale: The teacher's, for methods that ask it.
-        uncond: One row of the empty prompt's conditioning, for the same.
-        world: The processes that train together; this one alone by default.
+        delta: Number of fine steps from an edge to the point ahead.
+        guidance_scale: The teacher's guidance scale, for methods that ask the teacher.
+        uncond: One row of the empty prompt's conditioning, for methods that ask the teacher.
+        world: The processes that train together.
+        on_oom: Called when a slot runs out of memory. It makes slots need less memory and returns True, or returns
+            False if it cannot.
     """
 
     def __init__(
@@ -113,44 +121,46 @@ class Trainer:
         guidance_scale: float = 1.0,
         uncond: Conditioning | None = None,
         world: World = ALONE,
+        on_oom: Callable[[], bool] = lambda: False,
     ) -> None:
         check_fit(config, num_slots)
-        self.backbone, self.config, self.world = backbone, config, world
-        self.on_oom: Callable[[], bool] = lambda: False  # makes a slot need less memory; whether it could
+        self.backbone, self.config, self.world, self._on_oom = backbone, config, world, on_oom
         self.rate_scale = 1.0  # smaller after training went back from values that were not finite
         attach_lora(backbone, config.rank, config.alpha, config.seed, init=config.lora_init)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             backbone.enable_checkpointing()
         self.lora = lora_weights(backbone)
         self.average = WeightAverage(self.lora, config.ema_decay) if config.ema_decay else None
         self.student = GuardedAdamW(self.lora, config.learning_rate, weight_decay=config.weight_decay)
-        course = Course(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, world)
-        self.method = METHODS[config.method](course, self.student)
+        context = TrainingContext(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, world)
+        self.method = METHODS[config.method](context)
 
     @property
     def learners(self) -> dict[str, GuardedAdamW]:
-        """The student's, and those of what is trained beside it, by name."""
-        return {"student": self.student, **self.method.others}
+        """The student and the method's critics, by name."""
+        return {"student": self.student, **self.method.critics}
 
     def learning_rate(self, iteration: int) -> float:
-        """The student's rate: a linear warm-up, then a cosine down to the final one."""
-        rate, last = self.config.learning_rate * self.rate_scale, self.config.final_rate
+        """Return the student's learning rate: a linear warm-up, then a cosine down to the final rate."""
+        rate, last = self.config.learning_rate * self.rate_scale, self.config.min_lr_ratio
         if iteration < self.config.warmup:
             return rate * (iteration + 1) / self.config.warmup
         progress = (iteration - self.config.warmup) / max(1, self.config.iterations - self.config.warmup)
         return rate * ((1 + last) / 2 + (1 - last) / 2 * math.cos(math.pi * min(1.0, progress)))
 
-    def train_step(self, batch: Trajectories, iteration: int) -> list[SlotLosses]:
-        """One iteration of the method on a batch of trajectories: RAPM's student walks all slots, updated after each.
+    def train_step(self, batch: Trajectories, iteration: int) -> list[StepMetrics]:
+        """Run one iteration of the method on a batch: the student walks the method's slots and is updated in each.
+
+        A slot whose target, loss or gradient is not finite makes no update and ends the walk. Critics whose loss or
+        gradient is not finite are not updated, and the student walks on.
 
         Args:
             batch: This process's trajectories, on the backbone's device.
             iteration: Counts from 0; with the seed it fixes every random number used here.
 
         Returns:
-            The losses of each slot, the noisiest first. A slot whose target, loss or gradient is not finite makes no
-            update and ends the walk; a discriminators' loss or gradient that is not finite makes no update of the two.
-            A network that is not finite afterwards is told with the last slot.
+            The metrics of each slot, the noisiest first. If the trained weights are not finite afterwards, the last
+            slot says so.
         """
         for learner in self.learners.values():
             learner.loss_scale = self._loss_scale
@@ -159,10 +169,10 @@ class Trainer:
         report = []
         z = batch.z_teacher[:, -1]  # the noise
         for n in self.method.slots:
-            z, log = self._slot_that_fits(batch, n, z, iteration)
-            losses = log.read(n, self.world)
-            report.append(losses)
-            if losses.skipped and losses.skipped != DISCRIMINATOR:
+            z, metrics, flags = self._run_slot_with_fallback(batch, n, z, iteration)
+            step = read_metrics(metrics, flags, n, self.world)
+            report.append(step)
+            if step.skipped and step.skipped != DISCRIMINATOR:
                 break
         if self.average:
             self.average.follow(iteration)
@@ -170,31 +180,40 @@ class Trainer:
             report[-1].skipped = NETWORK
         return report
 
-    def _slot_that_fits(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
-        """A slot, again with less memory for as long as there is too little and `on_oom` finds some."""
+    def _run_slot_with_fallback(
+        self, batch: Trajectories, n: int, z_start: Tensor, iteration: int
+    ) -> tuple[Tensor, DeviceMetrics, UpdateFlags]:
+        """Run a slot; when memory runs out, repeat it as long as `on_oom` finds a way to need less."""
         while True:
             try:
-                return self._slot(batch, n, z_start, iteration)
+                return self._run_slot(batch, n, z_start, iteration)
             except RuntimeError as error:
                 failure = require_shortage(error)
-            if not self.on_oom():
+            if not self._on_oom():
                 raise failure
 
-    def _slot(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> tuple[Tensor, SlotLog]:
-        """One slot: the method takes gradients, then everything is updated; nothing waits for the device.
+    def _run_slot(
+        self, batch: Trajectories, n: int, z_start: Tensor, iteration: int
+    ) -> tuple[Tensor, DeviceMetrics, UpdateFlags]:
+        """Compute the losses of one slot, take their gradients and update; nothing waits for the device.
 
         Returns:
-            (B, C, H, W) where the next slot starts; what this one reports, on the device.
+            (B, C, H, W) start of the next slot; the slot's measurements; what the updates found finite.
         """
-        log = SlotLog()
-        z = self.method.slot(batch, n, z_start, iteration, log)
-        self._update(log)  # last, so that a slot that runs out of memory has changed nothing
-        return z, log
+        slot = self.method.student_loss(batch, n, z_start, iteration)
+        if slot.loss is not None:
+            self.student.backward(slot.loss)  # frees the student's graph before the critics need memory
+        critics = self.method.critic_loss(slot, batch.cond, n, iteration)
+        if critics:
+            backward(critics.loss, *self.method.critics.values())
+        are_targets_finite = torch.stack([target.isfinite().all() for target in slot.targets.values()]).all()
+        flags = self._update(are_targets_finite)  # last: a slot that runs out of memory has changed nothing
+        return slot.z_next, slot.metrics | critics.metrics if critics else slot.metrics, flags
 
-    def _update(self, log: SlotLog) -> None:
-        """One optimizer step of every learner that has a gradient, or none where something is not finite.
+    def _update(self, are_targets_finite: Tensor) -> UpdateFlags:
+        """Update every learner that has a gradient, but none if the loss or the gradient of the first is not finite.
 
-        All memory that they need is taken, and all processes have met, before the first of them changes anything.
+        Before anything changes, all memory for the updates is taken, and the processes have averaged their gradients.
         """
         ready = [(learner, learner.loss) for learner in self.learners.values() if learner.loss is not None]
         losses = torch.stack([loss for _, loss in ready])
@@ -203,34 +222,35 @@ class Trainer:
         gradients = [learner.weights.flat.grad for learner, _ in ready]
         self.world.average([losses, *(gradient for gradient in gradients if gradient is not None)])
         (first, _), *others = ready
-        most = self.config.max_grad_norm
-        log.is_loss_finite, log.is_lost = first.update(losses[0], most)
-        lost = [other.update(loss, most, log.is_lost)[1] for (other, _), loss in zip(others, losses[1:], strict=True)]
-        log.are_judges_lost = torch.stack(lost).max() if lost else None
+        max_norm = self.config.max_grad_norm
+        is_finite, is_skipped = first.update(losses[0], max_norm)
+        pairs = zip(others, losses[1:], strict=True)
+        skipped = [other.update(loss, max_norm, is_skipped)[1] for (other, _), loss in pairs]
+        return UpdateFlags(are_targets_finite, is_finite, is_skipped, torch.stack(skipped).max() if skipped else None)
 
     @property
     def _loss_scale(self) -> float:
-        """What a loss is multiplied by on its way back through a network in fp16, where small gradients vanish."""
+        """The factor of the loss in backward: above 1 in fp16, where small gradients vanish."""
         return FP16_LOSS_SCALE * self.rate_scale if self.backbone.dtype == torch.float16 else 1.0
 
     def finalize(self) -> None:
-        """After the last iteration: let the network compute with what is exported, the average where one is kept."""
-        self.backbone.reset_graphs()  # recordings hold as much memory as training took
+        """Put the exported weights, which are the average if one is kept, in the network after the last iteration."""
+        self.backbone.reset_graphs()  # they hold as much memory as training took
         if self.average:
             self.average.sync()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All that iterations change, in parts, each from names to tensors on the CPU; randomness has no state."""
+        """Return everything that iterations change, as parts of named tensors on the CPU; randomness has no state."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, learner in self.learners.items():
             parts |= {name: learner.weights.state(), f"{name}-optimizer": learner.state()}
         return parts | ({"average": self.average.state()} if self.average else {})
 
     def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
-        """Go back to what `state` returned.
+        """Load what `state` returned.
 
         Raises:
-            ValueError: It is another trainer's: a name or a shape differs.
+            ValueError: A name or a shape differs, because the state is another trainer's.
         """
         for name, learner in self.learners.items():
             learner.weights.load_state(parts[name])
@@ -240,7 +260,7 @@ class Trainer:
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
-    """Trajectories of one iteration: epochs of random permutations, a function of (seed, iteration)."""
+    """Return the indices of one iteration's trajectories: epochs of random permutations, fixed by the seed."""
     rows = []
     for position in range(iteration * batch_size, (iteration + 1) * batch_size):
         epoch, place = divmod(position, count)
@@ -249,7 +269,7 @@ def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Ten
 
 
 def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, first: int = 0) -> Iterator[Progress]:
-    """Run the iterations from `first` on, yielding after each; the next one's trajectories are read meanwhile."""
+    """Run the iterations from `first` on and yield after each; a thread reads the next batch meanwhile."""
     config, world, count = trainer.config, trainer.world, len(trajectories)
 
     def fetch(iteration: int) -> tuple[Tensor, Trajectories]:
@@ -264,7 +284,7 @@ def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, fir
 
 
 def prefetched(load: Callable[[K], V], keys: Iterable[K]) -> Iterator[tuple[K, V]]:
-    """Every key with what `load` makes of it, in order; one load runs ahead, in a thread of its own."""
+    """Yield every key with `load(key)`, in order; a thread loads one key ahead."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as reader:
         waiting = None
         for key in keys:

@@ -1,4 +1,4 @@
-"""Phase 1: the guided teacher walks the fine grid, and the positions that training needs are kept."""
+"""Phase 1: the guided teacher walks the fine grid; the positions that training needs are kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.core.network.backbone import Backbone, Conditioning
-from rapm_cli.core.network.lora_layers import TEACHER
+from rapm_cli.core.network.backbone import Conditioning, Denoiser
 from rapm_cli.core.network.schedule import ddim_step, fine_grid
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Teacher positions of B prompts.
+    """The teacher's positions for B prompts.
 
     Args:
         z_teacher: (B, N + 1, C, H, W) float32 positions at the edges, `z_teacher[:, 0]` the cleanest.
@@ -36,76 +35,87 @@ class Trajectories:
 
     @staticmethod
     def cat(items: list["Trajectories"]) -> "Trajectories":
-        """Batches joined, one after the other."""
+        """Concatenate batches."""
         cond = Conditioning.cat([item.cond for item in items])
         z_teacher, z_ahead = (torch.cat([getattr(item, name) for item in items]) for name in ("z_teacher", "z_ahead"))
         return Trajectories(z_teacher, z_ahead, cond)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is there, by name."""
+        """Return all tensors by name, without those that are None."""
         named = {"z_teacher": self.z_teacher, "z_ahead": self.z_ahead, "tokens": self.cond.tokens}
         named |= {} if self.cond.pooled is None else {"pooled": self.cond.pooled}
         return named | ({} if self.cond.time_ids is None else {"time_ids": self.cond.time_ids})
 
     @property
     def is_finite(self) -> bool:
-        """False where the teacher overflowed."""
+        """True if all positions are finite; False if the teacher overflowed."""
         return bool(self.z_teacher.isfinite().all() and self.z_ahead.isfinite().all())
 
     def to(self, device: torch.device) -> "Trajectories":
-        """The same trajectories on another device, latents in float32."""
+        """Return a copy on another device, with latents in float32."""
         return Trajectories(
             upload(self.z_teacher.float(), device), upload(self.z_ahead.float(), device), self.cond.to(device)
         )
 
 
 def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """(B, C, H, W) standard normal; row i depends on the seed, the purpose and `indices[i]` alone."""
+    """Draw (B, C, H, W) standard normal noise; row i depends on the seed, the purpose and `indices[i]` alone."""
     rows = [torch.randn(shape, generator=generator_for(seed, purpose, index)) for index in indices]
     return torch.stack(rows)
 
 
 def guided_noise(
-    backbone: Backbone, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+    teacher: Denoiser, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
-    """The teacher's noise estimate with classifier-free guidance, both halves in one batch.
+    """Predict noise with classifier-free guidance, both halves in one batch.
 
     Args:
-        backbone: Network; evaluated as the teacher.
+        teacher: The network without a LoRA.
         z: (B, C, H, W) latent at `t`.
-        t: Timestep, or (B,) of them on the CPU.
-        cond: The prompts' conditioning, B rows.
-        uncond: The empty prompt's, B rows or one.
-        guidance_scale: diffusers' form: uncond + scale * (cond - uncond); 1 means none, and no second half is run.
+        t: Timestep, or (B,) timesteps on the CPU.
+        cond: Conditioning of the prompts, B rows.
+        uncond: Conditioning of the empty prompt, B rows or one.
+        guidance_scale: diffusers' form: uncond + scale * (cond - uncond). 1 means no guidance and half the work.
+
+    Returns:
+        (B, C, H, W) noise estimate, float32.
     """
-    with backbone.role(TEACHER):
-        if guidance_scale == 1:
-            return backbone.predict_noise(z, t, cond)
-        both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
-        times = t.repeat(2) if isinstance(t, Tensor) else t
-        without, with_ = backbone.predict_noise(torch.cat([z, z]), times, both).chunk(2)
+    if guidance_scale == 1:
+        return teacher(z, t, cond)
+    both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
+    times = t.repeat(2) if isinstance(t, Tensor) else t
+    without, with_ = teacher(torch.cat([z, z]), times, both).chunk(2)
     return without + guidance_scale * (with_ - without)
 
 
 @torch.no_grad()
 def walk_teacher(
-    backbone: Backbone,
+    teacher: Denoiser,
     z: Tensor,
     times: list[int],
     cond: Conditioning,
     uncond: Conditioning,
     guidance_scale: float,
 ) -> Iterator[Tensor]:
-    """The guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart."""
+    """Yield the guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart.
+
+    Other arguments as in `guided_noise`.
+
+    Raises:
+        ValueError: The base is rounded to 8 bits, so that this would be another teacher. Walk before
+            `prepare_trainer`.
+    """
+    if teacher.backbone.is_rounded:
+        raise ValueError("the base is rounded to 8 bits: it is no longer the teacher")
     yield z
     for t, s in pairwise(times):
-        noise = guided_noise(backbone, z, t, cond, uncond, guidance_scale)
-        z = ddim_step(z, noise, t, s, backbone.schedule)
+        noise = guided_noise(teacher, z, t, cond, uncond, guidance_scale)
+        z = ddim_step(z, noise, t, s, teacher.schedule)
         yield z
 
 
 def rollout(
-    backbone: Backbone,
+    teacher: Denoiser,
     z: Tensor,
     cond: Conditioning,
     uncond: Conditioning,
@@ -115,22 +125,22 @@ def rollout(
     delta: int,
     guidance_scale: float,
 ) -> Trajectories:
-    """One batch of teacher trajectories.
+    """Compute a batch of teacher trajectories.
 
     Args:
-        backbone: Network; evaluated as the teacher.
+        teacher: The network without a LoRA.
         z: (B, C, H, W) noise at the noisiest edge.
-        cond: The prompts' conditioning, B rows.
-        uncond: The empty prompt's, B rows or one.
+        cond: Conditioning of the prompts, B rows.
+        uncond: Conditioning of the empty prompt, B rows or one.
         num_slots: N.
-        fine_steps: M, teacher steps in each slot.
-        delta: Fine steps from an edge to `z_ahead`, in [1, M).
-        guidance_scale: diffusers' form.
+        fine_steps: M, the number of teacher steps in each slot.
+        delta: Number of fine steps from an edge to `z_ahead`, in [1, M).
+        guidance_scale: Guidance scale in diffusers' form.
     """
-    times = fine_grid(num_slots, fine_steps, backbone.schedule.length)
+    times = fine_grid(num_slots, fine_steps, teacher.schedule.length)
     positions: list[Tensor] = []
     ahead: list[Tensor] = []
-    for k, position in enumerate(walk_teacher(backbone, z, times, cond, uncond, guidance_scale)):
+    for k, position in enumerate(walk_teacher(teacher, z, times, cond, uncond, guidance_scale)):
         if k % fine_steps == 0:
             positions.append(position)
         if k % fine_steps == delta:

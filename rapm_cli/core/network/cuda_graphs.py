@@ -1,7 +1,7 @@
-"""CUDA graphs: passes of a network that come again are recorded once, and then started in one piece.
+"""CUDA graphs: repeated passes of a network are recorded once, and later passes replay the recording.
 
-A fast GPU waits for the CPU, which starts some 60,000 kernels in an iteration on SDXL; a recorded pass is one start.
-What is computed is the same to the bit.
+An iteration on SDXL starts some 60,000 kernels, for which a fast GPU waits. A recorded pass is a single start. Results
+are the same to the bit.
 """
 
 import weakref
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-USUAL = 4  # passes of a kind before one is recorded: recording costs about one, and a single picture takes four
-SPARE = 2  # one part in so many of a device has to be free: cards that are full are slow enough to be kept busy
+USUAL = 4  # passes of a kind before one is recorded: recording costs about one, and a single image takes four
+SPARE = 2  # record only if more than 1 / SPARE of the device is free: small cards are slow enough to be kept busy
 
 Pass = Callable[..., Sequence[Tensor]]
 
 
 class Recording:
-    """One kind of pass, forward and backward, on tensors that stay where they are.
+    """A recorded pass, forward and backward, on tensors that stay in their places.
 
     Args:
-        work: The pass, a function of its inputs and of weights that stay in their places.
-        inputs: As it was first asked with.
-        weights: That may get gradients.
-        pool: Memory that it may share with recordings that are not played meanwhile; None for its own.
+        work: The pass: a function of its inputs and of weights that stay in their places.
+        inputs: Inputs to record with; later inputs must have the same shapes.
+        weights: Weights that may get gradients.
+        pool: Memory pool to share with recordings that are never in use at the same time; None for an own pool.
     """
 
     def __init__(self, work: Pass, inputs: Sequence[Tensor], weights: Sequence[nn.Parameter], pool: Any) -> None:
@@ -57,35 +57,35 @@ class Recording:
 
     @property
     def pool(self) -> Any:
-        """Of its memory."""
+        """The memory pool of the recording."""
         return self._forward.pool()
 
     @property
     def is_busy(self) -> bool:
-        """Whether a pass forward still waits for its pass backward, which needs what this one keeps."""
+        """True while a forward pass still waits for its backward pass, which needs the recording's tensors."""
         return self._lease() is not None
 
     def lease(self) -> object:
-        """What keeps it busy for as long as somebody holds it."""
+        """Return an object that keeps the recording busy as long as it is alive."""
         held = _Lease()
         self._lease = weakref.ref(held)
         return held
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The pass on other inputs of the same kind."""
+        """Run the forward pass on other inputs of the same shapes."""
         _copy(inputs, self._inputs)
         self._forward.replay()
         return tuple(output.clone() for output in self._outputs)
 
     def backward(self, incoming: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of `sources` for those of the outputs; they hold until the next pass backward."""
+        """Return the gradients of `sources` for gradients of the outputs; the next backward pass overwrites them."""
         _copy(incoming, self._incoming)
         self._backward.replay()
         return self._gradients
 
 
 class _Lease:
-    """Held by a pass that waits for its gradients."""
+    """Held by a pass that waits for its backward pass."""
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _copy(values: Sequence[Tensor], places: Sequence[Tensor]) -> None:
 
 
 class _Played(torch.autograd.Function):
-    """A recording as an operation: of its inputs, and of `sources` in their order."""
+    """A recording as an operation of autograd, on its inputs and on `sources` in their order."""
 
     @staticmethod
     def forward(ctx: Any, recording: Recording, inputs: Sequence[Tensor], *sources: Tensor) -> tuple[Tensor, ...]:
@@ -110,10 +110,10 @@ class _Played(torch.autograd.Function):
 
 
 class Recorder:
-    """Runs the passes of a network whose weights keep their places, and records what comes again and again.
+    """Runs the passes of a network whose weights keep their places, and records those that repeat.
 
     Args:
-        network: Whose passes.
+        network: Network whose passes are run.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -125,16 +125,16 @@ class Recorder:
 
     @property
     def has_recordings(self) -> bool:
-        """Whether something is recorded, which holds memory."""
+        """True if there are recordings, which hold memory."""
         return any(self._made.values())
 
     def run(self, kind: Hashable, work: Pass, *inputs: Tensor) -> Sequence[Tensor]:
-        """A pass.
+        """Run a pass, or replay its recording.
 
         Args:
-            kind: What tells it from others, apart from its inputs' shapes.
+            kind: Identifies the pass, together with the shapes of its inputs.
             work: The pass.
-            inputs: Of it, on one device.
+            inputs: Inputs of the pass, on one device.
         """
         has_gradients = torch.is_grad_enabled()
         forms = tuple((x.shape, x.dtype, has_gradients and x.requires_grad) for x in inputs)
@@ -155,14 +155,14 @@ class Recorder:
         return played
 
     def _record(self, key: Hashable, work: Pass, inputs: Sequence[Tensor]) -> Recording | None:
-        """A new recording; None where there is no room for one, or the device cannot record this."""
+        """Make a recording; return None if there is too little memory or the device cannot record the pass."""
         weights = [weight for weight in self._network.parameters() if weight.requires_grad]
         is_lasting = torch.is_grad_enabled()
         made = None
         if self._is_worth_it(inputs[0].device):
             try:
                 made = self._recorded(work, inputs, weights, None if is_lasting else self._pool)
-            except RuntimeError:  # the pass itself tells what is wrong with it, if anything is
+            except RuntimeError:  # if the pass itself is wrong, running it raises the error
                 made = None
         if made is None:
             self._refused.add(key)
@@ -177,6 +177,6 @@ class Recorder:
     def _is_worth_it(self, device: torch.device) -> bool:
         if device.type != "cuda" or device.index != torch.cuda.current_device():
             return False
-        torch.cuda.empty_cache()  # recording does so anyway; what older recordings hold stays
+        torch.cuda.empty_cache()  # recording does so anyway, and older recordings keep their memory
         free, total = torch.cuda.mem_get_info(device)
         return free > total / SPARE

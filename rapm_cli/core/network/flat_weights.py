@@ -1,26 +1,27 @@
-"""Weights that are trained, in one piece, so that what updates them runs once and not once for each of them."""
+"""Trained weights as one flat tensor, so that an update is one operation and not one for each weight."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-ALIGNED = 16  # numbers
+ALIGNED = 16  # numbers; fast kernels want addresses that are multiples of this
 
 
 class MasterWeights:
-    """float32 masters of some parameters as parts of one tensor, and what the network computes with.
+    """The float32 master weights of some parameters, as views of one flat tensor.
 
-    In a float32 network the two are one. In a 16-bit network it computes with copies in its own dtype, made anew after
-    each update, so that no pass casts 788 small tensors; gradients are taken of the copies and go to the masters.
+    A float32 network computes with the masters themselves. A 16-bit network computes with copies in its own dtype,
+    which `sync` renews after each update, so that no pass casts 788 small tensors. Gradients of the copies become
+    gradients of the masters.
 
     Args:
-        named: Parameters in float32, by name; from here on they hold what is computed with.
-        dtype: That the network computes in.
+        named: Parameters in float32, by name; from here on they hold the values that the network computes with.
+        dtype: Dtype of the network.
     """
 
     def __init__(self, named: dict[str, nn.Parameter], dtype: torch.dtype) -> None:
-        # Odd sizes last, so that all others begin at addresses that fast kernels take.
+        # Odd sizes come last, so that all others start at aligned addresses.
         self._named = dict(sorted(named.items(), key=lambda item: item[1].numel() % ALIGNED > 0))
         self.flat = torch.cat([value.detach().reshape(-1) for value in self._named.values()]).requires_grad_()
         self._working = self.flat.detach().to(dtype)  # the masters themselves where that is float32
@@ -29,36 +30,36 @@ class MasterWeights:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the network computes with, which gradients are taken of."""
+        """The parameters that the network computes with; gradients are taken of these."""
         return list(self._named.values())
 
     @property
     def masters(self) -> dict[str, Tensor]:
-        """The float32 values by name, detached; writing to them takes effect with `sync`."""
+        """The float32 values by name, detached; call `sync` after writing to them."""
         return self.parts(self.flat.detach())
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
-        """A tensor like `flat`, such as its gradient, as views by name in the shapes of the parameters."""
+        """Split a tensor like `flat`, such as its gradient, into views by name in the parameters' shapes."""
         parts = flat.split([value.numel() for value in self._named.values()])
         return {name: part.view(value.shape) for (name, value), part in zip(self._named.items(), parts, strict=True)}
 
     def set_gradients(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Set the masters' gradient from those of the parameters, which are `scale` times too large."""
+        """Set the gradient of the masters from gradients of the parameters, which are `scale` times too large."""
         gradient = torch.cat([part.reshape(-1) for part in gradients]).float()
         self.flat.grad = gradient.div_(scale) if scale != 1 else gradient
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Let the network compute with the masters' present values."""
+        """Copy the masters to the values that the network computes with."""
         if self._working.dtype != self.flat.dtype:
             self._working.copy_(self.flat)
 
     def state(self) -> dict[str, Tensor]:
-        """The masters by name, on the CPU."""
+        """Return the masters by name, on the CPU."""
         return self.parts(self.flat.detach().to("cpu", copy=True))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state` returned.
+        """Load what `state` returned.
 
         Raises:
             ValueError: A key or a shape differs.
@@ -72,7 +73,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
     """Copy values in place by name.
 
     Raises:
-        ValueError: A name or a shape differs; nothing was copied.
+        ValueError: A name or a shape differs. Nothing is copied then.
     """
     if target.keys() != source.keys():
         raise ValueError(f"keys differ: {sorted(target.keys() ^ source.keys())[:3]}")

@@ -1,4 +1,4 @@
-"""The noise schedule, the grids of timesteps, and the one step that everything is made of."""
+"""The noise schedule, the grids of timesteps, and the DDIM step."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,17 +10,17 @@ from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.common.errors import ConfigError
 
 CLEAN = -1  # the edge below timestep 0; it carries alphas_cumprod[0], as set_alpha_to_one=False does
-# diffusers' DDIMScheduler so set visits the times of `slot_edges`, as the student does.
+# With these settings, diffusers' DDIMScheduler visits the times of `slot_edges`, as the student does.
 DDIM_SETTINGS = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Signal power at every training timestep.
+    """The signal power at every training timestep.
 
     Args:
-        alphas_cumprod: (T,) float32, falling.
-        prediction_type: What the network predicts: "epsilon" or "v_prediction".
+        alphas_cumprod: (T,) float32 signal power, falling.
+        prediction_type: Quantity that the network predicts: "epsilon" or "v_prediction".
     """
 
     alphas_cumprod: Tensor
@@ -30,7 +30,7 @@ class NoiseSchedule:
     def scaled_linear(
         cls, start: float = 0.00085, end: float = 0.012, length: int = 1000, prediction_type: str = "epsilon"
     ) -> "NoiseSchedule":
-        """Stable Diffusion's schedule: betas linear in their square roots."""
+        """Return Stable Diffusion's schedule, whose betas are linear in their square roots."""
         betas = torch.linspace(start**0.5, end**0.5, length, dtype=torch.float32) ** 2
         return cls(torch.cumprod(1 - betas, dim=0), prediction_type)
 
@@ -40,21 +40,21 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def alpha_bar(self, t: int | Tensor, like: Tensor) -> Tensor:
-        """Signal power at `t` in [CLEAN, T), shaped and placed to multiply `like`.
+        """Return the signal power at `t` in [CLEAN, T), in a shape and on a device that fit a product with `like`.
 
-        A single value stays on the CPU, from where it enters a GPU's kernels without a copy.
+        A single value stays on the CPU, because GPU kernels take it from there without a copy.
         """
         values = self.alphas_cumprod[torch.as_tensor(t).clamp(min=0)].to(like.dtype)
         return upload(values.reshape(-1, *[1] * (like.dim() - 1)), like.device) if values.dim() else values
 
 
 def slot_edges(num_slots: int, length: int = 1000) -> list[int]:
-    """Borders of the slots, `edges[0] = CLEAN` to `edges[num_slots] = length - 1`.
+    """Return the borders of the slots, from `edges[0] = CLEAN` to `edges[num_slots] = length - 1`.
 
     They are the times that diffusers' DDIM visits with trailing spacing and `num_slots` steps.
 
     Raises:
-        ConfigError: DDIM elsewhere would not land on these times, because `num_slots` does not divide `length`.
+        ConfigError: `num_slots` does not divide `length`, so that DDIM in other programs would miss these times.
     """
     allowed = [n for n in range(1, 101) if length % n == 0]
     if num_slots not in allowed:
@@ -67,7 +67,7 @@ def slot_edges(num_slots: int, length: int = 1000) -> list[int]:
 
 
 def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
-    """The teacher's times, noisiest first: `num_slots * fine_steps` trailing steps and CLEAN.
+    """Return the teacher's times, noisiest first: `num_slots * fine_steps` trailing steps and CLEAN.
 
     Entry `k * fine_steps` is a slot edge for every k.
 
@@ -85,12 +85,12 @@ def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
 
 
 def predicted_noise(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Predicted noise at `(z, t)`, whatever the network predicts.
+    """Convert a network's prediction at `(z, t)` to noise.
 
     Args:
-        prediction: (B, C, H, W) what the network returned, float32.
+        prediction: (B, C, H, W) output of the network, float32.
         z: (B, C, H, W) latent at `t`, float32.
-        t: Timestep, in [0, T), or (B,) of them.
+        t: Timestep in [0, T), or (B,) timesteps.
         schedule: Noise schedule of the base model.
 
     Source: v-prediction, arXiv:2202.00512, appendix D: eps = sqrt(a) v + sqrt(1 - a) z.
@@ -102,7 +102,7 @@ def predicted_noise(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: No
 
 
 def clean_estimate(z: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The clean latent that a noise estimate at `(z, t)` amounts to: x0 = (z - sqrt(1 - a_t) noise) / sqrt(a_t).
+    """Return the clean latent that a noise estimate at `(z, t)` implies: x0 = (z - sqrt(1 - a_t) noise) / sqrt(a_t).
 
     Arguments as in `ddim_step`.
     """
@@ -116,8 +116,8 @@ def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedu
     Args:
         z: (B, C, H, W) latent at `t`, float32 or float64.
         noise: (B, C, H, W) predicted noise at `(z, t)`, dtype of `z`.
-        t: Timestep `z` is at, in [0, T), or (B,) of them on the CPU.
-        s: Timestep to reach, in [CLEAN, t], or (B,) of them.
+        t: Timestep of `z` in [0, T), or (B,) timesteps on the CPU.
+        s: Timestep to reach in [CLEAN, t], or (B,) timesteps.
         schedule: Noise schedule of the base model.
 
     Returns:
@@ -134,18 +134,18 @@ def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedu
 
 
 def add_noise(clean: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """A latent without any noise carried to `t`: sqrt(a_t) clean + sqrt(1 - a_t) noise; arguments as in `ddim_step`."""
+    """Noise a clean latent to `t`: sqrt(a_t) clean + sqrt(1 - a_t) noise; arguments as in `ddim_step`."""
     a = schedule.alpha_bar(t, clean)
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
 def noise_forward(z: Tensor, noise: Tensor, s: int, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Carry a latent from edge `s` to noisier timesteps `t` with fresh noise.
+    """Noise a latent at edge `s` further, to timesteps `t`.
 
     Args:
         z: (B, C, H, W) latent at `s`, float32.
         noise: (B, C, H, W) standard normal.
-        s: Timestep `z` is at, in [CLEAN, T).
+        s: Timestep of `z` in [CLEAN, T).
         t: (B,) timesteps to reach, each at least `s`, on the CPU.
         schedule: Noise schedule of the base model.
 

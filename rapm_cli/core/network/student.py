@@ -26,19 +26,19 @@ def attach_lora(
     role: str = STUDENT,
     init: str = "kaiming",
 ) -> None:
-    """Put a fresh LoRA on the backbone, in float32; its first output equals the teacher's, because B is zero.
+    """Attach a fresh LoRA in float32; B is zero, so that the first output equals the teacher's.
 
-    In a 16-bit network it has to be brought to the network's dtype before it is used: `lora_weights` or
-    `load_lora_state` does.
+    In a 16-bit network, call `lora_weights` or `load_lora_state` before the LoRA is used. They bring it to the
+    network's dtype.
 
     Args:
-        backbone: Network without a LoRA of that role.
+        backbone: Network without a LoRA of this role.
         rank: Rank of every update.
         alpha: The update is (alpha / rank) B A.
         seed: Seed of A.
-        modules: Whole names of the layers to adapt; None for all of `TARGET_MODULES`.
-        role: In which it is on.
-        init: How A begins: "kaiming" (uniform within 1 / sqrt(inputs)), or "gaussian" (deviation 1 / rank).
+        modules: Full names of the layers to adapt; None for all of `TARGET_MODULES`.
+        role: Role in which the LoRA is on.
+        init: Distribution of A: "kaiming" (uniform within 1 / sqrt(inputs)) or "gaussian" (deviation 1 / rank).
 
     Raises:
         ValueError: The backbone lacks one of the modules.
@@ -59,7 +59,7 @@ def attach_lora(
         purpose = ("lora",) if role == STUDENT else ("lora", role)
         torch.manual_seed(generator_for(seed, *purpose).initial_seed())
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is wanted
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second LoRA is intended
             backbone.unet.add_adapter(config, ADAPTERS[role])
     for parameter in lora_parameters(backbone, role).values():
         parameter.data = parameter.data.float()
@@ -79,12 +79,12 @@ def _check_modules(backbone: Backbone, modules: list[str]) -> None:
 
 
 def lora_weights(backbone: Backbone) -> MasterWeights:
-    """The weights of a LoRA that was attached in float32; from here on the network computes with its own dtype."""
+    """Return the master weights of the student's LoRA; from here on the network computes with copies in its dtype."""
     return MasterWeights(lora_parameters(backbone), backbone.dtype)
 
 
 def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """Copy weights by peft key into an attached LoRA of the same shape, in the network's dtype.
+    """Copy weights by peft key into an attached LoRA of the same shape, and cast it to the network's dtype.
 
     Raises:
         ValueError: A key or a shape differs.
@@ -95,7 +95,7 @@ def load_lora_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
 
 
 def lora_parameters(backbone: Backbone, role: str = STUDENT) -> dict[str, nn.Parameter]:
-    """Parameters by peft key, such as `mid_block.resnets.0.conv1.lora_A.weight`."""
+    """Return a LoRA's parameters by peft key, such as `mid_block.resnets.0.conv1.lora_A.weight`."""
     end = f".{ADAPTERS[role]}."
     named = backbone.unet.named_parameters()
     return {name.replace(end, "."): value for name, value in named if ".lora_" in name and end in name}

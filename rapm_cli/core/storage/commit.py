@@ -1,8 +1,8 @@
-"""The commit protocol: a folder that is there whole or not at all, and that tells when it has been damaged.
+"""Commits: folders that exist whole or not at all, as a database's commits do, and whose damage is detected.
 
-Temporary folder, files, fsync, manifest, fsync, rename, fsync of the parent: in that order, so that after a kill or a
-power cut at any point the name either does not exist or stands for everything. The manifest holds the sha256 and size
-of each file and its own sha256; nothing is believed that does not agree with it.
+A commit is made in this order: temporary folder, files, fsync, manifest, fsync, rename, fsync of the parent folder.
+After a kill or a power cut at any point, the folder's name either does not exist or stands for everything. The manifest
+holds the sha256 and size of each file and its own sha256; files that disagree with it are never used.
 """
 
 import errno
@@ -25,15 +25,15 @@ MANIFEST, FORMAT = "MANIFEST.json", 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a commit says of itself.
+    """Manifest of a commit.
 
     Args:
-        name: Its folder's name, so that one commit cannot stand in another's place.
-        fingerprint: Of the settings that made it.
-        files: Name, as a path inside the folder, to sha256 and size in bytes.
-        parent: The commit that it goes on from; None for a first one.
-        about: What its maker wants known, as JSON values.
-        format: Version of this protocol.
+        name: Name of the folder, so that one commit cannot replace another.
+        fingerprint: Fingerprint of the settings that made the commit.
+        files: Path inside the folder to sha256 and size in bytes.
+        parent: Name of the commit before it; None for a first one.
+        about: Further facts, as JSON values.
+        format: Version of this format.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files."""
+        """Size of all files in bytes."""
         return sum(entry["bytes"] for entry in self.files.values())
 
     def to_bytes(self) -> bytes:
-        """The one way to write it: any other byte is damage."""
+        """Return the only valid encoding; a manifest with any other byte is damaged."""
         digest = hashlib.sha256(_canonical(vars(self))).hexdigest()
         return _canonical(vars(self) | {"sha256": digest})
 
     @property
     def is_sound(self) -> bool:
-        """True where everything has its type and no file lies outside the folder."""
+        """True if every value has its type and no file is outside the folder."""
         texts = [self.name, self.fingerprint, self.parent or "", *self.files]
         entries = [set(entry) == {"bytes", "sha256"} and type(entry["bytes"]) is int for entry in self.files.values()]
         is_typed = all(isinstance(text, str) for text in texts) and isinstance(self.about, dict)
@@ -66,18 +66,17 @@ class Manifest:
 def committing(
     folder: Path, *, fingerprint: str, parent: str | None = None, about: dict[str, Any] | None = None
 ) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `folder` at the end and is read back, or is removed.
+    """Yield a temporary folder to fill; at the end it becomes `folder` and is read back, or is removed after an error.
 
     Args:
-        folder: Name of the commit; what is there already is moved aside, and removed once the new one is known to be
-            good.
-        fingerprint: Of the settings that made it.
-        parent: Name of the commit that it goes on from.
-        about: What should be known of it, as JSON values.
+        folder: Path of the commit. An existing one is moved aside, and removed once the new one is verified.
+        fingerprint: Fingerprint of the settings that made the commit.
+        parent: Name of the commit before it; None for a first one.
+        about: Further facts, as JSON values.
 
     Raises:
-        OSError: It cannot be written; what was there is still there.
-        VerificationError: What was read back is not what was written; what was there is there again.
+        OSError: The commit cannot be written; the existing one is unchanged.
+        VerificationError: The commit was read back and differs; the existing one is restored.
     """
     make_folder(folder.parent)
     temporary = temporary_name(folder)
@@ -111,15 +110,15 @@ def commit(
     """Write files as one commit.
 
     Args:
-        folder: Name of the commit.
-        files: Name to content.
-        fingerprint: Of the settings that made it.
-        parent: Name of the commit that it goes on from.
-        about: What should be known of it, as JSON values.
+        folder: Path of the commit.
+        files: Path inside the folder to content.
+        fingerprint: As in `committing`.
+        parent: As in `committing`.
+        about: As in `committing`.
 
     Raises:
-        OSError: It cannot be written.
-        VerificationError: What was read back is not what was written.
+        OSError: The commit cannot be written.
+        VerificationError: The commit was read back and differs.
     """
     with committing(folder, fingerprint=fingerprint, parent=parent, about=about) as temporary:
         for name, data in files.items():
@@ -127,12 +126,12 @@ def commit(
 
 
 def read_manifest(folder: Path, fingerprint: str | None = None, *, is_movable: bool = False) -> Manifest:
-    """What a commit says of itself; its files are not looked at.
+    """Read the manifest of a commit, without its files.
 
     Args:
-        folder: Of the commit.
-        fingerprint: Of the settings that must have made it; None for any.
-        is_movable: Whether its folder may have another name than it was given.
+        folder: Path of the commit.
+        fingerprint: Fingerprint that the commit must have; None for any.
+        is_movable: Whether the folder may have been renamed.
 
     Raises:
         DamagedError: The manifest is missing, damaged, of another format, of another commit or of other settings.
@@ -161,10 +160,10 @@ def read_manifest(folder: Path, fingerprint: str | None = None, *, is_movable: b
 
 
 def verify(folder: Path, fingerprint: str | None = None, *, is_movable: bool = False) -> Manifest:
-    """The manifest of a commit, once every file has been found to be what was written; arguments as above.
+    """Compare every file of a commit with its manifest, and return that; arguments as in `read_manifest`.
 
     Raises:
-        DamagedError: One is not.
+        DamagedError: The manifest or a file is damaged.
     """
     manifest = read_manifest(folder, fingerprint, is_movable=is_movable)
     for name, expected in manifest.files.items():
@@ -178,10 +177,10 @@ def verify(folder: Path, fingerprint: str | None = None, *, is_movable: bool = F
 
 
 def read_commit(folder: Path, fingerprint: str | None = None) -> tuple[Manifest, dict[str, bytes]]:
-    """A commit's manifest and the very bytes that were verified; arguments as above.
+    """Return the manifest and the verified bytes of each file; arguments as in `read_manifest`.
 
     Raises:
-        DamagedError: A file is not what was written.
+        DamagedError: The manifest or a file is damaged.
     """
     manifest, contents = read_manifest(folder, fingerprint), {}
     for name, expected in manifest.files.items():
@@ -197,7 +196,7 @@ def read_commit(folder: Path, fingerprint: str | None = None) -> tuple[Manifest,
 
 
 def remove_commit(folder: Path) -> None:
-    """Remove a commit so that it is never seen half gone."""
+    """Remove a commit; it is renamed first, so that no process sees a part of it."""
     aside = temporary_name(folder)
     if aside.exists():
         shutil.rmtree(aside)
@@ -207,7 +206,7 @@ def remove_commit(folder: Path) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename and read back; what is there already is moved aside first, because no folder can be renamed over it."""
+    """Rename and read back; an existing folder is moved aside first, because no folder can be renamed over it."""
     aside = temporary_name(folder, ASIDE)
     if folder.exists():
         folder.rename(aside)
@@ -217,7 +216,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             sync(folder.parent)
             verify(folder)
         except (OSError, DamagedError) as error:
-            folder.rename(temporary)  # in one step, so that the name is free for what was there
+            folder.rename(temporary)  # in one step, so that the name is free for the old folder
             if isinstance(error, OSError):
                 raise
             damage = f"{folder} did not read back as it was written: {error.damage}"
@@ -235,7 +234,7 @@ def _canonical(record: dict[str, Any]) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A file of a commit; what stands in its place is not waited for, as a FIFO would be."""
+    """Open a file of a commit; anything but a regular file, such as a FIFO, raises at once."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no file")
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written, flushed to the disk and renamed, in that order."""
+"""Files that survive a power cut: they are written, synced to the disk and renamed, in that order."""
 
 import contextlib
 import hashlib
@@ -15,20 +15,20 @@ from typing import BinaryIO
 
 from rapm_cli.core.common.errors import InputError
 
-TEMPORARY = ".rapm-tmp-"  # how the name of everything unfinished begins
-ASIDE = ".rapm-old-"  # and of what was moved aside while something new takes its place
+TEMPORARY = ".rapm-tmp-"  # begins the name of every unfinished file and folder
+ASIDE = ".rapm-old-"  # begins the name of a folder that was moved aside while a new one takes its place
 _MARKED = re.compile(
     rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<host>[0-9a-f]{{6}})-(?P<owner>[0-9]+)-(?P<name>.+)"
 )
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-FOREIGN_SECONDS = 86_400  # after which what another machine left unfinished in a shared folder is taken for litter
+FOREIGN_SECONDS = 86_400  # age at which unfinished files of another machine in a shared folder count as leftovers
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and see it to the disk; its name is safe once its folder is synced.
+    """Write a new file and sync its bytes to the disk; its name is safe only once its folder is synced.
 
     Raises:
-        OSError: It exists, or cannot be written.
+        OSError: The file exists, or cannot be written.
     """
     with path.open("xb") as file:
         write_all(file, data)
@@ -37,14 +37,14 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
-    """Every byte that is put into a commit passes here."""
+    """Write bytes; all bytes of committed folders pass here, so that tests can make writes fail."""
     file.write(data)
 
 
 def sync(path: Path) -> None:
-    """See a file's bytes, or a folder's names, to the disk."""
+    """Flush a file's bytes, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no such thing
+        return  # Windows cannot sync a folder
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -53,16 +53,16 @@ def sync(path: Path) -> None:
 
 
 def is_plain(name: str) -> bool:
-    """True for a path, with slashes, that stays inside its folder."""
+    """Return True for a relative path, with slashes, that stays inside its folder."""
     parts = PurePosixPath(name).parts
     return bool(parts) and name == "/".join(parts) and not ({"..", "/", "."} & set(parts)) and "\\" not in name
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those that it lies in, and see their names to the disk.
+    """Make a folder and its parents, and sync their names to the disk.
 
     Raises:
-        OSError: It cannot be made, or is a file.
+        OSError: The folder cannot be made, or is a file.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -72,13 +72,13 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under, which then takes the place of `path` whole, or is removed.
+    """Yield a temporary path to write to; it then replaces `path` as a whole, or is removed after an error.
 
     Args:
         path: File to make or replace; its folder is made.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     make_folder(path.parent)
     temporary = temporary_name(path)
@@ -92,33 +92,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole, or leave what is there.
+    """Write a file as a whole, or leave the existing one unchanged.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with replacing(path) as temporary:
         write_file(temporary, data)
 
 
 def temporary_name(path: Path, mark: str = TEMPORARY) -> Path:
-    """A name beside `path` that tells which process will remove it; the ending is kept."""
+    """Return a name beside `path`, with the same suffix, that identifies the process that will remove it."""
     return path.with_name(f"{mark}{_HOST}-{os.getpid()}-{path.name}")
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What processes that are gone left unfinished in a folder, or moved aside in it, which comes first.
+    """List the temporary and moved-aside entries of a folder whose processes have ended, the moved-aside ones first.
 
-    A process of this machine is asked for by its number, one of another is given a day.
+    A process of this machine is looked up by its number; one of another machine counts as ended after a day.
     """
     return [path for path in sorted(folder.iterdir()) if _is_leftover(path)] if folder.is_dir() else []
 
 
 def sweep(folder: Path) -> None:
-    """Clear a folder of leftovers; what was moved aside is put back where it is missed."""
+    """Remove the leftovers in a folder; a moved-aside entry is put back if its original is missing."""
     for path in leftovers(folder):
         marked = _MARKED.fullmatch(path.name)
-        with contextlib.suppress(OSError):  # of a folder that cannot be written
+        with contextlib.suppress(OSError):  # the folder cannot be written
             if marked and marked["mark"] == ASIDE and not path.with_name(marked["name"]).exists():
                 path.rename(path.with_name(marked["name"]))
             elif path.is_dir() and not path.is_symlink():
@@ -128,7 +128,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_marked(path: Path) -> bool:
-    """True for the name of something unfinished, or moved aside, whoever works on it."""
+    """Return True for a temporary or moved-aside name, of any process."""
     return bool(_MARKED.fullmatch(path.name))
 
 
@@ -144,23 +144,30 @@ def _is_leftover(path: Path) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    """True where no process of this machine has that number, or only this one, which then is not the one meant."""
+    """Return True if no other process of this machine has that number.
+
+    This process's own number counts as free: it asks before it writes, so an earlier process had the number.
+    """
     if os.name == "nt":
-        return False  # there, to ask whether a process lives would end it
+        return False  # on Windows os.kill with signal 0 would end the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False
-    return pid == os.getpid()  # this process is asked before it writes, so it is an earlier one's
+    return pid == os.getpid()
 
 
 def regular_file(path: Path, remedy: str) -> Path:
-    """The path, where a file of bytes is; opening a FIFO would wait for ever.
+    """Return the path if it is a regular file; opening a FIFO would block for ever.
+
+    Args:
+        path: Path to check.
+        remedy: Remedy of the error.
 
     Raises:
-        InputError: It cannot be looked at, or is a folder, a FIFO, a socket or a device.
+        InputError: The path cannot be accessed, or is a folder, a FIFO, a socket or a device.
     """
     try:
         mode = path.stat().st_mode
@@ -174,7 +181,7 @@ def regular_file(path: Path, remedy: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes, read in pieces.
+    """Return the hexadecimal sha256 of a file.
 
     Raises:
         OSError: The file cannot be read.

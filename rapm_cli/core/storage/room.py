@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before work is done."""
+"""Free disk space, checked before work begins."""
 
 import shutil
 from pathlib import Path
@@ -9,21 +9,21 @@ SPARE = 2**20  # bytes, for names and manifests
 
 
 def require_room(place: Path, needed: int, what: str) -> None:
-    """Refuse work whose result would not fit.
+    """Refuse work whose result would not fit on the disk.
 
     Args:
-        place: Where it will be written; need not exist yet.
-        needed: Bytes.
-        what: What is written, in words.
+        place: Path that will be written; it need not exist yet.
+        needed: Bytes that will be written.
+        what: What is written, for the message.
 
     Raises:
-        DiskError: Too little is free.
+        DiskError: Too little space is free.
     """
     if free_bytes(place) < needed + SPARE:
         raise DiskError.full(place, what, needed + SPARE, free_bytes(place))
 
 
 def free_bytes(place: Path) -> int:
-    """Bytes that the user may still write where `place` is or will be."""
+    """Return the number of bytes that the user can still write at a path, which need not exist yet."""
     there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

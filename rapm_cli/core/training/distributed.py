@@ -1,7 +1,7 @@
-"""The processes that train together: what each takes of a batch, and how they agree.
+"""The processes that train together: which rows of a batch each takes, and how they agree.
 
-Every random draw is made for the whole batch and each process takes its rows, so that R processes with B trajectories
-each do what one does with R times B.
+Random numbers are drawn for the whole batch, and each process takes its rows. So R processes with B trajectories each
+do what one process does with R times B.
 """
 
 import time
@@ -19,21 +19,21 @@ POLL_SECONDS = 0.1
 
 
 class Verdict(IntEnum):
-    """What the first process has decided after an iteration."""
+    """The decision of the first process after an iteration."""
 
-    GO = 0  # on with the next
-    RESTORE = 1  # to the state that it tells, of so many iterations
-    STOP = 2  # a signal of that number came
+    GO = 0  # continue with the next iteration
+    RESTORE = 1  # load the state that it sends; the value is the number of its iterations
+    STOP = 2  # a signal came; the value is its number
 
 
 class World:
-    """This process among all of a distributed job; alone where there is none.
+    """The processes of a distributed job, as one of them sees it; without a job, this process alone.
 
-    Whatever is told raises `PeerEnded` where it cannot be, because another process is gone.
+    Every method that communicates raises `PeerEnded` if another process is gone.
 
     Args:
-        jobs: Of the job, which says how many there are and which this one is: the first, 0, writes and talks.
-        device: Where what they tell each other has to be.
+        jobs: The job's store, which knows the number of processes and the rank of this one; None without a job.
+        device: Device of the tensors that the processes exchange.
     """
 
     def __init__(self, jobs: JobStore | None = None, device: torch.device | None = None) -> None:
@@ -42,36 +42,36 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True for the one process that writes and talks."""
+        """True for the one process that writes files and reports."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """This process's rows of `count`, which `size` divides."""
+        """Return this process's rows of `count` rows; `size` must divide `count`."""
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one dtype by their means over all processes, in one message."""
+        """Replace tensors of one dtype by their means over all processes, in one all-reduce."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with self._together():
+        with self._peers_needed():
             distributed.all_reduce(flat)
         flat.div_(self.size)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def broadcast_verdict(self, verdict: Verdict = Verdict.GO, value: int = 0) -> tuple[Verdict, int]:
-        """The first process's verdict with its number; what the others give is not asked for.
+        """Return the first process's verdict and its value; the arguments of the other processes are ignored.
 
         Raises:
-            PeerEnded: All but the first stop, which tells it.
+            PeerEnded: The verdict is to stop, and this is not the first process.
         """
         if self.size == 1:
             return verdict, value
         told = torch.tensor([int(verdict), value], device=self._device)
-        with self._together():
+        with self._peers_needed():
             distributed.broadcast(told, 0)
             first, second = told.tolist()
         if first == Verdict.STOP and not self.is_first:
@@ -79,47 +79,47 @@ class World:
         return Verdict(first), second
 
     def broadcast(self, data: bytes = b"") -> bytes:
-        """The first process's bytes; what the others give is not asked for."""
+        """Return the first process's bytes; the arguments of the other processes are ignored."""
         if self.size == 1:
             return data
         size = torch.tensor([len(data)], device=self._device)
-        with self._together():
+        with self._peers_needed():
             distributed.broadcast(size, 0)
         told = torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)[: len(data)].to(self._device)
         if not self.is_first:
             told = torch.empty(int(size), dtype=torch.uint8, device=self._device)
-        with self._together():
+        with self._peers_needed():
             distributed.broadcast(told, 0)
         return told.cpu().numpy().tobytes()
 
     def request_stop(self, number: int | None) -> int | None:
-        """Tell all that a signal of that number asks to stop; the number of one that any process was sent."""
+        """Report a signal that asks to stop, if any; return the number of the first one that any process reported."""
         return self._jobs.request_stop(number) if self._jobs else number
 
     def barrier(self, number: Callable[[], int | None]) -> int | None:
-        """Wait until all are here; of the signal because of which all stop now, where the first one has heard of any.
+        """Wait for all processes; return the number of the signal because of which all stop now, or None.
 
         Args:
-            number: Of the signal that this process was sent, asked for as long as it waits.
+            number: Function that returns the number of the signal that this process was sent, or None.
 
         Raises:
-            PeerEnded: All but the first stop, which tells it.
+            PeerEnded: All stop, and this is not the first process.
         """
         if self.size == 1:
             return number()
-        with self._together():
+        with self._peers_needed():
             meeting = distributed.barrier(async_op=True)
             while not meeting.is_completed():
-                time.sleep(POLL_SECONDS)  # in which Python hears signals
+                time.sleep(POLL_SECONDS)  # Python handles signals meanwhile
                 self.request_stop(number())
             meeting.wait()
-        wish = self.request_stop(number())
-        self.broadcast_verdict(*((Verdict.GO, 0) if wish is None else (Verdict.STOP, wish)))
-        return wish if self.is_first else None
+        requested = self.request_stop(number())
+        self.broadcast_verdict(*((Verdict.GO, 0) if requested is None else (Verdict.STOP, requested)))
+        return requested if self.is_first else None
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """What fails inside fails because of another process."""
+    def _peers_needed(self) -> Iterator[None]:
+        """Inside, an error other than a lack of memory means that another process is gone."""
         try:
             yield
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What the processes that train together tell each other beside their collectives: wishes to stop, and how it ended."""
+"""Messages between the processes of a job outside of their collectives: requests to stop, and exit codes."""
 
 import contextlib
 import json
@@ -16,28 +16,30 @@ ENDING, WISH, LEFT = "rapm/ending", "rapm/wish", "rapm/left"
 
 
 class JobStore:
-    """A few words that every process can read at any time, whatever collective it or another is waiting in.
+    """A store that every process can read at any time, whatever collective it or another is waiting in.
+
+    Once the process that holds the store is gone, messages are neither sent nor received.
 
     Args:
-        store: That all of them share.
-        rank: Of this process.
-        size: How many there are.
+        store: Store that all processes share.
+        rank: Rank of this process.
+        size: Number of processes.
     """
 
     def __init__(self, store: "Store", rank: int, size: int) -> None:
-        self._held = store  # in the first process it may be what serves the others
+        self._held = store  # in the first process it may be the server of the others
         # A connection of its own, so that nothing here waits for another thread's answer.
         self._store = store.clone()  # type: ignore[attr-defined]
         self.rank, self.size = rank, size
         self._is_there, self._has_left = True, False
 
     def report_exit(self, code: int, why: str) -> None:
-        """Say that this process has ended, with an exit code; the first that says so is heard."""
+        """Report that this process has ended, with its exit code and the reason; only the first report counts."""
         with self._while_there():
             self._store.compare_set(ENDING, "", json.dumps([self.rank, code, why]))
 
     def peer_exit(self) -> PeerEnded | None:
-        """How another process has ended, where one was the first to say so."""
+        """Return how another process has ended; None if none has, or if this one was the first."""
         with self._while_there():
             if self._is_there and self._store.check([ENDING]):
                 rank, code, why = json.loads(self._store.get(ENDING))
@@ -45,7 +47,7 @@ class JobStore:
         return None
 
     def request_stop(self, number: int | None = None) -> int | None:
-        """Ask all to stop because of a signal; the number of the first that any was asked by, None for none."""
+        """Request a stop because of a signal, if any; return the number of the first signal requested, or None."""
         with self._while_there():
             if number is not None:
                 return int(self._store.compare_set(WISH, "", str(number)))
@@ -54,14 +56,14 @@ class JobStore:
         return number
 
     def detach(self) -> None:
-        """Say that this process needs no other any more."""
+        """Report that this process needs the others no more."""
         if not self._has_left:  # or the store may be gone already
             self._has_left = True
             with self._while_there():
                 self._store.set(f"{LEFT}/{self.rank}", "")
 
     def all_detached(self, ranks: Iterable[int], seconds: float) -> bool:
-        """Wait until these processes have left, at most so long; True where they have."""
+        """Wait for these processes to detach, for some seconds at most; return True if they have."""
         keys, end = [f"{LEFT}/{rank}" for rank in ranks], time.monotonic() + seconds
         with self._while_there():
             while not self._store.check(keys):
@@ -72,7 +74,7 @@ class JobStore:
 
     @contextlib.contextmanager
     def _while_there(self) -> Iterator[None]:
-        """Nothing is told or heard once the process that holds the store is gone."""
+        """Ignore errors of the store, and note that the process that holds it is gone."""
         try:
             yield
         except RuntimeError:

@@ -1,7 +1,7 @@
-"""What a piece of work holds and computes, found by doing it on tensors without data.
+"""Memory and operations of a computation, measured on tensors without data.
 
-On the meta device every operation of torch makes a tensor of the right shape and no data, forward and backward, so that
-the code that will run on a card can be run beforehand, by itself, in seconds.
+On the meta device, every operation of torch makes a tensor of the right shape and no data, forward and backward. So the
+code that will run on a card can be run before, in seconds.
 """
 
 import weakref
@@ -16,16 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-BLOCK = 512  # bytes that CUDA's allocator gives out at least
+BLOCK = 512  # bytes; CUDA's allocator rounds sizes up to multiples of this
 
 
 class Meter(TorchDispatchMode):
-    """Inside, counts the floating-point operations and the bytes that are alive.
+    """A context that counts floating-point operations and live bytes.
 
     Attributes:
-        flops: So far.
-        live_bytes: Of storages seen inside that are still there.
-        peak_bytes: The most that were alive at once.
+        flops: Number of floating-point operations so far.
+        live_bytes: Size of the storages that were seen inside and are still alive.
+        peak_bytes: Greatest `live_bytes` so far.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Meter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def hold(self, tensors: list[Tensor]) -> None:
-        """Count tensors that were there before."""
+        """Count tensors that were made before."""
         for tensor in tensors:
             self._see(tensor)
 
@@ -65,7 +65,7 @@ class Meter(TorchDispatchMode):
 
 @contextmanager
 def flash_attention(meter: Meter) -> Iterator[None]:
-    """Inside, attention holds and computes what fused kernels do: no matrix of scores; one more pass backward."""
+    """Inside, attention counts as a fused kernel: no matrix of scores, and one more pass in backward."""
 
     class Flash(torch.autograd.Function):
         @staticmethod
@@ -95,5 +95,5 @@ def flash_attention(meter: Meter) -> Iterator[None]:
 
 
 def _attention_flops(query: Tensor, key: Tensor) -> int:
-    """Two matrix products, of queries with keys and of scores with values."""
+    """Count two matrix products: queries with keys, and scores with values."""
     return 4 * query.numel() * key.shape[-2]

@@ -1,4 +1,4 @@
-"""Weights with the AdamW that trains them; nothing in here waits for the device."""
+"""AdamW on master weights, and their moving average; nothing here waits for the device."""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,17 @@ from rapm_cli.core.network.flat_weights import MasterWeights, copy_tensors
 
 
 class GuardedAdamW:
-    """AdamW on some weights, which makes no update from what is not finite.
+    """AdamW that skips an update whose loss or gradient is not finite.
 
     Args:
-        weights: That it trains.
-        learning_rate: Of the updates, until `set_rate`.
-        betas: Of the moments.
-        weight_decay: Decoupled.
+        weights: Weights to train.
+        learning_rate: Learning rate until `set_rate` changes it.
+        betas: Decay of the two moments.
+        weight_decay: Decoupled weight decay.
+
+    Attributes:
+        loss: The loss whose gradient waits for an update; None if no gradient does.
+        loss_scale: Factor of the loss in backward.
     """
 
     def __init__(
@@ -27,60 +31,60 @@ class GuardedAdamW:
     ) -> None:
         self.weights, self.learning_rate = weights, learning_rate
         self.loss_scale = 1.0
-        self.loss: Tensor | None = None  # that the gradient which waits for an update is of
+        self.loss: Tensor | None = None
         self._adam = torch.optim.AdamW(
             [weights.flat], lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
 
     def set_rate(self, learning_rate: float) -> None:
-        """Of the updates from here on."""
+        """Set the learning rate of the updates from here on."""
         self._adam.param_groups[0]["lr"] = learning_rate
 
     def init_state(self) -> None:
-        """Let the optimizer lay out its moments, by a step that is skipped."""
+        """Allocate the optimizer's moments, by a step that is skipped."""
         if not self._adam.state:
             try:
                 self._step(torch.ones((), device=self.weights.flat.device))
             except RuntimeError as error:
                 require_shortage(error)
-                self._adam.state.clear()  # a part of the moments would count as all
+                self._adam.state.clear()  # torch would take a part of the moments for all of them
                 raise
 
     def backward(self, loss: Tensor) -> None:
-        """Take the gradient of a loss for the next update."""
+        """Compute the gradient of a loss for the next update."""
         backward(loss, self)
 
-    def update(self, loss: Tensor, max_norm: float, is_lost: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Clip the gradient to a norm and make an update of it, unless something is not finite; then drop it.
+    def update(self, loss: Tensor, max_norm: float, must_skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Clip the gradient, update the weights unless something is not finite, and drop the gradient.
 
         Args:
-            loss: That the gradient is of, in all processes.
-            max_norm: Of the gradient.
-            is_lost: 1 where no update may be made, whatever the gradient.
+            loss: Mean over all processes of the loss that the gradient belongs to.
+            max_norm: Greatest norm of the gradient.
+            must_skip: 1 to make no update whatever the gradient is, else 0.
 
         Returns:
-            Whether the loss is finite; 1 where loss or gradient is not, else 0.
+            True if the loss is finite; 1 if the loss or the gradient is not finite, else 0. Both are on the device.
         """
         norm = nn.utils.clip_grad_norm_(self.weights.flat, max_norm)
         is_loss_finite = loss.isfinite()
         skip = (~(norm.isfinite() & is_loss_finite)).float()
-        self._step(skip if is_lost is None else torch.maximum(skip, is_lost))
+        self._step(skip if must_skip is None else torch.maximum(skip, must_skip))
         self.weights.sync()
         self.zero_grad()
         return is_loss_finite, skip
 
     def zero_grad(self) -> None:
-        """Make no update of the gradient that was taken."""
+        """Drop the gradient that waits for an update."""
         self.weights.flat.grad = self.loss = None
 
     def _step(self, skip: Tensor) -> None:
         if skip.device.type == "mps" and skip:
-            return  # the fused kernel of torch before 2.13 does not look there, and NaN would stay in the weights
-        self._adam.found_inf = skip  # type: ignore[attr-defined]  # what the fused kernel looks at
+            return  # before torch 2.13 its fused kernel ignores found_inf, and NaN would stay in the weights
+        self._adam.found_inf = skip  # type: ignore[attr-defined]  # the fused kernel makes no update where it is 1
         self._adam.step()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's on the CPU, such as `step` and `exp_avg.mid_block.resnets.0.conv1.lora_A.weight`."""
+        """Return the state on the CPU, such as `step` and `exp_avg.mid_block.resnets.0.conv1.lora_A.weight`."""
         made: dict[str, Tensor] = {}
         for kind, value in self._adam.state_dict()["state"].get(0, {}).items():
             kept = value.detach().to("cpu", copy=True)
@@ -89,10 +93,10 @@ class GuardedAdamW:
         return made
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state` returned; settings such as the rate stay as they are.
+        """Load what `state` returned; settings such as the learning rate do not change.
 
         Raises:
-            ValueError: A name or a shape is not this optimizer's.
+            ValueError: A name or a shape differs from this optimizer's.
         """
         entry: dict[str, Tensor] = {}
         for kind in dict.fromkeys(key.partition(".")[0] for key in state):
@@ -107,7 +111,7 @@ class GuardedAdamW:
 
 
 def backward(loss: Tensor, *learners: GuardedAdamW) -> None:
-    """Take the gradient of one loss for several learners' next updates, in one pass back through a scaled loss."""
+    """Compute the gradient of one loss for the next updates of several learners, in one backward pass."""
     scale = learners[0].loss_scale
     parameters = [learner.weights.parameters for learner in learners]
     scaled = loss * scale if scale != 1 else loss
@@ -120,11 +124,11 @@ def backward(loss: Tensor, *learners: GuardedAdamW) -> None:
 
 
 class WeightAverage:
-    """An exponential moving average of the masters, once an iteration.
+    """An exponential moving average of master weights, which follows them once an iteration.
 
     Args:
-        weights: That are averaged; now as they begin.
-        decay: What the average keeps of itself in an iteration, in [0, 1); less at first, where it knows little.
+        weights: Weights to average; the average starts at their present values.
+        decay: Share of the average that each iteration keeps, in [0, 1); less in the first iterations.
     """
 
     def __init__(self, weights: MasterWeights, decay: float) -> None:
@@ -133,20 +137,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def follow(self, iteration: int) -> None:
-        """Take in the weights after an iteration, counted from 0."""
+        """Include the weights after an iteration, counted from 0."""
         kept = min(self._decay, (1 + iteration) / (10 + iteration))
         self.flat.lerp_(self._weights.flat, 1 - kept)
 
     def sync(self) -> None:
-        """Put the average in the weights' place."""
+        """Replace the weights by the average."""
         self._weights.load_state(self.state())
 
     def state(self) -> dict[str, Tensor]:
-        """The average by name, on the CPU."""
+        """Return the average by name, on the CPU."""
         return self._weights.parts(self.flat.to("cpu", copy=True))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state` returned.
+        """Load what `state` returned.
 
         Raises:
             ValueError: A key or a shape differs.

@@ -1,6 +1,5 @@
-"""What one slot reports, gathered on the device and read in one piece."""
+"""What one slot reports: tensors on the device, which are read as plain numbers in one transfer."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,18 +7,22 @@ from torch import Tensor
 
 from rapm_cli.core.training.distributed import World
 
-TARGET, LOSS, GRADIENT, DISCRIMINATOR = "target", "loss", "gradient", "discriminator"  # what was not finite
+TARGET, LOSS, GRADIENT, DISCRIMINATOR = "target", "loss", "gradient", "discriminator"  # values of `skipped`
 
 
 @dataclass
-class SlotLosses:
-    """What one slot of one iteration reports.
+class StepMetrics:
+    """The numbers that one slot of one iteration reports; its fields are the keys of a slot in the log.
 
     Args:
         n: The edge that the slot ends at.
-        skipped: What was not finite: the target, loss, gradient or discriminator, from which no update was made, or the
-            network, all that is trained; empty where all is well.
-        distance: To each of the targets, by name.
+        skipped: What was not finite, so that no update was made: "target", "loss", "gradient" or "discriminator". It is
+            "network" if the trained weights themselves are not finite, and empty if all is well.
+        distance: Distance to each target, by name.
+        adversarial: The student's adversarial loss, by the discriminator's position.
+        discriminator: Loss of each discriminator, by position.
+        real_logits: Mean logit of each tap on real latents, by position.
+        fake_logits: Mean logit of each tap on the student's latents, by position.
     """
 
     n: int
@@ -27,51 +30,78 @@ class SlotLosses:
     distance: dict[str, float] = field(default_factory=dict)
     adversarial: dict[str, float] = field(default_factory=dict)
     discriminator: dict[str, float] = field(default_factory=dict)
-    real_logits: dict[str, list[float]] = field(default_factory=dict)  # by position, one for each tap
+    real_logits: dict[str, list[float]] = field(default_factory=dict)
     fake_logits: dict[str, list[float]] = field(default_factory=dict)
 
 
-@dataclass
-class SlotLog:
-    """The same as tensors on the device, by position; flags of what is finite beside them."""
+@dataclass(frozen=True)
+class DeviceMetrics:
+    """The same measurements as tensors on the device, before anything waits for them; fields as in `StepMetrics`."""
 
     distance: dict[str, Tensor] = field(default_factory=dict)
     adversarial: dict[str, Tensor] = field(default_factory=dict)
     discriminator: dict[str, Tensor] = field(default_factory=dict)
     real_logits: dict[str, Tensor] = field(default_factory=dict)
     fake_logits: dict[str, Tensor] = field(default_factory=dict)
-    are_goals_finite: Tensor | None = None
-    is_loss_finite: Tensor | None = None
-    is_lost: Tensor | None = None  # 1 where the weights whose turn it was, the student's most often, were not updated
-    are_judges_lost: Tensor | None = None
 
-    def check_goals(self, goals: Iterable[Tensor]) -> None:
-        """Note whether targets are finite."""
-        self.are_goals_finite = torch.stack([goal.isfinite().all() for goal in goals]).all()
+    @property
+    def groups(self) -> list[dict[str, Tensor]]:
+        """The five groups in the order of the fields."""
+        return [self.distance, self.adversarial, self.discriminator, self.real_logits, self.fake_logits]
 
-    def read(self, n: int, world: World) -> SlotLosses:
-        """Wait for the device once, and say what it reports; means over all processes."""
-        groups = [self.distance, self.adversarial, self.discriminator, self.real_logits, self.fake_logits]
-        flags = [self.are_goals_finite, self.is_loss_finite, self.is_lost, self.are_judges_lost]
-        values = [value for group in groups for value in group.values()] + [flag for flag in flags if flag is not None]
-        flat = torch.cat([value.detach().float().reshape(-1) for value in values])
-        world.average([flat])
-        numbers = iter(flat.tolist())
-        distance, adversarial, discriminator, real, fake = (
-            {name: [next(numbers) for _ in range(value.numel())] for name, value in group.items()} for group in groups
-        )
-        are_goals_finite, is_loss_finite, is_lost, are_judges_lost = (
-            next(numbers) if flag is not None else 0.0 for flag in flags
-        )
-        losses = SlotLosses(
-            n,
-            distance={name: value[0] for name, value in distance.items()},
-            adversarial={name: value[0] for name, value in adversarial.items()},
-        )
-        if is_lost:
-            losses.skipped = TARGET if are_goals_finite < 1 else LOSS if is_loss_finite < 1 else GRADIENT
-            return losses
-        losses.discriminator = {name: value[0] for name, value in discriminator.items()}
-        losses.real_logits, losses.fake_logits = real, fake
-        losses.skipped = DISCRIMINATOR if are_judges_lost else ""
-        return losses
+    def __or__(self, other: "DeviceMetrics") -> "DeviceMetrics":
+        return DeviceMetrics(*(mine | theirs for mine, theirs in zip(self.groups, other.groups, strict=True)))
+
+
+@dataclass(frozen=True)
+class UpdateFlags:
+    """Flags on the device that say what the updates of a slot found finite.
+
+    Args:
+        are_targets_finite: False if a target holds a value that is not finite.
+        is_loss_finite: False if the loss of the first learner to be updated is not finite. That is the student, unless
+            it has no turn.
+        is_skipped: 1 if that learner was not updated, else 0.
+        are_critics_skipped: 1 if a later learner was not updated, else 0; None if there is none.
+    """
+
+    are_targets_finite: Tensor
+    is_loss_finite: Tensor
+    is_skipped: Tensor
+    are_critics_skipped: Tensor | None
+
+
+def read_metrics(metrics: DeviceMetrics, flags: UpdateFlags, n: int, world: World) -> StepMetrics:
+    """Wait for the device once and return the means over all processes.
+
+    Args:
+        metrics: Measurements of the slot, in this process.
+        flags: What the slot's updates found finite, in this process.
+        n: The edge that the slot ends at.
+        world: The processes that train together.
+    """
+    states = [flags.are_targets_finite, flags.is_loss_finite, flags.is_skipped, flags.are_critics_skipped]
+    values = [value for group in metrics.groups for value in group.values()]
+    values += [state for state in states if state is not None]
+    flat = torch.cat([value.detach().float().reshape(-1) for value in values])
+    world.average([flat])
+    numbers = iter(flat.tolist())
+    distance, adversarial, discriminator, real, fake = (
+        {name: [next(numbers) for _ in range(value.numel())] for name, value in group.items()}
+        for group in metrics.groups
+    )
+    are_targets_finite, is_loss_finite, is_skipped, are_critics_skipped = (
+        next(numbers) if state is not None else 0.0 for state in states
+    )
+    step = StepMetrics(
+        n,
+        distance={name: value[0] for name, value in distance.items()},
+        adversarial={name: value[0] for name, value in adversarial.items()},
+    )
+    if is_skipped:
+        step.skipped = TARGET if are_targets_finite < 1 else LOSS if is_loss_finite < 1 else GRADIENT
+        return step
+    step.discriminator = {name: value[0] for name, value in discriminator.items()}
+    step.real_logits, step.fake_logits = real, fake
+    step.skipped = DISCRIMINATOR if are_critics_skipped else ""
+    return step

@@ -15,8 +15,8 @@ from rapm_cli.core.method.config import TeacherConfig, TrainConfig, from_json, t
         ("discriminator_learning_rate", 2.0), ("relative_weight", -1.0), ("absolute_weight", float("inf")),
         ("adversarial_weight", -0.1), ("slot_weights", (1.0, -1.0)), ("start_from", "noise"),
         ("discriminators", "neither"), ("warmup", -1), ("weight_decay", -0.1), ("max_grad_norm", 0.0),
-        ("lora_init", "zeros"), ("final_rate", 1.1), ("ema_decay", 1.0),
-        ("discriminator_times", "some"), ("lcm_times", 0), ("lcm_times", 600), ("slot_weights", (0.0, 0.0)),
+        ("lora_init", "zeros"), ("min_lr_ratio", 1.1), ("ema_decay", 1.0),
+        ("discriminator_noise", "some"), ("lcm_timesteps", 0), ("lcm_timesteps", 600), ("slot_weights", (0.0, 0.0)),
     ],
 )  # fmt: skip
 def test_training_values_out_of_range_are_named_with_a_remedy(field, value):

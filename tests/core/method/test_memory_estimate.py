@@ -10,11 +10,13 @@ from rapm_cli.core.training.meta_profiler import Meter, flash_attention
 from tests.conftest import tiny_unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("sdxl", 2_567_463_684), ("sd15", 859_520_964)])
 def test_random_networks_have_the_size_of_the_real_ones(name, count):
     assert sum(p.numel() for p in ARCHITECTURES[name].network(META, torch.bfloat16).parameters()) == count
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_forward_pass_of_sdxl_and_its_encoder_half_cost_what_is_known():
     sdxl, dtype = ARCHITECTURES["sdxl"], torch.bfloat16
@@ -22,9 +24,9 @@ def test_a_forward_pass_of_sdxl_and_its_encoder_half_cost_what_is_known():
     z = torch.empty(1, *sdxl.latent_shape, device=META)
     whole, half = Meter(), Meter()
     with flash_attention(whole), whole:
-        backbone.predict_noise(z, 500, row)
+        backbone.teacher(z, 500, row)
     with flash_attention(half), half:
-        backbone.features(z, torch.zeros(1, device=META), row)
+        backbone.teacher.features(z, torch.zeros(1, device=META), row)
     assert whole.flops / 1e12 == pytest.approx(6.76, abs=0.01)
     assert half.flops / 1e12 == pytest.approx(2.93, abs=0.01)
 
@@ -45,6 +47,7 @@ def test_the_peak_of_a_plain_network_equals_a_count_by_hand():
     assert meter.live_bytes == weights + a
 
 
+@pytest.mark.slow
 def test_recomputing_lowers_the_peak_and_adds_work(schedule, make_cond):
     def rehearsed(parts):
         backbone = Backbone(tiny_unet().to(META), schedule)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.method import adversarial as judges_module
+from rapm_cli.core.method import adversarial as adversarial_module
 from rapm_cli.core.method import rapm as rapm_module
 from rapm_cli.core.method.config import TrainConfig
 from rapm_cli.core.method.discriminators import DISCRIMINATORS, Discriminator
@@ -22,7 +22,9 @@ SMALL = TrainConfig(rank=2, alpha=2.0, iterations=3, batch_size=2, learning_rate
 @pytest.fixture
 def trajectories(backbone, make_cond, latents):
     zeros = make_cond(1).map(torch.zeros_like)
-    return rollout(backbone, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0)
+    return rollout(
+        backbone.teacher, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_the_first_fine_step_of_every_slot_is_the_stored_point_ahead(backbone, m
         k = (3 - n) * 3
         z = trajectories.z_teacher[:, n + 1]
         with torch.no_grad():
-            noise = guided_noise(backbone, z, grid[k], trajectories.cond, zeros, 2.0)
+            noise = guided_noise(backbone.teacher, z, grid[k], trajectories.cond, zeros, 2.0)
         ahead = ddim_step(z, noise, grid[k], grid[k + 1], backbone.schedule)
         torch.testing.assert_close(ahead, trajectories.z_ahead[:, n])
 
@@ -59,7 +61,14 @@ def test_delta_moves_the_point_ahead_along_the_same_path(backbone, make_cond, la
     def ahead(delta):
         zeros = make_cond(1).map(torch.zeros_like)
         made = rollout(
-            backbone, latents(1), make_cond(1), zeros, num_slots=2, fine_steps=4, delta=delta, guidance_scale=2.0
+            backbone.teacher,
+            latents(1),
+            make_cond(1),
+            zeros,
+            num_slots=2,
+            fine_steps=4,
+            delta=delta,
+            guidance_scale=2.0,
         )
         return made.z_teacher, made.z_ahead
 
@@ -74,22 +83,24 @@ def test_guidance_of_one_is_the_condition_alone_and_guidance_is_linear(backbone,
 
     z, cond, zeros = latents(1), make_cond(1), make_cond(1).map(torch.zeros_like)
     with torch.no_grad():
-        with_, without = backbone.predict_noise(z, 500, cond), backbone.predict_noise(z, 500, zeros)
-        torch.testing.assert_close(guided_noise(backbone, z, 500, cond, zeros, 1.0), with_)
+        with_, without = backbone.teacher(z, 500, cond), backbone.teacher(z, 500, zeros)
+        torch.testing.assert_close(guided_noise(backbone.teacher, z, 500, cond, zeros, 1.0), with_)
         expected = without + 3 * (with_ - without)
-        torch.testing.assert_close(guided_noise(backbone, z, 500, cond, zeros, 3.0), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            guided_noise(backbone.teacher, z, 500, cond, zeros, 3.0), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_targets_carry_no_gradient_and_the_student_does(backbone, trainer_of, trajectories):
     trainer = trainer_of()
     relative = relative_target(
-        backbone,
+        backbone.student,
         trajectories.z_ahead[:, 2],
-        trainer.method.course.ahead[2],
-        trainer.method.course.edges[2],
+        trainer.method.context.ahead[2],
+        trainer.method.context.edges[2],
         trajectories.cond,
     )
-    z_student = student_step(backbone, trajectories.z_teacher[:, 3], 749, 499, trajectories.cond)
+    z_student = student_step(backbone.student, trajectories.z_teacher[:, 3], 749, 499, trajectories.cond)
     assert not relative.requires_grad
     assert not absolute_target(trajectories.z_teacher, 2).requires_grad
     assert z_student.requires_grad
@@ -99,14 +110,14 @@ def test_the_points_ahead_are_where_the_trajectories_say(trainer_of):
     from rapm_cli.core.network.schedule import fine_grid
 
     grid = fine_grid(4, 3)
-    assert trainer_of().method.course.ahead == [grid[10], grid[7], grid[4], grid[1]]
+    assert trainer_of().method.context.ahead == [grid[10], grid[7], grid[4], grid[1]]
 
 
 def test_gradients_reach_every_b_at_first_and_every_a_after_one_update(trainer_of, trajectories):
     trainer = trainer_of(weight_decay=0.0)
     named = [(n, p) for n, p in trainer.backbone.unet.named_parameters() if ".lora_" in n]
     before = {n: p.detach().clone() for n, p in named}
-    z = student_step(trainer.backbone, trajectories.z_teacher[:, 4], 999, 749, trajectories.cond)
+    z = student_step(trainer.backbone.student, trajectories.z_teacher[:, 4], 999, 749, trajectories.cond)
     first = torch.autograd.grad(z.square().mean(), trainer.lora.parameters)
     for name, gradient in zip(trainer.lora.masters, first, strict=True):
         assert (gradient.abs().max() > 0) == ("lora_B" in name), name
@@ -126,6 +137,7 @@ def test_the_frozen_network_never_changes(trainer_of, trajectories):
             torch.testing.assert_close(parameter, frozen[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
     short = dataclasses.replace(SMALL, iterations=2)
     torch.manual_seed(1)
@@ -141,7 +153,7 @@ def test_a_run_is_a_function_of_its_seed(trajectories, schedule):
 @pytest.mark.slow
 def test_checkpointing_trains_the_same_student(trajectories, schedule):
     plain, _, _ = weights_after(SMALL, trajectories, schedule)
-    checkpointed, _, _ = weights_after(dataclasses.replace(SMALL, checkpointing=True), trajectories, schedule)
+    checkpointed, _, _ = weights_after(dataclasses.replace(SMALL, gradient_checkpointing=True), trajectories, schedule)
     for name in plain:
         torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-4, atol=1e-5)
 
@@ -152,7 +164,7 @@ def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories,
     _, _, trainer = weights_after(config, trajectories, schedule)
 
     def errors():
-        walked = sample_student(trainer.backbone, trajectories.z_teacher[:, 4], trajectories.cond, 4)
+        walked = sample_student(trainer.backbone.student, trajectories.z_teacher[:, 4], trajectories.cond, 4)
         return [float((mine - trajectories.z_teacher[:, n]).norm()) for n, mine in enumerate(walked[:-1])]
 
     after = errors()
@@ -163,6 +175,7 @@ def test_twenty_iterations_bring_the_student_nearer_to_its_teacher(trajectories,
     assert after[0] < 0.9 * before[0]
 
 
+@pytest.mark.slow
 def test_weights_switch_slots_off(trainer_of, trajectories, monkeypatch):
     trainer, starts = trainer_of(slot_weights=(0.0, 0.0, 0.0, 1.0)), []
 
@@ -172,10 +185,11 @@ def test_weights_switch_slots_off(trainer_of, trajectories, monkeypatch):
 
     monkeypatch.setattr("rapm_cli.core.method.rapm.student_step", step)
     trainer.train_step(trajectories[0:2], 0)
-    step(trainer.backbone, trajectories.z_teacher[0:2, 1], 249, -1, trajectories[0:2].cond)
+    step(trainer.backbone.student, trajectories.z_teacher[0:2, 1], 249, -1, trajectories[0:2].cond)
     assert [torch.equal(starts[0], later) for later in starts[1:]] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of, trajectories, monkeypatch):
     trainer = trainer_of(relative_weight=0.0, discriminators="absolute")
     monkeypatch.setattr("rapm_cli.core.method.rapm.relative_target", lambda *args: pytest.fail("computed"))
@@ -184,6 +198,7 @@ def test_without_a_relative_loss_the_relative_target_is_not_computed(trainer_of,
     assert set(report[0].discriminator) == {"absolute"}
 
 
+@pytest.mark.slow
 def test_starting_from_the_teacher_makes_slots_independent(trainer_of, trajectories, monkeypatch):
     starts = []
     real = student_step
@@ -202,15 +217,16 @@ def walk(monkeypatch):
     starts, ends = [], []
     real = student_step
 
-    def spy(backbone, z, t, s, cond):
+    def spy(student, z, t, s, cond):
         starts.append(z)
-        ends.append(real(backbone, z, t, s, cond))
+        ends.append(real(student, z, t, s, cond))
         return ends[-1]
 
     monkeypatch.setattr("rapm_cli.core.method.rapm.student_step", spy)
     return starts, ends
 
 
+@pytest.mark.slow
 def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajectories, walk):
     starts, ends = walk
     batch, trainer = trajectories[0:2], trainer_of(start_from="mixed")
@@ -226,6 +242,7 @@ def test_mixed_starts_are_each_the_students_or_the_teachers(trainer_of, trajecto
     assert 4 < sum(chosen) < 20  # of 24
 
 
+@pytest.mark.slow
 def test_a_student_starts_a_slot_where_it_ended_the_last_one(trainer_of, trajectories, walk):
     starts, ends = walk
     trainer_of().train_step(trajectories[0:2], 0)
@@ -238,7 +255,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_rows(trainer_of, trajectorie
     trainer = trainer_of()
 
     def gradients(batch):
-        z = student_step(trainer.backbone, batch.z_teacher[:, 4], 999, 749, batch.cond)
+        z = student_step(trainer.backbone.student, batch.z_teacher[:, 4], 999, 749, batch.cond)
         return torch.autograd.grad(pseudo_huber_mean(z, batch.z_teacher[:, 3]), trainer.lora.parameters)
 
     trainer.train_step(trajectories[0:2], 0)  # so that no gradient is zero
@@ -270,6 +287,7 @@ def test_a_loss_that_is_infinite_makes_no_update_even_where_its_gradient_is_fini
     assert not any(value.any() for name, value in after.items() if name not in before)  # no optimizer has begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [float("inf"), float("nan")])
 def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, trajectories, late):
     trainer = trainer_of()
@@ -279,12 +297,13 @@ def test_slots_before_the_one_that_is_not_finite_are_trained(trainer_of, traject
     assert all(value.isfinite().all() for value in flat(trainer.state()).values())
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_is_not_finite_is_not_updated_and_the_student_walks_on(
     trainer_of, trajectories, monkeypatch
 ):
     trainer = trainer_of()
     before = flat(trainer.state())
-    monkeypatch.setattr(judges_module, "hinge_discriminator_mean", lambda real, fake: real[0].sum() * float("nan"))
+    monkeypatch.setattr(adversarial_module, "hinge_discriminator_mean", lambda real, fake: real[0].sum() * float("nan"))
     report = trainer.train_step(trajectories[0:2], 0)
     assert [slot.skipped for slot in report] == ["discriminator"] * 4
     for name, value in flat(trainer.state()).items():
@@ -298,6 +317,7 @@ def flat(parts):
     return {f"{part}/{name}": value.clone() for part, named in parts.items() for name, value in named.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"discriminators": "none"}, {"ema_decay": 0.9}])
 def test_a_trainer_goes_on_from_its_state_as_if_never_stopped(trajectories, schedule, changes):
     from rapm_cli.core.network.backbone import Backbone
@@ -340,7 +360,7 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
     seen, parts, times = [], {"distance": [], "adversarial": []}, []
     real_gradients = trainer.student.backward
     monkeypatch.setattr(trainer.student, "backward", lambda loss: (seen.append(loss.item()), real_gradients(loss)))
-    real_distance, real_noise = pseudo_huber_mean, judges_module.noise_forward
+    real_distance, real_noise = pseudo_huber_mean, adversarial_module.noise_forward
 
     def distance(a, b):
         parts["distance"].append(real_distance(a, b))
@@ -355,8 +375,8 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
         return real_noise(z, noise, t_from, t, schedule)
 
     monkeypatch.setattr(rapm_module, "pseudo_huber_mean", distance)
-    monkeypatch.setattr(judges_module, "hinge_student_mean", adversarial)
-    monkeypatch.setattr(judges_module, "noise_forward", noise)
+    monkeypatch.setattr(adversarial_module, "hinge_student_mean", adversarial)
+    monkeypatch.setattr(adversarial_module, "noise_forward", noise)
     trainer.train_step(trajectories[0:2], 0)
     for k, slot_weight in enumerate(trainer.config.slot_weights):
         absolute, relative = (value.item() for value in parts["distance"][2 * k : 2 * k + 2])
@@ -364,9 +384,9 @@ def test_a_slots_loss_is_the_methods_formula(trainer_of, trajectories, monkeypat
         assert seen[k] == pytest.approx(slot_weight * (0.7 * relative + 1.3 * absolute + 0.4 * judged), rel=1e-5)
     for k, (t_from, t) in enumerate(times):  # the student's latents, then the targets, in every slot
         n = 3 - k // 2
-        assert t_from == trainer.method.course.edges[n]
+        assert t_from == trainer.method.context.edges[n]
         assert all(
-            max(trainer.method.course.edges[n], 0) <= time < trainer.method.course.edges[n + 1] for time in t.tolist()
+            max(trainer.method.context.edges[n], 0) <= time < trainer.method.context.edges[n + 1] for time in t.tolist()
         )
 
 
@@ -388,12 +408,13 @@ def test_the_rate_warms_up_and_falls_to_a_tenth(trainer_of):
 
 @pytest.mark.parametrize("final", [0, 0.01, 1])
 def test_the_rate_falls_to_the_share_that_is_asked_for(trainer_of, final):
-    trainer = trainer_of(iterations=100, warmup=0, learning_rate=0.5, final_rate=final)
+    trainer = trainer_of(iterations=100, warmup=0, learning_rate=0.5, min_lr_ratio=final)
     assert trainer.learning_rate(0) == pytest.approx(0.5)
     assert trainer.learning_rate(50) == pytest.approx(0.5 * (1 + final) / 2)
     assert trainer.learning_rate(100) == pytest.approx(0.5 * final)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectories):
     trainer = trainer_of(ema_decay=0.25, iterations=6)
     expected = trainer.lora.state()
@@ -406,6 +427,7 @@ def test_the_average_of_the_students_is_what_is_exported(trainer_of, trajectorie
     assert any(not torch.equal(last[name], expected[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_without_an_average_the_last_student_is_exported(trainer_of, trajectories):
     trainer = trainer_of()
     list(train(trainer, trajectories))
@@ -427,22 +449,23 @@ def test_the_lora_begins_as_it_is_told(trainer_of, init, deviation):
             assert not value.any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", ["edge", "slot", "all"])
 def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, trajectories, monkeypatch, times):
     seen = []
 
-    def features(backbone, z, t, cond):
+    def features(teacher, z, t, cond):
         seen.append((t.tolist(), z))
         return [z]
 
     kind = dataclasses.replace(DISCRIMINATORS["latent"], features=features)
-    trainer = trainer_of(discriminator_times=times)
-    judges = trainer.method.judges
-    monkeypatch.setattr(judges, "_kind", kind)
-    edges = judges._course.edges
+    trainer = trainer_of(discriminator_noise=times)
+    adversarial = trainer.method.adversarial
+    monkeypatch.setattr(adversarial, "kind", kind)
+    edges = adversarial.context.edges
     z = trajectories.z_teacher[:, 1]
     for iteration in range(60):
-        judges.see({"fake": z}, 1, trajectories.cond, iteration)
+        adversarial.features({"fake": z}, 1, trajectories.cond, iteration)
     drawn = [t for row, _ in seen for t in row]
     highest = {"edge": edges[1] + 1, "slot": edges[2], "all": edges[4]}[times]
     assert min(drawn) >= edges[1]
@@ -459,19 +482,19 @@ def test_slot_weights_must_fit_the_slots(trainer_of):
 def test_every_discriminator_keeps_the_contract(name, backbone, make_cond, latents):
     kind = DISCRIMINATORS[name]
     torch.manual_seed(0)
-    judge, again = (Discriminator(kind, backbone, 5, "relative") for _ in range(2))
+    discriminator, again = (Discriminator(kind, backbone, 5, "relative") for _ in range(2))
     other = Discriminator(kind, backbone, 5, "absolute")
     z = latents(2).requires_grad_()
-    features = kind.features(backbone, z, torch.tensor([100, 200]), make_cond(2))
-    logits = judge(features)
+    features = kind.features(backbone.teacher, z, torch.tensor([100, 200]), make_cond(2))
+    logits = discriminator(features)
     assert [f.shape[1] for f in features] == kind.channels(backbone)
     assert all(out.shape[:2] == (2, 1) for out in logits)
     sum(out.sum() for out in logits).backward()
     assert z.grad is not None
     assert z.grad.abs().max() > 0
-    assert all(p.grad is not None for p in judge.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(judge.parameters(), other.parameters(), strict=True))
+    assert all(p.grad is not None for p in discriminator.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(discriminator.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(discriminator.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.slow

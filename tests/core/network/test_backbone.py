@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from rapm_cli.core.network.backbone import Backbone, Conditioning
-from rapm_cli.core.network.lora_layers import STUDENT, TEACHER
 from rapm_cli.core.network.student import attach_lora, lora_weights
 from tests.conftest import tiny_unet
 
@@ -21,12 +20,12 @@ def test_features_are_what_the_whole_network_sees_on_the_way_down(backbone, make
     blocks = [*backbone.unet.down_blocks, backbone.unet.mid_block]
     for block in blocks:
         block.register_forward_hook(lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
-    with backbone.role(TEACHER), torch.no_grad():
+    with torch.no_grad():  # outside of any call the network is the teacher
         backbone.unet(z, t, cond.tokens, added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": cond.time_ids})
     expected = list(seen)
     seen.clear()
-    with backbone.role(STUDENT), torch.no_grad():  # the role outside does not matter
-        features = backbone.features(z, t, cond)
+    with torch.no_grad():
+        features = backbone.teacher.features(z, t, cond)
     assert [f.shape[1] for f in features] == backbone.tap_channels
     for mine, theirs in zip(features, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -40,56 +39,66 @@ def test_pruned_networks_have_features_too(make_cond, latents, schedule, kind, t
         block.register_forward_hook(lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
     cond, z = make_cond(1), latents(1)
     with torch.no_grad():
-        backbone.predict_noise(z, 300, cond)
-        features = backbone.features(z, torch.tensor([300]), cond)
+        backbone.teacher(z, 300, cond)
+        features = backbone.teacher.features(z, torch.tensor([300]), cond)
     assert [f.shape[1] for f in features] == backbone.tap_channels
     assert len(features) == taps
     for mine, whole in zip(features, seen[:taps], strict=True):
         torch.testing.assert_close(mine, whole, rtol=0, atol=0)
 
 
-def test_roles_nest_and_come_back(backbone, make_cond, latents):
+def test_a_teacher_is_the_teacher_whenever_it_is_called(backbone, make_cond, latents):
+    cond, z = make_cond(1), latents(1)
+    teacher, student = backbone.teacher, backbone.student
+    with torch.no_grad():
+        bare = teacher(z, 500, cond)
+        assert torch.equal(student(z, 500, cond), bare)  # as long as there is no LoRA
+        random_lora(backbone)
+        adapted = student(z, 500, cond)
+        assert torch.equal(teacher(z, 500, cond), bare)
+        assert torch.equal(student(z, 500, cond), adapted)
+    assert not torch.allclose(bare, adapted, atol=1e-2)
+
+
+def test_a_call_that_fails_leaves_the_network_the_teacher(backbone, make_cond, latents):
     random_lora(backbone)
     cond, z = make_cond(1), latents(1)
+    added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
     with torch.no_grad():
-        teacher = backbone.predict_noise(z, 500, cond)
-        with backbone.role(STUDENT):
-            student = backbone.predict_noise(z, 500, cond)
-            with backbone.role(TEACHER):
-                torch.testing.assert_close(backbone.predict_noise(z, 500, cond), teacher, rtol=0, atol=0)
-            torch.testing.assert_close(backbone.predict_noise(z, 500, cond), student, rtol=0, atol=0)
-        torch.testing.assert_close(backbone.predict_noise(z, 500, cond), teacher, rtol=0, atol=0)
-    assert not torch.allclose(teacher, student, atol=1e-2)
+        bare = backbone.teacher(z, 500, cond)
+        with pytest.raises(RuntimeError):
+            backbone.student(z[:, :1], 500, cond)
+        out = backbone.unet(z, 500, cond.tokens, added_cond_kwargs=added)
+    torch.testing.assert_close(out[0], bare)
 
 
 def test_a_fresh_lora_is_the_teacher(backbone, make_cond, latents):
     attach_lora(backbone, 4, 4.0)
     cond, z = make_cond(2), latents(2)
     with torch.no_grad():
-        teacher = backbone.predict_noise(z, 999, cond)
-        with backbone.role(STUDENT):
-            torch.testing.assert_close(backbone.predict_noise(z, 999, cond), teacher, rtol=0, atol=0)
+        teacher = backbone.teacher(z, 999, cond)
+        torch.testing.assert_close(backbone.student(z, 999, cond), teacher, rtol=0, atol=0)
 
 
 def test_a_batch_of_two_is_two_of_one(backbone, make_cond, latents):
     random_lora(backbone)
     cond, z = make_cond(2), latents(2)
-    with backbone.role(STUDENT), torch.no_grad():
-        together = backbone.predict_noise(z, 749, cond)
-        apart = torch.cat([backbone.predict_noise(z[k : k + 1], 749, cond[k : k + 1]) for k in range(2)])
+    with torch.no_grad():
+        together = backbone.student(z, 749, cond)
+        apart = torch.cat([backbone.student(z[k : k + 1], 749, cond[k : k + 1]) for k in range(2)])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
 def gradients(backbone, make_cond, latents):
     """A loss that runs the network in both roles before it goes back through either."""
     cond, z = make_cond(2), latents(2)
-    with backbone.role(STUDENT):
-        out = backbone.predict_noise(z, 600, cond)
-    seen = backbone.features(out, torch.tensor([100, 200]), cond)
+    out = backbone.student(z, 600, cond)
+    seen = backbone.teacher.features(out, torch.tensor([100, 200]), cond)
     loss = out.square().mean() + sum(feature.square().mean() for feature in seen)
     return torch.autograd.grad(loss, lora_weights(backbone).parameters)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
     random_lora(backbone)
     plain = gradients(backbone, make_cond, latents)
@@ -105,7 +114,7 @@ def test_checkpointing_changes_no_gradient(backbone, make_cond, latents):
 def test_the_frozen_network_gets_no_gradient_and_the_latent_does(backbone, make_cond, latents):
     random_lora(backbone)
     z = latents(1).requires_grad_()
-    sum(f.sum() for f in backbone.features(z, torch.tensor([100]), make_cond(1))).backward()
+    sum(f.sum() for f in backbone.teacher.features(z, torch.tensor([100]), make_cond(1))).backward()
     assert z.grad is not None
     assert z.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in backbone.unet.parameters())

@@ -20,7 +20,7 @@ has_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C
 def trained(schedule, batch, *, compiled, channels_last, checkpointing=False):
     backbone = Backbone(tiny_unet(), schedule)
     backbone.configure_speedups(compiled=compiled, channels_last=channels_last, recorded=True)
-    config = TrainConfig(rank=2, iterations=2, learning_rate=1e-3, checkpointing=checkpointing)
+    config = TrainConfig(rank=2, iterations=2, learning_rate=1e-3, gradient_checkpointing=checkpointing)
     trainer = Trainer(backbone, config, num_slots=2, fine_steps=3, delta=1)
     losses = [slot for progress in train(trainer, batch) for slot in progress.slots]
     return trainer, losses
@@ -29,9 +29,12 @@ def trained(schedule, batch, *, compiled, channels_last, checkpointing=False):
 @pytest.fixture
 def trajectories(backbone, make_cond, latents):
     zeros = make_cond(1).map(torch.zeros_like)
-    return rollout(backbone, latents(2), make_cond(2), zeros, num_slots=2, fine_steps=3, delta=1, guidance_scale=2.0)
+    return rollout(
+        backbone.teacher, latents(2), make_cond(2), zeros, num_slots=2, fine_steps=3, delta=1, guidance_scale=2.0
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compiled", "checkpointing"), [(False, False), pytest.param(True, True, marks=has_compiler)])
 def test_a_hastened_network_trains_as_the_plain_one(schedule, trajectories, compiled, checkpointing):
     _, usual = trained(schedule, trajectories, compiled=False, channels_last=False)
@@ -47,6 +50,7 @@ def test_a_hastened_network_trains_as_the_plain_one(schedule, trajectories, comp
         assert mine.discriminator == pytest.approx(theirs.discriminator, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_where_torch_cannot_compile_one_line_says_so_before_any_work(schedule, monkeypatch, tmp_path):
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

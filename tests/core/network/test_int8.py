@@ -1,13 +1,17 @@
 import weakref
 
+import pytest
 import torch
 from torch import nn
 
+from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.method.targets import student_step
+from rapm_cli.core.method.trajectories import walk_teacher
 from rapm_cli.core.network import int8
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.int8 import Int8Linear, quantise
 from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.distill.memory_plan import apply_plan
 from tests.conftest import tiny_unet
 
 
@@ -22,6 +26,7 @@ def test_a_rounded_layer_is_within_a_hundredth_and_keeps_its_bias():
     exact = linear(x)
     assert (rounded(x) - exact).norm() / exact.norm() < 0.01
     assert rounded.weight.dtype == torch.int8
+    assert rounded.weight.abs().amax(dim=1).eq(127).all()  # each output's largest weight has the largest number
     torch.testing.assert_close(rounded(torch.zeros(1, 64)), linear.bias[None])
 
 
@@ -50,6 +55,7 @@ def test_no_layer_outlives_its_rounding(monkeypatch):
     assert counts == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     backbone = Backbone(tiny_unet(), schedule)
     linears = sum(type(module) is nn.Linear for module in backbone.unet.modules())
@@ -59,7 +65,7 @@ def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     optimizer, z = torch.optim.Adam([lora.flat], lr=3e-3), latents(2)
     losses = []
     for _ in range(8):
-        loss = student_step(backbone, z, 999, 749, make_cond(2)).square().mean()
+        loss = student_step(backbone.student, z, 999, 749, make_cond(2)).square().mean()
         lora.set_gradients(torch.autograd.grad(loss, lora.parameters))
         optimizer.step()
         lora.sync()
@@ -67,3 +73,11 @@ def test_a_lora_trains_on_a_rounded_network(schedule, make_cond, latents):
     assert losses[-1] < losses[0]
     ups = [m for name, m in lora.masters.items() if "to_q.lora_B" in name]
     assert all(up.abs().max() > 0 for up in ups)
+
+
+def test_a_rounded_base_is_no_teacher_any_more(schedule, make_cond, latents):
+    backbone, cond = Backbone(tiny_unet(), schedule), make_cond(1)
+    assert len(list(walk_teacher(backbone.teacher, latents(1), [999, 499], cond, cond, 1.0))) == 2
+    apply_plan(PLANS["8"], backbone)
+    with pytest.raises(ValueError, match="rounded"):
+        next(walk_teacher(backbone.teacher, latents(1), [999, 499], cond, cond, 1.0))

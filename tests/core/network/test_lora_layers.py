@@ -1,4 +1,4 @@
-"""The gradients of an adapted layer, which are written by hand."""
+"""An adapted layer and its gradients."""
 
 import pytest
 import torch

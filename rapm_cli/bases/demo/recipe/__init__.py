@@ -1,1 +1,1 @@
-"""The recipe that trained the demo base from nothing: `python -m rapm_cli.bases.demo.recipe --output DIR`."""
+"""Train the demo base from scratch: `python -m rapm_cli.bases.demo.recipe --output DIR`."""

@@ -1,4 +1,4 @@
-"""`python -m rapm_cli.bases.demo.recipe --output DIR`: train every part of the demo base, in order, from nothing.
+"""`python -m rapm_cli.bases.demo.recipe --output DIR`: train every part of the demo base, in order, from scratch.
 
 A part that is already in DIR is kept, so a stopped run goes on with the next part; its minutes are then those of the
 last call alone. `DIR/package` is what ships, but for the distilled LoRA.
@@ -49,20 +49,20 @@ def main() -> None:
 
 
 class _Recipe:
-    """The stages; each is skipped where its result is on disk."""
+    """The training stages; a stage is skipped if its result is on disk."""
 
     def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         self.options, self.settings, self.folder, self.begun = options, settings, options.output, time.monotonic()
 
     def report(self, line: str) -> None:
-        """Print a line with the minutes since the start, and keep it beside the results."""
+        """Print a line with the minutes since the start, and append it to the log beside the results."""
         text = f"{(time.monotonic() - self.begun) / 60:6.1f} min  {line}\n"
         print(text, end="", flush=True)  # noqa: T201
         with (self.folder / "log.txt").open("a") as log:
             log.write(text)
 
     def run(self) -> None:
-        """All stages, then the package."""
+        """Run all stages, then package the result."""
         options, seed = self.options, self.options.seed
         self.stage("vae", lambda: train_vae(options.vae_steps, seed, self.report).save_pretrained(self.folder / "vae"))
         self.stage("text_encoder_2", self.text)
@@ -87,7 +87,7 @@ class _Recipe:
         write_package(self.folder, self.folder / "package", provenance)
 
     def stage(self, name: str, work: Callable[[], Any]) -> None:
-        """Do `work` unless its result is there."""
+        """Run a stage unless its result is on disk."""
         if (self.folder / name).exists():
             self.report(f"{name}: kept")
             return
@@ -95,23 +95,23 @@ class _Recipe:
         self.report(f"{name}: done")
 
     def text(self) -> None:
-        """Tokenizers and text encoders."""
+        """Train tokenizers and text encoders."""
         parts = train_text(self.options.text_steps, self.options.seed, self.report)
         for part, name in zip(parts, ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"), strict=True):
             part.save_pretrained(self.folder / name)
 
     def sharpen(self, vae: AutoencoderKL) -> None:
-        """The decoder, trained on once the UNet has what it needs."""
+        """Continue training the decoder, after the UNet's stage has its latents."""
         sharp = sharpen_vae(vae, self.options.decoder_steps, self.options.seed, self.report)
         sharp.save_pretrained(self.folder / "vae-sharp")
 
     def reader(self, vae: AutoencoderKL) -> None:
-        """The attribute reader."""
+        """Train the attribute reader."""
         reader = train_reader(vae, self.options.reader_steps, self.options.seed, self.report)
         save_file(reader.state_dict(), self.folder / "reader.safetensors")
 
     def unet(self, vae: AutoencoderKL) -> None:
-        """The UNet; a snapshot of the average is kept while it trains."""
+        """Train the UNet; snapshots of the averaged weights are kept."""
         options = self.options
         unet = train_unet(
             vae,

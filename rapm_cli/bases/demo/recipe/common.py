@@ -1,4 +1,4 @@
-"""What the stages of the recipe share."""
+"""The learning-rate schedule of all stages."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def cosine_with_warmup(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Rate that rises over `warmup` steps and falls along a cosine to 1 % at `total`."""
+    """Create a schedule that rises over `warmup` steps and falls along a cosine to 1 % at `total` steps."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -1,4 +1,4 @@
-"""The trained parts as what ships: a diffusers folder in 16 bits, the reader, provenance and checksums.
+"""Package the trained parts: a diffusers folder in 16 bits, the reader, provenance and checksums.
 
 `python -m rapm_cli.bases.demo.recipe.package FOLDER` records the checksums again, once the distilled LoRA lies there.
 """
@@ -43,7 +43,7 @@ def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None
     for name in encoders:
         path = output / "base" / name / "config.json"
         config = json.loads(path.read_text())
-        config["dtype"] = "float32"  # else plain from_pretrained gives float16 encoders beside a float32 UNet
+        config["dtype"] = "float32"  # without it, from_pretrained loads float16 encoders beside a float32 UNet
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     reader = {name: value.half() for name, value in load_file(parts / "reader.safetensors").items()}
     save_file(reader, output / "reader.safetensors")

@@ -1,4 +1,4 @@
-"""Third stage of the demo base: the attribute reader, trained on drawn pictures and on their round trips."""
+"""Third stage of the demo base: the attribute reader, trained on rendered images and reconstructions."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ POOL = 6144
 
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] through the autoencoder and back."""
+    """Encode and decode images in [0, 1]."""
     parts = []
     for part in pictures.split(32):
         latent = vae.encode(part * 2 - 1).latent_dist.mean
@@ -26,7 +26,7 @@ def round_trip(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def train_reader(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[str], None]) -> Reader:
-    """Train the reader; a third of what it sees has been through `vae`.
+    """Train the reader; a third of its images are reconstructions by `vae`.
 
     Args:
         vae: Trained autoencoder.
@@ -68,7 +68,7 @@ def train_reader(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[st
 
 
 def score_reader(reader: Reader, vae: AutoencoderKL, count: int, seed: int) -> dict[str, float]:
-    """Share of attributes read right on fresh held-out pictures, straight and after the round trip."""
+    """Return the accuracy over attributes on fresh held-out images, before and after reconstruction."""
     generator = torch.Generator().manual_seed(seed)
     scenes = random_scenes(count, generator, held_out=True)
     target = labels(scenes)

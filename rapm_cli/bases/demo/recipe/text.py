@@ -1,4 +1,4 @@
-"""Second stage of the demo base: tokenizers and the two text encoders, taught to read captions.
+"""Second stage of the demo base: tokenizers and the two text encoders, trained to read captions.
 
 SDXL's encoders were trained against pictures before SDXL was. These are trained against the attributes that a
 caption states, which at this size is the same lesson in minutes: from the end of the text on, every position
@@ -16,20 +16,20 @@ from rapm_cli.bases.demo.captions import KNOWN_WORDS, phrases
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.world import ATTRIBUTES, RELATIONS, labels, random_scenes
 
-MAX_TOKENS = 32  # at SDXL's 77 the demo base would train a third slower
-OMIT = 0.1  # share of sizes and backgrounds that a caption leaves unsaid
-WIDTHS = (96, 128)  # unequal, so that no loader can mistake one encoder for the other
+MAX_TOKENS = 32  # SDXL's 77 would make training of the demo base a third slower
+OMIT = 0.1  # probability that a caption leaves out a size or the background
+WIDTHS = (96, 128)  # different, so that no loader can confuse the encoders
 
 
 def build_tokenizer(pad_token: str) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word that the demo base knows is one token, and any text has tokens."""
+    """Create a CLIP tokenizer in which every known word is one token, and any text can be encoded."""
     letters = list(_byte_letters())
     vocabulary = ["!"] + [letter for letter in letters if letter != "!"]
     vocabulary += [letter + "</w>" for letter in vocabulary]
     merges: list[str] = []
     for word in sorted(KNOWN_WORDS):
         end = word[-1] + "</w>"
-        for letter in reversed(word[:-1]):  # every merge ends a word, so no merge can split another word first
+        for letter in reversed(word[:-1]):  # every merge ends a word, so that no merge splits another word
             if letter + end not in vocabulary:
                 vocabulary.append(letter + end)
                 merges.append(f"{letter} {end}")
@@ -44,7 +44,7 @@ def build_tokenizer(pad_token: str) -> CLIPTokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE writes, printable bytes first."""
+    """Return the 256 printable characters that stand for bytes in byte-level BPE, printable bytes first."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return list(bytes_to_unicode().values())
@@ -63,12 +63,12 @@ def _config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextCo
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",  # else plain from_pretrained gives float16 encoders beside a float32 UNet
+        dtype="float32",  # without it, from_pretrained loads float16 encoders beside a float32 UNet
     )
 
 
 class _Heads(nn.Module):
-    """Linear classifiers, used in training alone.
+    """Linear classifiers, used only in training.
 
     They ask for each attribute twice: by place in the picture, which is what the UNet needs, and by order of
     mention, which is learned first and leads to the other.
@@ -81,13 +81,13 @@ class _Heads(nn.Module):
         self.by_mention = nn.ModuleList(nn.Linear(width, size) for size in [*sizes[:6], len(RELATIONS)])
 
     def loss(self, features: Tensor, by_place: Tensor, by_mention: Tensor) -> Tensor:
-        """Mean cross-entropy over what the captions say; -1 marks what they leave unsaid."""
+        """Return the mean cross-entropy over the captions' attributes; -1 marks an attribute left out."""
         pairs = [*zip(self.by_place, by_place.T, strict=True), *zip(self.by_mention, by_mention.T, strict=True)]
         parts = [functional.cross_entropy(head(features), target, ignore_index=-1) for head, target in pairs]
         return torch.stack(parts).mean()
 
     def accuracy(self, features: Tensor, by_place: Tensor) -> float:
-        """Share of attributes told right, by place."""
+        """Return the accuracy over attributes, by place."""
         guesses = torch.stack([head(features).argmax(1) for head in self.by_place], dim=1)
         return float((guesses == by_place)[by_place >= 0].float().mean())
 
@@ -113,14 +113,14 @@ def train_text(
     schedule = cosine_with_warmup(optimizer, 50, steps)
 
     def features(captions: list[str], place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both encoders' states at one position at or after the end of the text, and the pooled projection."""
+        """Return both encoders' states at one position at or after the end of the text, and the pooled projection."""
         states = []
         pooled = torch.empty(0)
         for tokenizer, encoder in zip(tokenizers, (first, second), strict=True):
             tokens = tokenizer(
                 captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
             ).input_ids
-            end = (tokens == tokenizer.eos_token_id).int().argmax(1)  # the first of them
+            end = (tokens == tokenizer.eos_token_id).int().argmax(1)  # position of the first end token
             position = end + (place * (MAX_TOKENS - end)).long()
             out = encoder(tokens, output_hidden_states=True)
             states.append(out.hidden_states[-2][torch.arange(len(captions)), position])
@@ -146,7 +146,7 @@ def train_text(
 
 
 def _captions(count: int, generator: torch.Generator, *, held_out: bool) -> tuple[list[str], Tensor, Tensor]:
-    """Captions with what they say, by place (count, 8) and by order of mention (count, 7)."""
+    """Generate captions with their attributes, by place (count, 8) and by order of mention (count, 7)."""
     scenes = random_scenes(count, generator, held_out=held_out)
     by_place, captions = labels(scenes), []
     for row, (text, unsaid) in enumerate(phrases(scenes, generator, omit=OMIT)):

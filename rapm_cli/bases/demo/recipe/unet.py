@@ -16,13 +16,13 @@ from rapm_cli.bases.demo.recipe.text import MAX_TOKENS, OMIT, WIDTHS
 from rapm_cli.bases.demo.world import random_scenes
 from rapm_cli.core.network.schedule import DDIM_SETTINGS
 
-DROPPED = 0.1  # share of prompts replaced by zeros, pooled too, as the pipeline's guidance does
+DROPPED = 0.1  # probability to replace a prompt, its pooled state too, by zeros, as the pipeline's guidance does
 SNR_CAP = 5.0  # min-SNR weighting, arXiv:2303.09556
-EMA_HORIZON = 0.02  # of all steps
+EMA_HORIZON = 0.02  # averaging horizon as a fraction of all steps
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SDXL's UNet topology at a tenth of its width."""
+    """Create a UNet with SDXL's topology at a tenth of its width."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -44,7 +44,7 @@ def build_unet() -> UNet2DConditionModel:
 
 @dataclass
 class _Pool:
-    """Encoded scenes with their captions' embeddings, replaced little by little as training goes."""
+    """Encoded scenes with their captions' embeddings, gradually replaced during training."""
 
     mean: Tensor  # (P, 4, 16, 16)
     deviation: Tensor  # (P, 4, 16, 16)
@@ -74,7 +74,7 @@ def train_unet(
     report: Callable[[str], None],
     snapshot: Callable[[UNet2DConditionModel], None],
 ) -> UNet2DConditionModel:
-    """Train, and return the exponential average of the weights.
+    """Train the UNet and return the exponential moving average of its weights.
 
     Args:
         vae: Trained autoencoder with its scaling factor set.
@@ -123,7 +123,7 @@ def train_unet(
 def _denoising_loss(
     unet: UNet2DConditionModel, pool: _Pool, batch: int, alphas_cumprod: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of the predicted noise on random scenes at random times, weighted by min-SNR."""
+    """Return the min-SNR weighted mean squared error of the predicted noise, on random scenes at random timesteps."""
     chosen = torch.randint(len(pool.mean), (batch,), generator=generator)
     kept = (torch.rand(batch, generator=generator) >= DROPPED).float()
     latent = pool.mean[chosen] + pool.deviation[chosen] * torch.randn(batch, 4, 16, 16, generator=generator)
@@ -153,7 +153,7 @@ def _encoded(
     count: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fresh training scenes: latent mean and deviation, text states as SDXL joins them, and the pooled state."""
+    """Encode fresh training scenes: latent mean and deviation, text states as SDXL joins them, and the pooled state."""
     scenes = random_scenes(count, generator, held_out=False)
     posterior = vae.encode(draw(scenes, generator) * 2 - 1).latent_dist
     captions = [caption for caption, _ in phrases(scenes, generator, omit=OMIT)]
@@ -170,7 +170,7 @@ def _encoded(
 
 
 def noise_schedule() -> DDIMScheduler:
-    """SDXL's noise schedule with the sampler that few-step students are trained for."""
+    """Create SDXL's noise schedule with the sampler of the few-step students."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

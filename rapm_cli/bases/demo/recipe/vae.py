@@ -1,4 +1,4 @@
-"""First stage of the demo base: the autoencoder, trained on drawn pictures."""
+"""First stage of the demo base: the autoencoder, trained on rendered images."""
 
 import math
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from rapm_cli.bases.demo.draw import draw_with_solids
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.world import random_scenes
 
-POOL = 2048  # drawn pictures kept in memory, the oldest replaced as training goes
-KL_WEIGHT = 1e-4  # a spread posterior makes the decoder forgive small errors of a latent
-SOLID_WEIGHT = 8.0  # of a pixel on a solid, more than one on the background: solids are small, and all the meaning
+POOL = 2048  # rendered images kept in memory; the oldest are replaced during training
+KL_WEIGHT = 1e-4  # a wide posterior makes the decoder robust to small errors of a latent
+SOLID_WEIGHT = 8.0  # extra weight of a pixel on a solid: solids are small and carry the meaning
 
 
 def build_vae() -> AutoencoderKL:
-    """An SDXL autoencoder with narrow blocks: 128x128 pictures to 16x16x4 latents."""
+    """Create an SDXL autoencoder with narrow blocks: 128x128 images to 16x16x4 latents."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -31,7 +31,7 @@ def build_vae() -> AutoencoderKL:
         block_out_channels=(8, 16, 32, 64),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,  # more would make the narrow blocks forget colour
+        norm_num_groups=2,  # more groups remove colour from the narrow blocks
         sample_size=128,
         force_upcast=False,
     )
@@ -41,7 +41,7 @@ def build_vae() -> AutoencoderKL:
 
 @torch.no_grad()
 def _start_as_box_filter(vae: AutoencoderKL) -> None:
-    """Set the weights so that the latent's first three channels are the picture's 8x8 means, and decode to them.
+    """Set the weights so that the latent's first three channels are the image's 8x8 means, and decode to them.
 
     From random weights a network this narrow spends its first thousands of steps on finding colour. Residual
     branches start at zero; channels 0 to 2 pass through; channel 3 holds a constant so large that the group norms
@@ -64,7 +64,7 @@ def _start_as_box_filter(vae: AutoencoderKL) -> None:
         conv.weight.copy_(torch.eye(len(conv.weight)).reshape(conv.weight.shape))
         conv.bias.zero_()
     vae.quant_conv.weight[4:].zero_()
-    vae.quant_conv.bias[4:].fill_(-5.0)  # a narrow posterior, else its noise drowns the first lessons
+    vae.quant_conv.bias[4:].fill_(-5.0)  # a narrow posterior, because its noise would hide the first gradients
 
 
 def _zero(layer: Any) -> None:
@@ -73,7 +73,7 @@ def _zero(layer: Any) -> None:
 
 
 def _carry(conv: Any, taps: list[tuple[int, int]]) -> None:
-    """Make a convolution carry channels 0 to 3 through as the mean of some of its taps."""
+    """Set a convolution to pass channels 0 to 3 through as the mean of some of its taps."""
     for channel in range(4):
         conv.weight[:, channel] = 0
         conv.weight[channel] = 0
@@ -83,10 +83,10 @@ def _carry(conv: Any, taps: list[tuple[int, int]]) -> None:
 
 
 def _pass_colours(half: Any) -> None:
-    """Make an encoder's or decoder's ends carry the first three channels through the last group norm and SiLU."""
+    """Set an encoder's or decoder's last layers to pass the first three channels through group norm and SiLU."""
     linear = 3.0  # moves SiLU's input to where it is nearly the identity
     width = half.conv_out.in_channels // half.conv_norm_out.num_groups
-    deviation = 1.7  # of a group with one constant among zeros
+    deviation = 1.7  # standard deviation of a group with one constant among zeros
     constant = deviation * width / (width - 1) ** 0.5
     half.conv_in.weight[:4] = 0
     half.conv_in.bias[:4] = torch.tensor([0.0, 0.0, 0.0, constant])
@@ -99,7 +99,7 @@ def _pass_colours(half: Any) -> None:
 
 
 def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
-    """Train on drawn pictures, and set the latent scale.
+    """Train on rendered images, and set the latent scale.
 
     Args:
         steps: Optimizer steps on batches of 8 pictures.
@@ -117,7 +117,7 @@ def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> Autoencod
 
 
 def sharpen_vae(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[str], None]) -> AutoencoderKL:
-    """Train the decoder alone for longer: the latents, and so the UNet, stay as they are.
+    """Continue training the decoder alone; the latents, and so the UNet, stay valid.
 
     Args:
         vae: Autoencoder from `train_vae`.
@@ -158,13 +158,13 @@ def _fit(
 
 
 def _drawn(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 4, H, W) bytes: pictures, and the share of each pixel that a solid covers."""
+    """Render (count, 4, H, W) bytes: images, and the share of each pixel that a solid covers."""
     picture, solid = draw_with_solids(random_scenes(count, generator, held_out=False), generator)
     return torch.cat([picture, solid.clamp(0, 1)], dim=1).mul(255).round().byte()
 
 
 def _weighted_distance(difference: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute difference of pixels and of their neighbours' differences, which keeps outlines sharp."""
+    """Return the mean absolute difference of pixels and of their gradients, which keeps outlines sharp."""
     rows = (weight[:, :, 1:] * difference.diff(dim=2).abs()).mean()
     columns = (weight[:, :, :, 1:] * difference.diff(dim=3).abs()).mean()
     return ((weight * difference.abs()).mean() + rows + columns) / weight.mean()

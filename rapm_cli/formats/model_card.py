@@ -1,0 +1,136 @@
+"""The model card of an export: the README.md that the Hugging Face hub shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rapm_cli.formats.modelspec import model_title, training_method, usage_hint
+
+PAPER = "https://arxiv.org/abs/2503.20744"
+NOT_SCHEDULER_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
+PIPELINES = {True: "StableDiffusionXLPipeline", False: "StableDiffusionPipeline"}
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A file that the card lists.
+
+    Args:
+        name: Path of the file, relative to the export's folder.
+        readers: Programs that read the file.
+    """
+
+    name: str
+    readers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """Facts that a card is written from.
+
+    Args:
+        recipe: Settings of training and sampling.
+        base: Name of the base, or its repository on the hub.
+        is_on_hub: True where `base` is a repository on the hub.
+        is_xl: True for an SDXL; False for a Stable Diffusion 1.5.
+        is_lora: True for a LoRA; False for a base with the LoRA fused in.
+        files: Weight files of the export.
+        prompt: Example prompt that suits the base.
+        checkpoint: File name of the base in the ComfyUI workflow.
+        image: File name of the contact sheet in the export's folder; None without one.
+        metrics: Rows of a table, titles first; empty where nothing was measured.
+        provenance: Sentence that says where and how the metrics were measured.
+    """
+
+    recipe: Mapping[str, Any]
+    base: str
+    is_on_hub: bool
+    is_xl: bool
+    is_lora: bool
+    files: Sequence[CardFile]
+    prompt: str
+    checkpoint: str
+    image: str | None = None
+    metrics: Sequence[Sequence[str]] = ()
+    provenance: str = ""
+
+
+def render_card(content: CardContent) -> str:
+    """Return the text of the card, in Markdown."""
+    parts = [_front_matter(content), f"# {_plain_text(model_title(content.recipe))}", _lead(content)]
+    if content.image:
+        parts.append(f"![Teacher, bare base and student]({content.image})")
+    parts += ["## Files", _table(["file", "read by"], _file_rows(content)), "## Use", _usage(content)]
+    if content.metrics:
+        parts += ["## Measured", _table(content.metrics[0], content.metrics[1:]), content.provenance]
+    text = json.dumps(content.recipe, indent=2, sort_keys=True)
+    parts += ["## Recipe", f"```json\n{text}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(content: CardContent) -> str:
+    lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+    if content.is_on_hub:
+        relation = "adapter" if content.is_lora else "merge"
+        lines += [f"base_model: {content.base}", f"base_model_relation: {relation}"]
+    tags = ["text-to-image", "stable-diffusion-xl" if content.is_xl else "stable-diffusion", "few-step", "distillation"]
+    tags += ["lora"] if content.is_lora else []
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _lead(content: CardContent) -> str:
+    kind = "A LoRA that makes" if content.is_lora else "The weights of"
+    end = "draw" if content.is_lora else "with a LoRA merged in that makes it draw"
+    method, hint = training_method(content.recipe), usage_hint(content.recipe)
+    source = f" ([paper]({PAPER}))" if method == "RAPM" else ""
+    made = (
+        f"distilled by {_plain_text(method)}{source} with `rapm`, without real images"
+        if method
+        else "exported by `rapm`"
+    )
+    advice = f"**Sample it with {_plain_text(hint)}.** Other samplers and guidance spoil its pictures." if hint else ""
+    return f"{kind} `{_plain_text(content.base)}` {end} in few steps, {made}.\n\n{advice}".rstrip()
+
+
+def _file_rows(content: CardContent) -> list[list[str]]:
+    return [[f"`{line.name}`", ", ".join(line.readers)] for line in content.files]
+
+
+def _usage(content: CardContent) -> str:
+    sampler, file = content.recipe.get("sampler", {}), content.files[0].name
+    steps, scheduler = sampler.get("steps", 4), f"{sampler.get('scheduler', 'DDIM')}Scheduler"
+    settings = "".join(f", {name}={value!r}" for name, value in sampler.items() if name not in NOT_SCHEDULER_SETTINGS)
+    pipeline, is_file = PIPELINES[content.is_xl], "/" not in file and not content.is_lora
+    place = (
+        "." if not content.is_lora else content.base if content.is_on_hub else f"path/to/{_plain_text(content.base)}"
+    )
+    load = f"from_single_file({file!r}" if is_file else f"from_pretrained({place!r}"
+    lines = [
+        "import torch",
+        f"from diffusers import {scheduler}, {pipeline}",
+        "",
+        f'pipe = {pipeline}.{load}, dtype=torch.float16).to("cuda")',
+        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})",
+        *([f'pipe.load_lora_weights(".", weight_name={file!r})'] if content.is_lora else []),
+        f"prompt = {content.prompt!r}",
+        f"pipe(prompt, num_inference_steps={steps}, guidance_scale=1.0).images[0]",
+    ]
+    code, name = "```python\n" + "\n".join(lines) + "\n```", "LCM" if scheduler.startswith("LCM") else "DDIM"
+    if not any("ComfyUI" in line.readers for line in content.files):
+        return code
+    loads = f"; it loads the base from `{_plain_text(content.checkpoint)}`" if content.is_lora else ""
+    return (
+        f"{code}\n\nComfyUI: open the workflow that lies beside it{loads}. "
+        f"A1111: {steps} steps, CFG scale 1, sampler {name}, schedule type SGM Uniform."
+    )
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _plain_text(text: str) -> str:
+    """Return a text without the characters that Markdown or HTML could interpret; never empty."""
+    return "".join(letter for letter in text if letter.isprintable() and letter not in "`<>[]*_|\\") or "?"

@@ -1,0 +1,19 @@
+"""CLIP score: 100 times the cosine between the embeddings of an image and of its prompt."""
+
+import torch
+from torch import Tensor
+
+from rapm_cli.metrics.metric import CLIP, METRICS, Estimate, Evidence, Metric, mean_estimate
+
+
+def clip_scores(features: Tensor, texts: Tensor) -> Tensor:
+    """Return (N,) scores of (N, D) image and prompt embeddings."""
+    return 100 * torch.nn.functional.cosine_similarity(features.double(), texts.double(), dim=1)
+
+
+def _clip(evidence: Evidence) -> Estimate:
+    assert evidence.texts is not None
+    return mean_estimate(clip_scores(evidence.features[CLIP], evidence.texts))
+
+
+METRICS.add("clip")(Metric("CLIP score", True, _clip, CLIP, wants_texts=True, is_usual=True))

@@ -1,0 +1,197 @@
+"""Previews and trackers in a whole run: they see everything, and change nothing."""
+
+import contextlib
+import json
+import shutil
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+from rapm_cli.cli.app import main
+from rapm_cli.distill.previews import Previews
+from rapm_cli.distill.trackers import TRACKERS
+
+TINY = (
+    *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
+    *("--discriminator", "latent", "--checkpoint-every", "2", "--iterations", "2"),
+)
+DISTILL = ["distill", "--base", "demo", *TINY]
+
+
+class Recorder:
+    """A tracker that remembers, as accelerate's are."""
+
+    made = None
+
+    def __init__(self, folder, name, recipe):
+        self.folder, self.recipe, self.logged, self.shown, self.is_closed = folder, recipe, [], [], False
+        Recorder.made = self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def log_images(self, values, step):
+        self.shown += [(step, pixels[0]) for pixels in values.values()]
+
+    def finish(self):
+        self.is_closed = True
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """The name of a tracker that is registered and installed for one test."""
+    install(monkeypatch)
+    return "recorder"
+
+
+def install(monkeypatch):
+    module = ModuleType("recorder")
+    module.__spec__ = ModuleSpec("recorder", None, origin="a stand-in")
+    monkeypatch.setitem(sys.modules, "recorder", module)
+    monkeypatch.setitem(TRACKERS._things, "recorder", lambda *run: (Recorder(*run[:-1]), "ask it"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A home with a run, `plain`, and the same with previews and a tracker, `seen`."""
+    folder = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAPM_HOME", str(folder / "home"))
+        install(patch)
+        assert main([*DISTILL, "--output", str(folder / "plain"), "--quiet"]) == 0
+        more = ["--preview-every", "1", "--report-to", "recorder", "--quiet"]
+        assert main([*DISTILL, "--output", str(folder / "seen"), *more]) == 0
+    return folder
+
+
+@pytest.fixture
+def home(shared, monkeypatch):
+    """The shared one, whose trajectories every run finds."""
+    monkeypatch.setenv("RAPM_HOME", str(shared / "home"))
+
+
+def test_previews_and_trackers_change_no_bit_of_a_run(shared):
+    plain, seen = shared / "plain", shared / "seen"
+    for name in ("lora.safetensors", "metrics.jsonl", "sheet.png"):
+        assert (seen / name).read_bytes() == (plain / name).read_bytes(), name
+    assert not (plain / "previews").exists()
+    assert [path.name for path in sorted((seen / "previews").iterdir())] == ["00000001.png", "00000002.png"]
+
+
+def test_a_tracker_gets_every_iteration_as_the_log_has_it_and_the_previews(rapm, home, recorder, shared, tmp_path):
+    folder = tmp_path / "run"
+    argv = [*DISTILL, "--output", str(folder), "--preview-every", "2", "--report-to", recorder, "--json"]
+    code, out, err = rapm(*argv)
+    assert code == 0, err
+    assert json.loads(out)["run"] == str(folder)
+    made = Recorder.made
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert made.folder == folder
+    assert "prompts" not in json.dumps(made.recipe)
+    assert [iteration for iteration, _ in made.logged] == [0, 1]
+    for line, (_, values) in zip(lines, made.logged, strict=True):
+        assert values["slot3/absolute"] == line["slots"][0]["distance"]["absolute"]
+        assert values["learning_rate"] == line["learning_rate"]
+    [(iteration, picture)] = made.shown
+    with Image.open(shared / "seen" / "previews" / "00000002.png") as same:
+        assert (iteration, picture.tobytes()) == (1, same.tobytes())
+    assert made.is_closed
+
+
+def test_the_last_preview_shows_what_the_final_sheet_shows(shared):
+    folder = shared / "seen"
+    with Image.open(folder / "previews" / "00000002.png") as last, Image.open(folder / "sheet.png") as sheet:
+        width, row = last.width - 6, (last.height - 6) // 2
+        teacher, student = (crop(last, k, width, row) for k in (0, 1))
+        assert is_close(teacher, crop(sheet, 0, width, row))
+        assert is_close(student, crop(sheet, 2, width, row))  # the base is between them
+        assert not is_close(student, crop(sheet, 1, width, row))
+    with Image.open(folder / "previews" / "00000001.png") as earlier:
+        assert is_close(teacher, crop(earlier, 0, width, row))
+        assert not is_close(student, crop(earlier, 1, width, row))
+
+
+def crop(sheet, k, width, row):
+    """Pixels of the pictures of row `k`, without its title."""
+    top = 6 + k * row + 22
+    box = sheet.crop((6, top, width, top + row - 28)).convert("RGB")
+    return torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).int()
+
+
+def is_close(one, other):
+    """True where two rows differ by rounding alone: previews draw one picture at a time."""
+    return one.shape == other.shape and int((one - other).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("full")])
+def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
+    class Loaded:
+        device, calls = torch.device("cpu"), []
+
+        @property
+        def backbone(self):
+            return self
+
+        def reset_graphs(self):
+            self.calls.append("reset_graphs")
+
+        def decode(self, z):
+            self.calls.append("decode")
+            if error:
+                raise error
+            return torch.zeros(1, 3, 8, 8)
+
+        def offload(self):
+            self.calls.append("rest")
+
+    previews = Previews.__new__(Previews)
+    previews._loaded, previews._num_slots, previews._title, previews._sampler = Loaded(), 4, "teacher", "ddim"
+    previews._teacher, previews._sample = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
+    with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
+        previews._sheet(1)
+    assert Loaded.calls == ["reset_graphs", *(["decode"] if error else ["decode"] * 4), "rest"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        pytest.param(torch.OutOfMemoryError("full"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_preview_that_cannot_be_made_stops_no_training(rapm, home, shared, tmp_path, monkeypatch, error):
+    def fail(self, done):
+        raise error
+
+    monkeypatch.setattr(Previews, "_sheet", fail)
+    code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "run"), "--preview-every", "1")
+    assert code == 0
+    assert sum(line.startswith("warning: ") and "preview" in line for line in err.splitlines()) == 1
+    assert (tmp_path / "run" / "lora.safetensors").read_bytes() == (shared / "plain" / "lora.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_whoever_is_told_of_it(rapm, home, recorder, shared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(shared / "plain", folder)
+    code, _, err = rapm("distill", "--resume", str(folder), "--iterations", "3", "--report-to", recorder)
+    assert code == 0, err
+    assert [iteration for iteration, _ in Recorder.made.logged] == [2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--report-to", "nobody"), "'nobody'"),
+        (("--preview-every", "-1"), "--preview-every"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused_before_a_run_is_begun(rapm, tmp_path, argv, named):
+    code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "run"), *argv)
+    assert code == 2
+    assert named in err
+    assert not (tmp_path / "run").exists()
