@@ -97,6 +97,11 @@ def nan(state):
         (lambda state: state | {"unet.lora_": "text"}, "'unet.lora_'"),
         (lambda state: state | {7: torch.ones(2)}, "7"),
         (lambda state: state | {"unet.lora_": torch.eye(2).to_sparse()}, "'unet.lora_'"),
+        (lambda state: state | {"unet.lora_": torch.tensor(1.0)}, "'unet.lora_'"),
+        (lambda state: state | {"lora_unet_x.alpha": torch.ones(2)}, "(2,)"),
+        (lambda state: state | {"text_encoder.q.lora_B.weight": torch.ones(8, 4)}, "text_encoder.q.lora_B.weight"),
+        (lambda state: state | {"unet.x.lora_A.weight": torch.zeros(4, 4)}, " x"),
+        (lambda state: state | {"unet.x.alpha": torch.tensor(1.0)}, " x"),
     ],
 )
 def test_files_that_are_not_plain_loras_are_refused(lora, tmp_path, monkeypatch, spoil, named):
