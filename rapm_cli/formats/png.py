@@ -13,7 +13,13 @@ REMEDY = "give a PNG"
 
 @dataclass(frozen=True)
 class Png:
-    """Width and height in pixels, and texts by keyword."""
+    """A PNG's size and texts.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        texts: Texts by keyword.
+    """
 
     width: int
     height: int

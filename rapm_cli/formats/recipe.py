@@ -42,8 +42,13 @@ def parse_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
 def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     """Return rank, alpha and recipe from the header of a LoRA that rapm wrote.
 
+    Args:
+        path: LoRA's file, for messages.
+        header: Header of that file.
+
     Raises:
-        InputError: The file holds no LoRA with rapm's keys, or its header lacks rank and alpha.
+        InputError: The file holds no LoRA with rapm's keys, its header lacks rank and alpha, or its tensors have other
+            ranks.
     """
     names = list(header.tensors)
     if not _has_rapm_keys(header):

@@ -24,7 +24,7 @@ from rapm_cli.bases.places import (
     trajectories_dir,
 )
 from rapm_cli.core.common.errors import DamagedError
-from rapm_cli.core.storage.commit import MANIFEST, Manifest, read_manifest, verify
+from rapm_cli.core.storage.commit import MANIFEST, Manifest, try_manifest, verify
 from rapm_cli.core.storage.files import is_marked, leftovers
 from rapm_cli.runs.lock import CLAIM, HOLDER, LOCK, holder
 from rapm_cli.runs.run import Run, all_runs, base_of
@@ -147,7 +147,7 @@ class TrajectoryNeed:
     is_running: bool
 
     def is_for(self, facts: dict[str, Any]) -> bool:
-        """Return True where the run may need a store; prompts are not compared, so a doubtful store is kept."""
+        """Return True where the run may need a store; stores that differ only in their prompts all match."""
         return bool(facts["teacher"]) and (facts["teacher"], facts["identity"]) == (self.teacher, self.identity)
 
 
@@ -179,7 +179,7 @@ def trajectories_at(path: Path) -> dict[str, Any]:
 def _store(path: Path, needs: list[TrajectoryNeed]) -> Entry:
     """Return the entry of a store of trajectories. Reading counts as use: its lock file changes the folder's time."""
     shards = [shard for shard in _children(path) if _SHARD.fullmatch(shard.name)]
-    manifests = [manifest for shard in shards if (manifest := _manifest(shard))]
+    manifests = [manifest for shard in shards if (manifest := try_manifest(shard))]
     about = manifests[0].about if manifests else {}
     teacher: dict[str, Any] = stated if isinstance(stated := about.get("teacher"), dict) else {}
     facts: dict[str, Any] = {
@@ -253,12 +253,6 @@ def _models() -> tuple[Path, list[Entry]]:
 def _pipeline(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
         return str(json.loads(path.read_text(encoding="utf-8")).get("_class_name"))
-    return None
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    with contextlib.suppress(DamagedError):
-        return read_manifest(folder)
     return None
 
 

@@ -1,4 +1,4 @@
-"""What commits and checks cost the training rate: the same distillation with and without them, in pairs.
+"""Measure what checkpoints and checks cost the training rate: pairs of distillations with and without them.
 
 python -m tests.faults.overhead
 """
@@ -30,11 +30,11 @@ DEVICE = torch.device("cpu")
 
 
 def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, float]:
-    """Seconds of a training, those of them outside its steps, and those of the latter that went into commits.
+    """Return the seconds of a training, those outside its steps, and those that checkpoints took.
 
     Args:
-        settings: What to train.
-        folder: Run folder; None for bare training, without commits, log and signals.
+        settings: Settings of the run.
+        folder: Run folder; None for bare training, without checkpoints, log and signals.
     """
     out, base = Output(quiet=True), BASES["demo"]
     loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
@@ -53,7 +53,7 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
 
 
 def _timed_steps(trainer: Trainer) -> list[float]:
-    """Seconds of each step of a trainer, filled as it trains."""
+    """Return the seconds of each step of a trainer, filled as it trains."""
     seconds: list[float] = []
     step = trainer.train_step
 
