@@ -33,7 +33,7 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
         out.fact(phase, f"{'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
     out.fact("peak memory", f"{made.peak_bytes / GIB:.2f} GiB")
     for thing, size in made.disk_bytes.items():
-        out.fact("disk", f"{size_in_words(size)} for {thing}")
+        out.fact("disk", f"{size_in_words(size)} for {'checkpoints' if thing == 'commits' else thing}")
     out.fact("machine", made.machine)
     if world_size() > 1:
         out.fact("processes", f"one alone is foreseen, not the {world_size()} that were started")
@@ -85,7 +85,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
         ["", "s/step", "trajectories/h", "peak MiB", "predicted MiB"],
         [
             [
-                one.way,
+                one.variant,
                 f"{one.step_seconds:.3f}",
                 f"{one.trajectories_an_hour:.0f}",
                 *_peaks(one.peak_bytes, one.predicted_bytes),
@@ -99,7 +99,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
         if speed.time:
             reached, peak = speed.flops / speed.time.seconds, speed.time.peak_bytes
             cells = [f"{speed.time.seconds:.3f}", f"{reached / 1e12:.3g}", f"{reached / rate:.0%}"]
-        words = speed.plan.words if speed.way == PLAIN else speed.way
+        words = speed.plan.words if speed.variant == PLAIN else speed.variant
         rows.append([f"{speed.plan.name} GB, {words}", *cells, *_peaks(peak, speed.predicted_bytes)])
     out.table(
         f"phase 2: {teacher.num_slots} slots, batch {training.batch_size}, rank {training.rank}, "

@@ -7,6 +7,7 @@ from pathlib import Path
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
+RECIPE_KEY = "rapm"  # key of the recipe among the texts
 MAGIC = b"\x89PNG\r\n\x1a\n"
 REMEDY = "give a PNG"
 

@@ -10,7 +10,7 @@ from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import commit, read_commit, remove_commit, try_manifest
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.core.training.recovery import Health
-from rapm_cli.runs.run import DAMAGED, GOALS, OFFENDING, SETTINGS, SETTINGS_PREFIX, Run
+from rapm_cli.runs.run import DAMAGED, OFFENDING, SETTINGS, SETTINGS_PREFIX, TARGETS, Run
 from rapm_cli.runs.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class Checkpoints:
                 damage.append(error)
         count = int(before[0].name.removeprefix(SETTINGS_PREFIX)) + 1 if before else 1
         name = f"{SETTINGS_PREFIX}{count:03d}"
-        about = _about(0.0) | dict(zip(GOALS, (self.settings.training.iterations, self.settings.samples), strict=True))
+        about = _about(0.0) | dict(
+            zip(TARGETS, (self.settings.training.iterations, self.settings.samples), strict=True)
+        )
         target = self.run.checkpoints_dir / name
         commit(target, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=about)
         self.set_aside(damage)

@@ -11,7 +11,7 @@ from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.network import backbone
 from rapm_cli.distill import benchmark
-from rapm_cli.distill.benchmark import KERNELS, PLAIN, WAYS
+from rapm_cli.distill.benchmark import KERNELS, PLAIN, VARIANTS
 from tests.conftest import tiny_unet
 from tests.messages import names
 
@@ -33,16 +33,16 @@ def tiny(monkeypatch):
 RUN = ["eval", "--benchmark", "--base", "demo", "--device", "cpu", "--precision", "fp32"]
 
 
-def test_it_measures_both_phases_every_plan_every_way_and_drawing(rapm, tiny, home, monkeypatch):
-    monkeypatch.setattr(backbone, "compile_blocks", lambda unet: None)  # tests of its own: test_compiler.py
+def test_it_measures_both_phases_every_plan_every_variant_and_sampling(rapm, tiny, home, monkeypatch):
+    monkeypatch.setattr(backbone, "compile_blocks", lambda unet: None)  # tests of its own: test_backbone.py
     code, out, _ = rapm(*RUN, "--json", "--profile")
     assert code == 0
     made = json.loads(out)
     plain = [speed for speed in made["plans"] if speed["way"] == PLAIN]
     assert [speed["plan"]["name"] for speed in plain] == list(PLANS)
-    ways = [way for way in WAYS if way != KERNELS]  # on a CPU there is no other way
-    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == ways[1:]
-    assert [speed["way"] for speed in made["teachers"]] == ways
+    variants = [one for one in VARIANTS if one != KERNELS]  # a CPU has no CUDA graphs
+    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == variants[1:]
+    assert [speed["way"] for speed in made["teachers"]] == variants
     assert made["side_px"] == 8
     for speed in made["plans"]:
         rate = speed["flops"] / speed["time"]["seconds"]
@@ -89,7 +89,7 @@ def test_another_way_that_is_out_of_memory_is_left_out_and_the_rest_is_told(rapm
 
     monkeypatch.setattr(benchmark, "time_guided_step", fits)
     monkeypatch.setattr(benchmark, "_profile", lambda *args: [benchmark.Operation("mm", 0.25, 3)])  # tested above
-    monkeypatch.setattr(benchmark, "WAYS", {PLAIN: {}, "channels last": {"channels_last": True}})
+    monkeypatch.setattr(benchmark, "VARIANTS", {PLAIN: {}, "channels last": {"channels_last": True}})
     code, out, err = rapm(*RUN, "--profile")
     assert code == 0
     assert names(err, "warning:", "channels last", 1)
