@@ -103,7 +103,13 @@ def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter
         words = f"{words} One of {', '.join(get_args(kind))}."
     if option.is_bases:
         kind, default = kind | None, None
-    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, metavar=metavar, rich_help_panel=option.panel)
+    shown = typer.Option(
+        f"--{parameter.replace('_', '-')}",
+        help=words,
+        metavar=metavar,
+        rich_help_panel=option.panel,
+        show_default=option.shown_default or True,
+    )
     return inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
     )

@@ -4,7 +4,16 @@ import pytest
 
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.registry import Registry
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig, from_json, to_json
+from rapm_cli.core.method.config import (
+    TeacherConfig,
+    TrainConfig,
+    declared,
+    from_json,
+    option_name,
+    options,
+    to_json,
+)
+from tests.messages import names, naming
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,30 @@ def test_teacher_values_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError) as refused:
         TeacherConfig(base="demo", **{field: value})
     assert str(value) in refused.value.message + refused.value.remedy
+
+
+def test_weights_that_are_no_numbers_are_named():
+    for values in (["a"], ("a", 1.0), [None], "a"):
+        with pytest.raises(ConfigError, match=naming("--slot-weights")):
+            TrainConfig(slot_weights=values)
+
+
+@pytest.mark.parametrize("name", ["lcm_timesteps", "gradient_checkpointing"])
+def test_a_setting_under_its_old_and_its_new_name_is_refused(name):
+    old = declared(TrainConfig)[name].alias
+    default = getattr(TrainConfig(), name)
+    with pytest.raises(ConfigError) as refused:
+        TrainConfig(**{old: default, name: default})
+    assert names(refused.value.message, f"--{name.replace('_', '-')}", old, name)
+
+
+def test_the_declaration_of_every_setting_names_its_range():
+    for name, field, option in options():
+        with pytest.raises(ConfigError) as refused:
+            kind = TrainConfig if name in declared(TrainConfig) else TeacherConfig
+            kind(**({} if kind is TrainConfig else {"base": "demo"}), **{name: object()})
+        assert option_name(name) in refused.value.message
+        assert "another value" not in refused.value.remedy, (field, option)
 
 
 def test_a_run_without_any_loss_is_refused():
