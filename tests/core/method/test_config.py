@@ -64,12 +64,12 @@ def test_a_setting_under_its_old_and_its_new_name_is_refused(name):
 
 
 def test_the_declaration_of_every_setting_names_its_range():
-    for name, field, option in options():
+    for name, *_ in options():
+        kind, rest = (TrainConfig, {}) if name in declared(TrainConfig) else (TeacherConfig, {"base": "demo"})
         with pytest.raises(ConfigError) as refused:
-            kind = TrainConfig if name in declared(TrainConfig) else TeacherConfig
-            kind(**({} if kind is TrainConfig else {"base": "demo"}), **{name: object()})
+            kind(**rest, **{name: object()})
         assert option_name(name) in refused.value.message
-        assert "another value" not in refused.value.remedy, (field, option)
+        assert "another value" not in refused.value.remedy, name
 
 
 def test_a_run_without_any_loss_is_refused():
