@@ -31,8 +31,10 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        own = f"RAPM_{self.name}_".upper()
         for parameter in self.params:
-            parameter.show_envvar = bool(parameter.envvar)  # type: ignore[attr-defined]
+            variable = str(parameter.envvar or own)
+            parameter.show_envvar = not variable.startswith(own)  # type: ignore[attr-defined]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, with each old name replaced by the new one."""
@@ -72,4 +74,4 @@ def current_name(command: str, key: str, where: str) -> str:
 
 def _warn(old: str, new: str, *, is_silent: bool) -> None:
     if not is_silent and not launcher.is_follower():
-        Output().warn(f"{old} is now {new}; the next version will not know the old name")
+        Output().warn(f"{old} is now {new}; the old name works in this version only")

@@ -27,7 +27,6 @@ ALLOWED = {parameter_name(name, field).replace("_", "-") for name, field, _ in c
 ALLOWED |= {*OF_ALL_ROWS, "checkpoint-every"}
 
 
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-"))
 

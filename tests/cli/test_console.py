@@ -1,6 +1,7 @@
 """What a person sees while a job works."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -185,5 +186,11 @@ def test_every_environment_variable_is_named_like_its_option():
             flag = next((flag for flag in option.opts if flag.startswith("--")), None)
             if flag and flag != "--help":
                 words = flag[2:].replace("-", "_").upper()
-                variable = option.envvar or f"RAPM_{name.upper()}_{option.name.upper()}"
-                assert variable in (f"RAPM_{words}", f"RAPM_{name.upper()}_{words}"), flag
+                own = f"RAPM_{name.upper()}_{words}"
+                assert own in (option.envvar, f"RAPM_{name.upper()}_{option.name.upper()}"), flag
+                assert option.envvar in (None, own, f"RAPM_{words}"), flag
+
+
+def test_json_can_be_set_for_one_command(rapm, shipped_lora, monkeypatch):
+    monkeypatch.setenv("RAPM_INSPECT_JSON", "1")
+    assert json.loads(rapm("inspect", str(shipped_lora))[1])["kind"] == "LoRA"

@@ -75,7 +75,10 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TeacherConfig(Checked):
-    """What identifies stored trajectories, together with their prompts. `base` is the name or folder of the model."""
+    """Settings of the teacher. With the prompts they identify stored trajectories.
+
+    `base` is the name or folder of the model.
+    """
 
     base: str
     num_slots: Annotated[int, Field(description="Steps that the student takes (N)."), Option(METHOD, "steps")] = 4
@@ -85,7 +88,9 @@ class TeacherConfig(Checked):
         Option(METHOD, is_bases=True),
     ] = 10
     delta: Annotated[
-        int, Field(ge=1, description="Teacher steps from the slot's start to z_ahead; below --fine-steps."), Option(METHOD)
+        int,
+        Field(ge=1, description="Teacher steps from the slot's start to z_ahead; below --fine-steps."),
+        Option(METHOD),
     ] = 1
     guidance_scale: Annotated[
         float,
@@ -115,7 +120,7 @@ class TeacherConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TrainConfig(Checked):
-    """What training does with the trajectories. Aliases are the names in files, which outlive a renamed option."""
+    """Settings of training. Aliases are the names in stored files, which stay when an option is renamed."""
 
     method: Annotated[
         MethodName,
@@ -143,7 +148,7 @@ class TrainConfig(Checked):
     ] = "student"
     discriminators: Annotated[
         Literal["both", "relative", "absolute", "none"],
-        Field(description="Targets that have a discriminator; pcm takes one or none."),
+        Field(description="Targets that have a discriminator. pcm has a single one; none disables it."),
         Option(METHOD),
     ] = "both"
     fake_updates: Annotated[
