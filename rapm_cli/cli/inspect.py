@@ -9,8 +9,10 @@ from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method.config import option_name
+from rapm_cli.core.method.config import options as declared_options
 
 BAR = 30  # characters of the longest bar of --values
+SETTINGS = {name for key, field, _ in declared_options() for name in (key, field.alias)}  # as in stored files
 
 
 def inspect(
@@ -190,7 +192,7 @@ def _image(out: Output, facts: dict[str, Any]) -> None:
     out.fact("kind", f"image of {facts['width']} x {facts['height']} pixels, {_size(facts['bytes'])}")
     for name, value in facts["recipe"].items():
         if value is not None:
-            out.fact(option_name(name), _in_words(value))
+            out.fact(name, _in_words(value))
     if facts["again"]:
         out.fact("again", facts["again"])
     elif facts["parameters"]:
@@ -199,7 +201,7 @@ def _image(out: Output, facts: dict[str, Any]) -> None:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{option_name(name)} {_in_words(one)}" for name, one in value.items())
+        return ", ".join(f"{_name(name)} {_in_words(one)}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -222,7 +224,12 @@ def _recipe(out: Output, recipe: dict[str, Any]) -> None:
 
 def _settings(stored: dict[str, Any]) -> str:
     """Return stored settings in words, under the names that their options have today."""
-    return ", ".join(f"{option_name(name)} {value}" for name, value in stored.items())
+    return ", ".join(f"{_name(name)} {value}" for name, value in stored.items())
+
+
+def _name(stored: str) -> str:
+    """Return the option of a setting; any other name as it is."""
+    return option_name(stored) if stored in SETTINGS else stored
 
 
 def _values(out: Output, facts: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Old names of options: every one is accepted in every place, with one line that names the new one."""
 
+import json
 import os
 
 import pytest
@@ -8,6 +9,7 @@ from rapm_cli.cli.console import Output
 from rapm_cli.cli.renamed import RENAMED, Command
 from rapm_cli.cli.study_file import read_study
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.method.config import TrainConfig, declared, option_name
 from tests.messages import names
 
 VALUES = {  # values other than the defaults; None for a switch
@@ -143,3 +145,13 @@ def test_help_and_completion_offer_only_new_names(rapm, monkeypatch, capfd, comm
         assert f"--{old}" not in offered
         assert names(out, f"--{new}")
         assert not names(out, f"--{old}")
+
+
+def test_inspect_shows_stored_settings_under_the_names_of_today(rapm, shipped_lora):
+    _, out, _ = rapm("inspect", str(shipped_lora))
+    stored = json.loads(rapm("inspect", str(shipped_lora), "--json")[1])["recipe"]["training"]
+    renamed = {field.alias for field in declared(TrainConfig).values() if field.alias}
+    assert set(stored) >= renamed
+    for name in renamed:
+        assert names(out, option_name(name), stored[name])
+        assert not names(out, f"{name} {stored[name]}".replace("checkpointing", " checkpointing"))

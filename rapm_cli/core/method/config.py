@@ -40,7 +40,7 @@ class Option:
         name: Name without dashes, where it is not the field's.
         is_bases: Whether each base has its own default.
         shown_default: Default in words for the help page, where the setting computes it.
-        before: What versions of rapm did that did not have the setting yet; None for the first settings.
+        before: Value that describes runs of older versions, which lack the setting; None for the first settings.
     """
 
     panel: str
@@ -297,6 +297,7 @@ def option_name(name: str) -> str:
     return name.replace("_", "-")
 
 
+# Stored names of settings that older versions lack, with the value that describes their runs.
 LATER = {field.alias or name: option.before for name, field, option in options() if option.before is not None}
 
 
