@@ -154,4 +154,4 @@ def test_inspect_shows_stored_settings_under_the_names_of_today(rapm, shipped_lo
     assert set(stored) >= renamed
     for name in renamed:
         assert names(out, option_name(name), stored[name])
-        assert not names(out, f"{name} {stored[name]}".replace("checkpointing", " checkpointing"))
+        assert f" {name} " not in out
