@@ -159,6 +159,10 @@ def test_every_option_has_help():
     assert [(name, parameter.name) for name, parameter in parameters() if not parameter.help] == []
 
 
+def test_help_texts_are_not_read_as_markup():
+    assert [(name, parameter.name) for name, parameter in parameters() if "[" in parameter.help] == []
+
+
 def test_choices_of_eval_are_those_of_its_registries():
     from rapm_cli.cli.evaluate import evaluate
     from rapm_cli.evaluate.request import PROTOCOLS, SPLITS

@@ -302,7 +302,7 @@ def test_what_cannot_be_answered_is_refused_before_a_picture_is_drawn(world, eva
         (("--protocol", "dmd2-coco30k", "--prompts", captions, "--reference", world / "coco"), 3, "is not the list"),
         (("--reference", tmp_path / "absent"), 2, "no folder of images"),
         (("--metrics", "recall", "--reference", world / "coco" / "val2014"), 2, "recall of 4 images says nothing"),
-        (("--split", "seen"), 2, "says nothing for base small-sdxl"),
+        (("--split", "seen"), 2, "base small-sdxl"),
         (("--samples", 0), 2, "--samples"),
         (("--metrics", "fidelity", "--teacher-samples", 0), 2, "fidelity"),
         (("--samples", -2), 2, "--samples"),

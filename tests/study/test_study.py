@@ -295,7 +295,7 @@ BAD = {  # a line of a file, the exit code, and what the error names
     "seeds = [1, 1]": (2, "seed 1 comes twice"),
     "rows = []": (2, ": rows: "),
     "part = 'both'": (2, "'held-out' or 'seen'"),
-    "exam-seed = -1": (2, ": exam-seed: "),
+    "eval-seed = -1": (2, ": eval-seed: "),
     "base = 'nothing'": (2, "nothing"),
     "options = { rnak = 1 }": (2, "[options]: the study has an unknown key 'rnak'; did you mean 'rank'?"),
     "options = { seed = 1 }": (2, "[options]: the study has an unknown key 'seed'"),
