@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.bootstrap import bootstrap_interval
-from rapm_cli.metrics.metric import Estimate, LabelledSamples, bootstrap_of
+from rapm_cli.metrics.metric import Estimate, LabelledSamples
 
 DISTANCE = "fd-demo"
 FEWEST_SAMPLES = 640  # ten for each of the reader's features; a Fréchet distance of fewer means nothing

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
-from rapm_cli.metrics.metric import Estimate, LabelledSamples, bootstrap_of
+from rapm_cli.metrics.metric import Estimate, LabelledSamples
 
 SHARES = ("attributes", "pictures")
 CLOSED, DIFFERENCE = "closed", "difference"  # keys of the record
