@@ -27,7 +27,7 @@ from rapm_cli.core.storage.files import sweep
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
-from rapm_cli.extractors.preparation import AS_IT_IS, Picture, Preparation
+from rapm_cli.extractors.preparation import AS_IT_IS, ImageArray, Preparation
 from rapm_cli.metrics.metric import LabelledSamples, TeacherDifference
 from rapm_cli.runs import signals
 from rapm_cli.runs.images import png_bytes
@@ -103,6 +103,7 @@ class SamplePlan:
     @property
     def purpose(self) -> str:
         """Purpose of the noise, which seeds it."""
+        # Seeds of random numbers keep their old words: with another word the images would change.
         return f"exam {int(self.labels.held_out)}" if self.labels else "evaluation"
 
     @property
@@ -154,7 +155,7 @@ class SampleSet:
         key += [plan.purpose] if plan.labels else []
         return galleries_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
-    def picture(self, k: int) -> Picture:
+    def image(self, k: int) -> ImageArray:
         """Return the kept image of prompt `k`.
 
         Raises:
@@ -169,16 +170,16 @@ class SampleSet:
         except OSError as error:  # somebody removed it since
             raise InputError(f"{path} cannot be read any more", "give the same command again") from error
 
-    def readers(self, count: int | None = None) -> list[Callable[[], Picture]]:
+    def readers(self, count: int | None = None) -> list[Callable[[], ImageArray]]:
         """Return functions that read the first `count` kept images, or all of them."""
-        return [partial(self.picture, k) for k in range(self.plan.images if count is None else count)]
+        return [partial(self.image, k) for k in range(self.plan.images if count is None else count)]
 
     def difference(self, teacher: "SampleSet") -> TeacherDifference | None:
         """Return the differences from the teacher's samples; None if no positions are kept."""
         images, positions = [], []
         for chunk in (chunk for chunk in self.plan.chunks if chunk.start < self.plan.positions):
             for k in chunk:
-                off = self.picture(k).astype(np.float64) - teacher.picture(k)
+                off = self.image(k).astype(np.float64) - teacher.image(k)
                 images.append(float(np.sqrt((off**2).mean())))
             off_edges = (self._positions(chunk) - teacher._positions(chunk))[:, :-1]  # the noise is the same
             positions.append(off_edges.square().mean(dim=(2, 3, 4)).sqrt())

@@ -20,6 +20,9 @@ def bootstrap_interval(
         count: Number of rows.
         generator: CPU generator that draws the rows.
         draws: Number of resamples.
+
+    Source: the percentile interval, with the bootstrap estimate of bias removed; Efron and Tibshirani, An Introduction
+    to the Bootstrap, 1993, chapters 13 and 10.
     """
     values = torch.tensor([statistic(torch.randint(count, (count,), generator=generator)) for _ in range(draws)])
     shift = statistic(torch.arange(count)) - values.double().mean()

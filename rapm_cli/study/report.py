@@ -12,7 +12,7 @@ from typing import Any
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.evaluate.evaluate import ModelResult
-from rapm_cli.evaluate.html import ChartsSection, PictureSection, Report, Section, TableSection, embedded
+from rapm_cli.evaluate.html import ChartsSection, ImageSection, Report, Section, TableSection, embedded
 from rapm_cli.evaluate.training_curves import training_charts
 from rapm_cli.metrics import METRICS
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
@@ -246,7 +246,7 @@ def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Repor
     """Return the study as a page: its table, images of all rows, and the training curves of each row's first seed."""
     sections: list[Section] = [
         TableSection("Table", *table(record), note=f"{summary(record)}. {setting(record)} {record['machine']}."),
-        PictureSection("The same prompts and noise", embedded(sheet), note="One row for each model."),
+        ImageSection("The same prompts and noise", embedded(sheet), note="One row for each model."),
     ]
     for cells in outcome.rows:
         charts = training_charts(run_of(cells.settings[0]).log) if cells.settings else []

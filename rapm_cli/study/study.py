@@ -25,8 +25,8 @@ from rapm_cli.evaluate.evaluate import ModelResult, evaluate_model
 from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
 from rapm_cli.evaluate.samples import labelled_plan
 from rapm_cli.formats.lora import apply_lora, load_lora
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
-from rapm_cli.metrics.metric import bootstrap_of
 from rapm_cli.runs.settings import MAX_SAMPLES, MIN_SAMPLES, Settings
 from rapm_cli.study.runs import finish, run_of, seconds_of
 
@@ -74,8 +74,8 @@ class StudyRow:
 
     Args:
         name: Name in the table.
-        variants: Settings of the row; the best of several is shown. Empty for a row that distils nothing.
-        bare: The undistilled base, for a row that distils nothing.
+        variants: Settings of the row; the best of several is shown. Empty for a row without training.
+        bare: The undistilled base, for a row without training.
     """
 
     name: str
@@ -244,7 +244,7 @@ class _PromptSet:
         if not with_images:
             return result
         self._scenes = self._scenes or fixed_scenes(self._base, loaded, self.plan.seed, [], COLUMNS)
-        images = sheet_row(model, loaded, self._scenes, self._base.defaults.picture_batch)
+        images = sheet_row(model, loaded, self._scenes, self._base.defaults.image_batch)
         return dataclasses.replace(result, images=images)
 
     def _load(self, config: TeacherConfig) -> LoadedBase:
