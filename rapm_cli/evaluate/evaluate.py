@@ -265,13 +265,13 @@ def _sampled(
     """
     weights, share = chosen.base.locate(reporter), _share()
     loaded = LoadedBase(weights, device, DTYPES[config.precision])
-    if doubt := chosen.warning(weights):
-        reporter.warn(doubt)
+    if warning := chosen.warning(weights):
+        reporter.warn(warning)
     if is_first and not request.plans[0].labels:
         warn_of_unread(loaded, list(request.plans[0].prompts), reporter)
     splits: list[list[SampleSet]] = [[] for _ in request.plans]
     if is_first:
-        for plan, sets in zip(request.plans, splits, strict=True):  # before the LoRA is attached
+        for plan, sets in zip(request.plans, splits, strict=True):
             of_others = plan if plan.labels else replace(plan, prompts=plan.prompts[: plan.positions])
             of_others = replace(of_others, images=min(plan.images, len(of_others.prompts)))
             for model in teacher_and_base(loaded, config, weights.identity) if of_others.prompts else ():

@@ -192,7 +192,12 @@ class Metric:
     @property
     def column(self) -> str:
         """Title of the column with an arrow in the better direction."""
-        return f"{self.title} {'↑' if self.is_higher_better else '↓'}"
+        return f"{self.title} {self.arrow}"
+
+    @property
+    def arrow(self) -> str:
+        """Arrow in the better direction."""
+        return "↑" if self.is_higher_better else "↓"
 
     def is_computable(self, evidence: Evidence) -> bool:
         """Return whether the evidence has everything that the metric needs of the samples."""

@@ -141,7 +141,7 @@ def test_two_students_are_compared_prompt_by_prompt(world, evaluate):
         assert 0 < found["p_value"] <= 1
     swapped = evaluate(*options, "--compare-lora", world / "a.safetensors", lora="b")
     assert swapped["differences"]["clip"]["mean"] == pytest.approx(-record["differences"]["clip"]["mean"], rel=1e-6)
-    assert swapped["fingerprint"] == record["fingerprint"]  # of all but the contestants
+    assert swapped["fingerprint"] == record["fingerprint"]  # of all but the students
 
 
 def test_students_of_different_teachers_are_not_compared(world, evaluate, tmp_path):
