@@ -19,8 +19,9 @@ from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate import models
 from rapm_cli.evaluate.features import gather, reference_statistics
 from rapm_cli.evaluate.models import BASE, STUDENT, TEACHER, EvalModel, teacher_and_base
+from rapm_cli.evaluate.plan import SamplePlan, labelled_plan
 from rapm_cli.evaluate.request import Request
-from rapm_cli.evaluate.samples import SamplePlan, SampleSet, labelled_plan
+from rapm_cli.evaluate.samples import SampleSet
 from rapm_cli.extractors.statistics import Statistics
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.metrics import METRICS

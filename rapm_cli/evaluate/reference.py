@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rapm_cli.bases.places import galleries_dir
+from rapm_cli.bases.places import samples_dir
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256
@@ -157,10 +157,14 @@ def statistics_of(
 
 
 def _place(reference: Reference, preparation: Preparation, extractor: Extractor, keep: bool) -> Path:
-    """Return the cached file of these very images, identified by name, size and time."""
+    """Return the cached file for these images, identified by name, size and time.
+
+    It is a file like that of `--save-reference`, not a chunk of the `ChunkCache`, so that one reader checks both. It
+    needs no lock: it is written whole or not at all, and processes that compute it together write the same statistics.
+    """
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in reference.paths]
     key = json.dumps([states, preparation.spec, extractor.identity, keep])
-    return galleries_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
+    return samples_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
 
 
 def _extracted(

@@ -9,8 +9,8 @@ from rapm_cli.bases import Base
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.evaluate.plan import LABELLED_BATCH, SamplePlan, labelled_plan
 from rapm_cli.evaluate.reference import COCO, Reference, coco_pairs, find_reference, list_digest
-from rapm_cli.evaluate.samples import LABELLED_BATCH, SamplePlan, labelled_plan
 from rapm_cli.extractors.clip import USUAL as USUAL_CLIP
 from rapm_cli.extractors.preparation import AS_IT_IS, Preparation
 from rapm_cli.metrics import METRICS, NAMES

@@ -65,23 +65,23 @@ def _row(name: str, results: list[ModelResult], estimates: dict[str, Estimate]) 
     }
 
 
-def _of_cells(row: Cells, estimates: dict[str, Estimate]) -> Record:
-    results, bare = [one for one in row.results if one], row.row.undistilled
-    seeds = [_seed(settings.teacher.seed, run_of(settings), row) for settings in row.settings]
+def _of_cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
+    results, bare = [one for one in cells.results if one], cells.row.undistilled
+    seeds = [_seed(settings.teacher.seed, run_of(settings), cells) for settings in cells.settings]
     trained = [one["training_seconds"] for one in seeds if not one["failure"]]
     asked = [one["training_evaluations"] for one in seeds if not one["failure"]]
     return {
-        **_row(row.row.name, results, estimates),
-        "failure": row.failure,
-        "options": row.chosen.options if row.chosen else {},
-        "recipe": row.settings[0].recipe() if row.settings else None,
+        **_row(cells.row.name, results, estimates),
+        "failure": cells.failure,
+        "options": cells.chosen.options if cells.chosen else {},
+        "recipe": cells.settings[0].recipe() if cells.settings else None,
         "bare": dataclasses.asdict(bare) if bare else None,
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
         "training_evaluations": statistics.fmean(asked) if asked else None,
-        "training_mib": round(row.peak_bytes / 2**20, 1) if trained else None,
+        "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,
         "parameters": results[0].model.parameters if results else None,
         "seeds": seeds,
-        "tried": row.tried,
+        "tried": cells.tried,
     }
 
 

@@ -23,7 +23,7 @@ from rapm_cli.distill.resolve_run import settings_for, settings_without_weights
 from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, sheet_row
 from rapm_cli.evaluate.evaluate import ModelResult, evaluate_model
 from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
-from rapm_cli.evaluate.samples import labelled_plan
+from rapm_cli.evaluate.plan import labelled_plan
 from rapm_cli.formats.lora import apply_lora, load_lora
 from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
