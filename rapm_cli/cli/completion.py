@@ -13,11 +13,6 @@ BASES = ("demo", "sdxl", "sd15")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMATS = ("diffusers", "kohya")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-METRICS = (
-    *("attributes", "pictures", "fd-demo", "kd-demo"),
-    *("fid", "kid", "clip", "fidelity", "latents", "position"),
-    *("cmmd", "fd-dinov2", "precision", "recall", "density", "coverage"),
-)
 
 
 def words(*choices: str) -> Callable[[str], list[str]]:

@@ -8,6 +8,7 @@ import typer
 from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.metrics import NAMES
 from rapm_cli.runs import launcher
 
 if TYPE_CHECKING:
@@ -49,11 +50,10 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            autocompletion=completion.list_of(*completion.METRICS),
-            help="Comma-separated. On demo: attributes (share of attributes that are right), pictures (share of images "
-            "with every attribute right), fd-demo, kd-demo. On other bases: fid, kid, clip, fidelity, latents, "
-            "position; cmmd, fd-dinov2, precision, recall, density, coverage.",
-            show_default="all on demo, else the first six",
+            autocompletion=completion.list_of(*NAMES),
+            help=f"Comma-separated: {', '.join(NAMES)}. attributes and pictures, for demo alone, are the shares of attributes "
+            "and of whole images that are right.",
+            show_default="the usual ones for the base",
             rich_help_panel=WHAT,
         ),
     ] = None,

@@ -17,7 +17,7 @@ from rapm_cli.cli.options import as_settings, parameter_name
 from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method import config
-from rapm_cli.study.study import Bare, Study, StudyRow, Variant
+from rapm_cli.study.study import Study, StudyRow, Undistilled, Variant
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _row(row: _Row, common: dict[str, Any], path: Path) -> StudyRow:
         if row.teacher and (row.options or row.best_of):
             raise ConfigError("a row with a teacher distils nothing", "leave out options and best-of")
         if row.teacher:
-            return StudyRow(row.name, bare=Bare(**row.teacher.model_dump()))
+            return StudyRow(row.name, undistilled=Undistilled(**row.teacher.model_dump()))
         options, best_of = (
             _renamed("distill", table, f"{path}: row {row.name!r}") for table in (row.options, row.best_of)
         )

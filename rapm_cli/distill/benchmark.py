@@ -296,7 +296,7 @@ def _measure_sampling(
     Both decode in float32, as the authors' pipeline in fp16 does. A merged LoRA costs nothing, so the network without a
     LoRA represents both.
     """
-    size, num_slots = base.defaults.picture_batch, settings.teacher.num_slots
+    size, num_slots = base.defaults.image_batch, settings.teacher.num_slots
     dtype = DTYPES[settings.teacher.precision]
     backbone = architecture.backbone(device, dtype)
     vae: Any = architecture.autoencoder(device, torch.float32)

@@ -16,9 +16,9 @@ from typing import Any
 from rapm_cli.bases.places import (
     cache_dir,
     converted_dir,
-    galleries_dir,
-    readings_dir,
+    features_dir,
     runs_dir,
+    samples_dir,
     studies_dir,
     study_runs_dir,
     trajectories_dir,
@@ -101,13 +101,13 @@ class DiskUsage:
 def measure() -> DiskUsage:
     """Measure the caches of rapm and of huggingface_hub, all runs and all studies."""
     hub, models = _models()
-    folders = {TRAJECTORIES: trajectories_dir(), FEATURES: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
-    folders |= {SAMPLES: galleries_dir(), STUDIES: studies_dir()}
+    folders = {TRAJECTORIES: trajectories_dir(), FEATURES: features_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
+    folders |= {SAMPLES: samples_dir(), STUDIES: studies_dir()}
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
-    features = [path for path in _children(readings_dir()) if _is_commit(path) and _SAMPLE_SET.fullmatch(path.name)]
+    features = [path for path in _children(features_dir()) if _is_commit(path) and _SAMPLE_SET.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    samples = [path for path in _children(galleries_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
-    places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
+    samples = [path for path in _children(samples_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
+    places = (trajectories_dir(), features_dir(), converted_dir(), samples_dir())
     known = {*stores, *features, *converted, *samples, *(place / name for place in places for name in (LOCK, HOLDER))}
     unknown = [path for place in places for path in _children(place) if path not in known and path.suffix != CLAIM]
     foreign = [path for path in unknown if not is_marked(path)]
@@ -115,7 +115,7 @@ def measure() -> DiskUsage:
     needs = trajectory_needs()
     entries = [*models, *(_store(path, needs) for path in stores)]
     if features:
-        entries.append(_entry_of(FEATURES, readings_dir(), features))
+        entries.append(_entry_of(FEATURES, features_dir(), features))
     entries += [_entry_of(CONVERTED, path, [path]) for path in converted]
     entries += [_entry_of(SAMPLES, path, [path]) for path in samples]
     if litter := [

@@ -121,10 +121,10 @@ def test_shells_offer_run_names(candidates, home):
 def test_the_words_are_those_of_the_registries():
     from rapm_cli.bases import BASES
     from rapm_cli.distill.trackers import TRACKERS
-    from rapm_cli.metrics import METRICS
+    from rapm_cli.metrics import METRICS, NAMES
 
     assert set(completion.BASES) == set(BASES.names())
-    assert set(completion.METRICS) == set(METRICS.names())
+    assert set(NAMES) == set(METRICS.names())
     assert set(completion.TRACKERS) == set(TRACKERS.names())
     assert set(completion.studies("")) == {path.stem for path in completion.STUDIES.glob("*.toml")} != set()
 

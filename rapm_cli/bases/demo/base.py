@@ -102,7 +102,7 @@ BASES.add("demo")(
             warmup=3,
             checkpoint_every=20,
             rollout_batch=32,
-            picture_batch=16,
+            image_batch=16,
         ),
         locate=lambda reporter: Weights(verified() / "base", identity()),
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),

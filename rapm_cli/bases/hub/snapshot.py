@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 
 from rapm_cli.bases.hub import remote
-from rapm_cli.bases.hub.digest import NO_BAR, SHA256, is_right, is_trusted, trust
+from rapm_cli.bases.hub.digest import SHA256, is_right, is_trusted, trust
 from rapm_cli.bases.hub.remote import COMMIT, DIGEST, Listing, UnreachableError
 from rapm_cli.bases.hub.selection import INDEX, LackingError, Selection, check_index
 from rapm_cli.core.common.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
-from rapm_cli.core.common.progress import Bar, Reporter
+from rapm_cli.core.common.progress import NO_BAR, Bar, Reporter
 from rapm_cli.core.storage.files import is_plain, replace_file, sync
 from rapm_cli.core.storage.room import require_room
 
