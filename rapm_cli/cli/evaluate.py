@@ -51,8 +51,8 @@ def evaluate(
         str | None,
         typer.Option(
             autocompletion=completion.list_of(*NAMES),
-            help=f"Comma-separated: {', '.join(NAMES)}. attributes and pictures, for demo alone, are the shares of attributes "
-            "and of whole images that are right.",
+            help=f"Comma-separated: {', '.join(NAMES)}. attributes and pictures are for demo alone: the shares of "
+            "attributes and of whole images that are right.",
             show_default="the usual ones for the base",
             rich_help_panel=WHAT,
         ),
