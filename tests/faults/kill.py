@@ -19,7 +19,7 @@ from tests.faults import processes
 
 SAVE_EVERY = 3
 LONG = "--trajectories 128 --fine-steps 2 --iterations 24 --rank 2 --batch-size 2 --samples 0"
-SHORT = "--trajectories 6 --fine-steps 2 --iterations 6 --rank 1 --batch-size 1 --samples 0 --discriminator latent"
+SHORT = "--trajectories 4 --fine-steps 2 --iterations 4 --rank 1 --batch-size 1 --samples 0 --discriminator latent"
 
 
 @dataclass
