@@ -27,7 +27,7 @@ class Defaults:
     warmup: int
     checkpoint_every: int  # iterations between checkpoints
     rollout_batch: int  # prompts in one batch of the teacher
-    picture_batch: int  # images sampled and decoded in one batch
+    image_batch: int  # images sampled and decoded in one batch
 
 
 @dataclass(frozen=True)

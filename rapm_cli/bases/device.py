@@ -42,7 +42,11 @@ def find_device(name: str) -> torch.device:
 
 
 def find_rng(name: str, device: torch.device) -> torch.device:
-    """Return the device that draws noise: "cpu", the same on every machine, or "device" or its type.
+    """Return the device that makes the noise.
+
+    Args:
+        name: "cpu", whose noise is the same on every machine; "device" or its type for the computing device.
+        device: Device that computes.
 
     Raises:
         ConfigError: The name is another device type, for example of an image made elsewhere.
@@ -51,8 +55,8 @@ def find_rng(name: str, device: torch.device) -> torch.device:
         return torch.device("cpu")
     if name not in ("device", device.type):
         raise ConfigError(
-            f"noise cannot be drawn on {name!r}: this computes on {device.type}",
-            "give --rng cpu or device; for a picture's own noise, the --device that drew it",
+            f"noise cannot be made on {name!r}: this computes on {device.type}",
+            "give --rng cpu or device; to reproduce an image, use the --device it was made on",
         )
     return device
 

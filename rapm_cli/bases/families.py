@@ -26,10 +26,10 @@ SDXL_DEFAULTS = Defaults(
     warmup=100,
     checkpoint_every=200,
     rollout_batch=4,
-    picture_batch=1,
+    image_batch=1,
 )
 SD15_DEFAULTS = replace(
-    SDXL_DEFAULTS, rollout_batch=8, picture_batch=4
+    SDXL_DEFAULTS, rollout_batch=8, image_batch=4
 )  # a quarter of the pixels, a third of the weights
 
 

@@ -41,7 +41,7 @@ class LoadedBase:
         unet, vae = weights.config("unet"), weights.config("vae")
         side = unet.get("sample_size")
         if type(side) is not int:
-            raise InputError(f"{weights.origin} draws latents of size {side}", "give a model of square pictures")
+            raise InputError(f"{weights.origin} has non-square latents: {side}", "give a model of square images")
         scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
         self.latent_shape: tuple[int, int, int] = (unet.get("in_channels", 4), side, side)
         self._time_ids = self._family.time_ids(side * scale)
@@ -148,8 +148,8 @@ def decoded(vae: Any, z: Tensor, scaling: float) -> Tensor:
         z: Latents, on the autoencoder's device.
         scaling: Scaling factor of the UNet's latents over the autoencoder's.
     """
-    picture: Tensor = vae.decode((z / scaling).to(vae.dtype), return_dict=False)[0]
-    return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
+    image: Tensor = vae.decode((z / scaling).to(vae.dtype), return_dict=False)[0]
+    return (image.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
 _CPU = torch.device("cpu")

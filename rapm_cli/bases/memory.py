@@ -7,8 +7,8 @@ import psutil
 import torch
 
 from rapm_cli.bases.device import MIB, peak_memory_mib
+from rapm_cli.bases.plans import GIB
 
-GIB = 2**30
 CONTEXT = 512 * MIB  # approximate memory of a CUDA context per process, which no allocator counts
 NOTABLE = GIB // 2  # a smaller share of other processes may be an error of `CONTEXT`
 

@@ -19,12 +19,12 @@ def trajectories_dir() -> Path:
     return cache_dir() / "trajectories"
 
 
-def readings_dir() -> Path:
+def features_dir() -> Path:
     """Folder of features and answers that the demo's reader gave."""
     return cache_dir() / "readings"
 
 
-def galleries_dir() -> Path:
+def samples_dir() -> Path:
     """Folder of the samples of evaluations and their features."""
     return cache_dir() / "galleries"
 

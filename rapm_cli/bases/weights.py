@@ -41,7 +41,7 @@ class Weights:
 
     @property
     def origin(self) -> Path:
-        """Path that error messages name."""
+        """Checkpoint or folder, as error messages name it."""
         return self.checkpoint or self.folder
 
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Typer app, and the one place where an error becomes a line on standard error and an exit code."""
+"""The Typer app. Every error becomes one line on standard error and an exit code here."""
 
 import gc
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
+from pydantic import ValidationError
 
 from rapm_cli import __version__
 from rapm_cli.cli import commands, evaluate
@@ -18,6 +19,7 @@ from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
 from rapm_cli.cli.renamed import Command
 from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
+from rapm_cli.core.method.config import wanted
 from rapm_cli.runs.signals import handled
 
 LESS_MEMORY = {  # remedies for commands that ran out of memory
@@ -32,14 +34,13 @@ EXAMPLES = {
     "export": "rapm export --fuse --single-file --output model.safetensors",
     "inspect": "rapm inspect lora.safetensors --values",
 }
-EPILOG = f"""
-Exit codes: 0 done; 1 bug in rapm; 2 wrong option or setting; 3 refused or damaged input; 4 weights missing; 5 disk;
-6 out of memory; 7 training diverged; 8 run in use by another process; 9 written file failed verification;
-129, 130 or 143 stopped by a signal, with finished work saved.
-
-Documentation: README.md in the folders distill, generate, evaluate, export, inspect, study and runs of
-{Path(__file__).parents[1]}
-"""
+EPILOG = (  # each paragraph is one line, which the help page wraps
+    "Exit codes: 0 done; 1 bug in rapm; 2 wrong option or setting; 3 refused or damaged input; 4 weights missing; "
+    "5 disk; 6 out of memory; 7 training diverged; 8 run in use by another process; 9 written file failed "
+    "verification; 129, 130 or 143 stopped by a signal, with finished work saved.\n\n"
+    "Documentation: README.md in the folders distill, generate, evaluate, export, inspect, study and runs of "
+    f"{Path(__file__).parents[1]}"
+)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "typer", "rich")
 LIBRARY_SETTINGS = {  # read when the libraries are imported; the user's own values override them
     "TOKENIZERS_PARALLELISM": "false",
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if "_RAPM_COMPLETE" in os.environ:  # a shell asks for completions: Typer would break their help into lines
+    if "_RAPM_COMPLETE" in os.environ:  # a shell asks for completions: Typer would wrap their help texts
         os.environ["COLUMNS"] = "1000"
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
@@ -132,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             Output().stopped(stopped.message, stopped.remedy)
         return stopped.exit_code
     except RapmError as error:
-        return _tell(error.message, error.remedy, error.exit_code)
+        return _print_error(error.message, error.remedy, error.exit_code)
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
-        return _tell(
-            _place(error) + error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip("."),
+        return _print_error(
+            _place(error) + _reason(error),
             f"see {name} --help",
             error.exit_code,
         )
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """Run the `rapm` command. Letters that the terminal cannot show become question marks."""
+    """Run the `rapm` command. Characters that the terminal cannot show become question marks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -153,7 +154,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     code = main()
-    # Python visits all objects at its end, which takes a second for the libraries' half a million.
+    # At exit Python visits every object, and the libraries have half a million: that takes a second.
     # Measured: `rapm generate` ends 0.2 s after its last line instead of 1.2 s. 2 cores of an AMD EPYC, 2026-11.
     gc.freeze()
     for stream in (sys.stdout, sys.stderr):
@@ -162,9 +163,9 @@ def run() -> None:
 
 
 def _flush(stream: TextIO, code: int) -> int:
-    """Flush a stream, and drop what cannot be written: Python would try again at its end and change the exit code.
+    """Flush a stream, and drop what cannot be written. Otherwise Python tries again at exit and changes the exit code.
 
-    A full disk is an error; a closed terminal or reader is none.
+    A full disk is an error. A closed terminal or reader is not.
     """
     try:
         stream.flush()
@@ -172,12 +173,12 @@ def _flush(stream: TextIO, code: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if is_disk_full(error) and not code:
             lost = lost_result()
-            return _tell(lost.message, lost.remedy, lost.exit_code)
+            return _print_error(lost.message, lost.remedy, lost.exit_code)
     return code
 
 
 def _place(error: Any) -> str:
-    """Return the path of the --config file that a refused value came from, with a colon, or nothing."""
+    """Return the path of the --config file that a refused value came from, with a colon; empty for other values."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is None or parameter is None:
         return ""
@@ -185,7 +186,16 @@ def _place(error: Any) -> str:
     return f"{context.params['config']}: " if source and source.name == "DEFAULT_MAP" else ""
 
 
-def _tell(message: str, remedy: str, code: int) -> int:
+def _reason(error: Any) -> str:
+    """Return what is wrong with the command line. For wrong types and ranges rapm's words replace pydantic's."""
+    if isinstance(error.__cause__, ValidationError):
+        details = error.__cause__.errors(include_url=False)[0]
+        if details["type"] != "value_error":  # an error of that type has Typer's words
+            return f"{max(error.param.opts, key=len)} {details['input']} is not valid; give {wanted(details)}"
+    return str(error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip("."))
+
+
+def _print_error(message: str, remedy: str, code: int) -> int:
     Output().error(message, remedy)
     return code
 
@@ -193,6 +203,6 @@ def _tell(message: str, remedy: str, code: int) -> int:
 def _unexpected(error: Exception, command: str) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
-    told = as_told(error)
-    remedy = LESS_MEMORY.get(command, told.remedy) if isinstance(told, OutOfMemoryError) else told.remedy
-    return _tell(told.message, remedy, told.exit_code)
+    shown = as_told(error)
+    remedy = LESS_MEMORY.get(command, shown.remedy) if isinstance(shown, OutOfMemoryError) else shown.remedy
+    return _print_error(shown.message, remedy, shown.exit_code)

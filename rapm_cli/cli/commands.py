@@ -23,7 +23,7 @@ def generate(
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
-    from_picture: Annotated[
+    from_image: Annotated[
         Path | None,
         typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate the same image again."),
     ] = None,
@@ -41,13 +41,13 @@ def generate(
     rng: options.Rng = "cpu",
     offline: options.Offline = False,
     config: options.Config = None,
-    as_json: options.Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Generate images with a distilled LoRA."""
-    out = Output(as_json=as_json, quiet=quiet)
+    out = Output(as_json=json, quiet=quiet)
     seeds = options.parse_seeds(seed, num_images)
-    wanted = options.parse_prompts(prompt, prompts, out, needed=from_picture is None)
+    wanted = options.parse_prompts(prompt, prompts, out, needed=from_image is None)
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
@@ -55,10 +55,10 @@ def generate(
     from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
     loaded_as, noise_on = str(precision), str(rng)
-    if from_picture:
+    if from_image:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
             raise ConfigError("--from takes prompt, seed and steps from the image", "leave them out")
-        recipe = read_image_recipe(from_picture, lora)
+        recipe = read_image_recipe(from_image, lora)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
         loaded_as, noise_on = recipe.precision, recipe.rng
         chosen = resolve_recipe_lora(base, recipe, out)
@@ -67,9 +67,9 @@ def generate(
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     if preview:
-        out.expect_pictures()
+        out.expect_images()
     made, place = [], find_device(device)
-    for picture in run_generate(
+    for image in run_generate(
         chosen,
         wanted,
         seeds,
@@ -83,17 +83,17 @@ def generate(
         with_grid=grid,
         reporter=out,
     ):
-        teacher = "" if picture.teacher_seconds is None else f", teacher {picture.teacher_seconds:.2f} s"
-        out.data(f"{picture.path}  seed {picture.seed}, {picture.seconds:.2f} s{teacher}")
+        teacher = "" if image.teacher_seconds is None else f", teacher {image.teacher_seconds:.2f} s"
+        out.data(f"{image.path}  seed {image.seed}, {image.seconds:.2f} s{teacher}")
         if preview:
-            out.picture(picture.path)
+            out.image(image.path)
         made.append(
             {
-                "path": str(picture.path),
-                "prompt": picture.prompt,
-                "seed": picture.seed,
-                "seconds": picture.seconds,
-                "teacher_seconds": picture.teacher_seconds,
+                "path": str(image.path),
+                "prompt": image.prompt,
+                "seed": image.seed,
+                "seconds": image.seconds,
+                "teacher_seconds": image.teacher_seconds,
             }
         )
     out.result(made)
@@ -138,11 +138,11 @@ def export(
         typer.Option(metavar="ORG/NAME", help="Upload the folder to this repository on the Hugging Face hub."),
     ] = None,
     offline: options.Offline = False,
-    as_json: options.Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Write the LoRA, or the base with the LoRA merged into it, for other programs."""
-    out = Output(as_json=as_json, quiet=quiet)
+    out = Output(as_json=json, quiet=quiet)
     out.say("starting")
     from rapm_cli.export import export as workflow
     from rapm_cli.runs.resolve_lora import resolve_lora

@@ -1,6 +1,6 @@
-"""What TAB offers beyond the choices that options declare: names of bases, runs, studies and metrics.
+"""Completions beyond the choices that options declare: names of bases, runs, studies and metrics.
 
-Typer asks these functions with the word that is half typed. Where they offer nothing, the shell offers files.
+Typer calls these functions with the half-typed word. If they return nothing, the shell offers files.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,15 +13,10 @@ BASES = ("demo", "sdxl", "sd15")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FORMATS = ("diffusers", "kohya")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-METRICS = (
-    *("attributes", "pictures", "fd-demo", "kd-demo"),
-    *("fid", "kid", "clip", "fidelity", "latents", "position"),
-    *("cmmd", "fd-dinov2", "precision", "recall", "density", "coverage"),
-)
 
 
 def words(*choices: str) -> Callable[[str], list[str]]:
-    """Return a completion that offers these words; the option takes others too."""
+    """Return a completion of these words, for an option that takes other values too."""
     return lambda incomplete: _starting(choices, incomplete)
 
 
@@ -43,7 +38,7 @@ def runs(incomplete: str) -> list[str]:
 
 
 def things(incomplete: str) -> list[str]:
-    """Return what `rapm inspect` takes by a name."""
+    """Return the names that `rapm inspect` takes."""
     return _starting(("cache", "device"), incomplete) + runs(incomplete)
 
 

@@ -1,4 +1,4 @@
-"""`--config FILE`: options from TOML, below the environment and the flags, above the defaults."""
+"""`--config FILE`: options from a TOML file. They override defaults; the environment and flags override them."""
 
 import difflib
 import tomllib
@@ -13,11 +13,18 @@ from rapm_cli.core.storage.files import regular_file
 
 
 def read_config_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's values the command's defaults; Typer then checks them as it checks flags.
+    """Make a file's values the defaults of the command. Typer then checks them as it checks flags.
+
+    Args:
+        context: Context of the command.
+        path: Value of --config; None where there is none.
+
+    Returns:
+        `path`.
 
     Raises:
         InputError: The file cannot be read or is not TOML.
-        ConfigError: It has a key that the command does not know, or a value of a wrong type.
+        ConfigError: The file has an unknown key, or a value of a wrong type.
     """
     if path is not None:
         values = option_values(context.command, read_toml(path), str(path))
@@ -26,10 +33,10 @@ def read_config_file(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds.
+    """Return the content of a TOML file.
 
     Raises:
-        InputError: It cannot be read or is not TOML.
+        InputError: The file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(regular_file(path, "check the path").read_text(encoding="utf-8"))
@@ -42,15 +49,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, Any]:
-    """Values of a command's parameters by their names, as its flags would give them.
+    """Return values of a command's parameters by parameter name, as flags would give them.
 
     Args:
-        command: As Typer builds it.
-        table: The options' names, without dashes in front, to values.
-        where: The place in the file, for messages.
+        command: Typer's command.
+        table: Names of options, without leading dashes, to values.
+        where: File, and place in it, for messages.
 
     Raises:
-        ConfigError: The command does not know a key, or a value is of a wrong type.
+        ConfigError: A key is unknown or given twice, or a value is of a wrong type.
     """
     known = {flag[2:]: p for p in command.params for flag in p.opts if flag.startswith("--")}
     known = {flag: p for flag, p in known.items() if flag not in ("config", "help")}
@@ -61,19 +68,19 @@ def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, 
             raise unknown_key(where, key, list(known), "see --help for the known ones")
         name = str(known[flag].name)
         if name in values:
-            raise ConfigError(f"{where} says {flag} twice", "keep one of the two")
+            raise ConfigError(f"{where} has {flag} twice", "keep one of the two")
         values[name] = _checked(where, key, value, is_flag=getattr(known[flag], "is_flag", False))
     return values
 
 
 def unknown_key(where: str, key: str, known: list[str], otherwise: str) -> ConfigError:
-    """The error of a key that nothing reads, with the one that may be meant."""
+    """Return the error of an unknown key, with the nearest known one."""
     close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
     return ConfigError(f"{where} has an unknown key {key!r}", f"did you mean {close[0]!r}?" if close else otherwise)
 
 
 def _checked(where: str, key: str, value: Any, *, is_flag: bool) -> Any:
-    """The value as a flag would give it: text or a number; a list becomes text with commas."""
+    """Return a value as a flag would give it: text, a number or a switch; a list becomes text with commas."""
     if isinstance(value, list) and all(type(item) in (int, float, str) for item in value):
         return ",".join(map(str, value))
     if isinstance(value, bool) != is_flag or not isinstance(value, str | int | float | bool):

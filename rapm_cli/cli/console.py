@@ -1,4 +1,4 @@
-"""The one file that prints: data to stdout; talk, warnings and progress to stderr."""
+"""Print results to standard output; messages, warnings and progress to standard error. Nothing else prints."""
 
 import contextlib
 import errno
@@ -32,27 +32,27 @@ from rapm_cli.runs import launcher, signals
 if TYPE_CHECKING:
     import torch
 
-WIDE = 1000  # letters of a line for programs
-NAME = 12  # letters of a fact's name
+WIDE = 1000  # columns of a line for programs
+NAME = 12  # columns of a fact's name
 BYTE = "byte"  # the unit that is shown in kB, MB and GB
-BAR = 10  # letters of a live bar: with "1000/1000", "0.10 trajectory/s" and hours beside it, all fits into 80
-USUAL = 80  # letters of a line that has room for memory in few words
-ROOMY = 115  # letters of a line that has room for all about memory
-PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
+BAR = 10  # columns of a live bar, so that "1000/1000", "0.10 trajectory/s" and hours fit into 80 beside it
+USUAL = 80  # columns of a line with room for memory in few words
+ROOMY = 115  # columns of a line with room for everything about memory
+PLAIN_SECONDS = 10.0  # between lines of progress if standard error is not a terminal
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Rich would end the process without a word."""
+        """Raise an error; Rich would end the process without a message."""
         raise BrokenPipeError(errno.EPIPE, "nobody reads")
 
 
 class Output:
-    """Where a command says things. No text is ever read as markup.
+    """Terminal output of a command. No text is read as markup.
 
     Args:
-        as_json: Data as one JSON value on stdout, and no talk.
-        quiet: No talk and no bars.
+        as_json: Print the result as one JSON value, and no messages.
+        quiet: Print no messages and no bars.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
@@ -65,21 +65,21 @@ class Output:
     def data(self, line: str) -> None:
         """Print one line of the result."""
         if not self.as_json:
-            with _no_reader_needed():
-                self._place().print(_plain(line))
+            with _ignoring_closed_output():
+                self._result_console().print(_plain(line))
 
     def fact(self, name: str, text: str) -> None:
-        """Print one line of the result with a name in front; all texts start in the same column."""
+        """Print one line of the result with a name in front; texts start in the same column."""
         self.data(f"{name:<{NAME}} {text}")
 
-    def _place(self) -> "_Console":
-        """Where a result is shown; above a bar only the bar's own console can print."""
+    def _result_console(self) -> "_Console":
+        """Return the console for the result. Above a live bar on a terminal it is the bar's own."""
         return self._err if self._is_live and self._out.is_terminal else self._out
 
     def result(self, record: object) -> None:
-        """The whole result for programs, shown under --json alone."""
+        """Print the whole result as JSON under --json; nothing otherwise."""
         if self.as_json:
-            with _no_reader_needed():
+            with _ignoring_closed_output():
                 print(json.dumps(redact_values(record), indent=2))  # noqa: T201
 
     def table(
@@ -100,62 +100,63 @@ class Output:
             table.add_column(Text(name), justify="left" if k in text_columns else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_plain(cell)) for cell in row))
-        with _no_reader_needed():
+        with _ignoring_closed_output():
             self._out.print(_plain(title))
             self._out.print(table, soft_wrap=False)
 
     @property
-    def _shows_pictures(self) -> bool:
+    def _shows_images(self) -> bool:
         return self._out.is_terminal and self._out.color_system is not None and not self._out.no_color
 
-    def expect_pictures(self) -> None:
-        """Say so where pictures will not be shown."""
-        if not self._shows_pictures:
-            self.say("--preview shows pictures in a terminal with colours, which standard output is not")
+    def expect_images(self) -> None:
+        """Print a message if images cannot be shown."""
+        if not self._shows_images:
+            self.say("--preview needs a colour terminal; standard output is not one")
 
-    def picture(self, path: Path) -> None:
-        """A picture, where the result is shown to a person."""
-        if self._shows_pictures and not self.as_json:
+    def image(self, path: Path) -> None:
+        """Show an image, if standard output is a colour terminal."""
+        if self._shows_images and not self.as_json:
             from rapm_cli.cli.preview import preview
 
-            with _no_reader_needed():
-                self._place().print(preview(path, self._out.width), soft_wrap=False)
+            with _ignoring_closed_output():
+                self._result_console().print(preview(path, self._out.width), soft_wrap=False)
 
     def say(self, line: str) -> None:
-        """One line of talk."""
+        """Print a message."""
         if not self.is_silent:
-            self._tell(line, style="dim" if self._err.is_terminal else "")
+            self._print(line, style="dim" if self._err.is_terminal else "")
 
     def warn(self, line: str) -> None:
-        """One line that the user should not miss."""
-        self._tell(f"warning: {launcher.speaker()}{line}", style="yellow")
+        """Print a warning, which --quiet and --json do not silence."""
+        self._print(f"warning: {launcher.speaker()}{line}", style="yellow")
 
     def error(self, message: str, remedy: str) -> None:
-        """What happened, and what to do, in one line."""
-        self._tell(f"error: {message}" + (f"; {remedy}" if remedy else ""), style="red")
+        """Print an error: what happened and what to do, in one line."""
+        self._print(f"error: {message}" + (f"; {remedy}" if remedy else ""), style="red")
 
     def stopped(self, message: str, remedy: str) -> None:
-        """What a signal left behind, and how to go on."""
-        self._tell(f"stopped: {message}" + (f"; {remedy}" if remedy else ""))
+        """Print what a signal interrupted, and how to continue."""
+        self._print(f"stopped: {message}" + (f"; {remedy}" if remedy else ""))
 
-    def _tell(self, line: str, style: str = "") -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone must not stop the work
+    def _print(self, line: str, style: str = "") -> None:
+        with contextlib.suppress(OSError):  # a closed terminal must not stop the work
             self._err.print(_plain(line), style=style)
 
     def ask(self, question: str) -> bool:
-        """True where a person answers yes.
+        """Ask yes or no; return True for yes.
 
         Raises:
-            ConfigError: There is nobody to ask, or the answer would have to stand among JSON.
+            ConfigError: Standard input is not a terminal, or the result is JSON.
         """
         if self.as_json or not is_terminal():
-            raise ConfigError("this asks before it goes on, and there is nobody to ask", "give --yes")
-        self._tell(f"{question} [y/N]")
+            reason = "--json does not ask" if self.as_json else "standard input is not a terminal"
+            raise ConfigError(f"confirmation is needed and {reason}", "give --yes")
+        self._print(f"{question} [y/N]")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str, device: "torch.device", done: int = 0) -> Iterator["_Bar"]:
-        """A live bar on a terminal; elsewhere a line now and then."""
+        """Show a live bar on a terminal; elsewhere print a line every few seconds. Arguments as in `Reporter.bar`."""
         if self.is_silent:
             yield _Bar()
         elif self._err.is_terminal:
@@ -169,7 +170,7 @@ class Output:
                     yield _LiveBar(progress, task)
             finally:
                 self._is_live = False
-                with contextlib.suppress(OSError):  # of a terminal that is gone
+                with contextlib.suppress(OSError):  # a closed terminal
                     progress.stop()
         else:
             plain = _PlainBar(self, title, total, unit, device, done)
@@ -178,24 +179,24 @@ class Output:
 
 
 @contextmanager
-def _no_reader_needed() -> Iterator[None]:
-    """Work that is done is done, whether or not somebody still reads of it; a full disk does lose it."""
+def _ignoring_closed_output() -> Iterator[None]:
+    """Ignore errors of an output that was closed. A full disk is an error, because it loses the result."""
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
             raise lost_result() from error
-        if error.errno not in (errno.EIO, errno.EPIPE):  # a terminal, a reader that is gone
+        if error.errno not in (errno.EIO, errno.EPIPE):  # a closed terminal or reader
             raise
 
 
 def lost_result() -> DiskError:
-    """The error of standard output on a full disk."""
+    """Return the error of a standard output that a full disk cut off."""
     return DiskError("the result cannot be written to standard output: the disk is full", "free space")
 
 
 class _Bar:
-    """A bar that nobody sees."""
+    """A bar that prints nothing."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
         pass
@@ -243,7 +244,7 @@ class _PlainBar(_Bar):
 
 
 class _RateColumn(ProgressColumn):
-    """Units each second."""
+    """Units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -256,7 +257,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _MemoryColumn(ProgressColumn):
-    """Memory of the device, read only when the line is drawn; in few words, or none, where the terminal is narrow."""
+    """Memory of the device, read when the line is drawn. On a narrow terminal it is short or left out."""
 
     max_refresh = 1.0
 
@@ -272,7 +273,7 @@ class _MemoryColumn(ProgressColumn):
 
 
 class _Live(Progress):
-    """Bars, and below each what it notes; last what a signal has asked for."""
+    """Bars, each with its note below; the last line says what a signal has asked for."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
@@ -293,13 +294,13 @@ def _live(console: Console, unit: str, device: "torch.device") -> Progress:
         _RateColumn(unit),
         TimeRemainingColumn(compact=True),
     ]
-    if unit != BYTE:  # bytes come and go without filling the device's memory
+    if unit != BYTE:  # a download does not fill the device's memory
         columns.append(_MemoryColumn(device, console))
     return _Live(*columns, console=console, refresh_per_second=4)
 
 
 def _amount(done: int, total: int, unit: str) -> str:
-    """How much of how much; bytes both in the unit that suits the whole."""
+    """Return "done/total"; bytes in the unit that suits the total."""
     if unit != BYTE:
         return f"{done}/{total}"
     size, suffix = filesize.pick_unit_and_suffix(total, ["bytes", "kB", "MB", "GB", "TB"], 1000)
@@ -311,10 +312,10 @@ def _rate(speed: float, unit: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without control characters, so that a prompt or a header cannot drive the terminal, and without secrets."""
+    """Return a text without secrets and control characters: a prompt or header must not control the terminal."""
     return redact("".join(character for character in text if character == "\t" or character.isprintable()))
 
 
 def is_terminal() -> bool:
-    """True where standard input is typed by a person."""
+    """Return True if standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()

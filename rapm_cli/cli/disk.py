@@ -1,4 +1,4 @@
-"""`rapm inspect cache`: what is on the disk, as a person reads it, and what may go."""
+"""`rapm inspect cache`: print what is on the disk, and remove what can be made again."""
 
 import time
 from collections.abc import Callable
@@ -21,11 +21,11 @@ TEXTS = (
     "run",
     "state",
     "last written",
-)  # else figures
+)  # columns of text; others hold numbers
 
 
 def survey(out: Output) -> None:
-    """Show all that rapm and its models take."""
+    """Print the disk space of rapm and its models."""
     from rapm_cli.inspect import disk_usage
     from rapm_cli.inspect.inspect import size_in_words
 
@@ -35,19 +35,17 @@ def survey(out: Output) -> None:
         out.data(f"and {entry.facts['count']} other repositories, {_size(entry)}")
     columns = ["name", "base", "made", "settings", "size", "last used", "kept for"]
     _table(out, found, disk_usage.TRAJECTORIES, columns, _trajectories)
-    nouns = {disk_usage.FEATURES: "readings of pictures", disk_usage.SAMPLES: "pictures of evaluations"}
+    nouns = {disk_usage.FEATURES: "features of evaluations", disk_usage.SAMPLES: "samples of evaluations"}
     for kind, noun in (nouns | {disk_usage.CONVERTED: "converted weights"}).items():
         out.data(_heading(noun, found.total(kind), found.folders[kind]))
-    for kind, noun in ((disk_usage.LEFTOVERS, "left by killed processes"), (disk_usage.REST, "small notes")):
+    for kind, noun in ((disk_usage.LEFTOVERS, "unfinished files"), (disk_usage.REST, "other small files")):
         if found.of(kind):
             out.data(_heading(noun, found.total(kind), found.of(kind)[0].path))
     _table(out, found, disk_usage.RUNS, ["run", "base", "state", "iterations", "size", "last written"], _run)
     if found.of(disk_usage.STUDIES):
-        out.data(
-            _heading("studies, with their runs", found.total(disk_usage.STUDIES), found.folders[disk_usage.STUDIES])
-        )
+        out.data(_heading("studies and their runs", found.total(disk_usage.STUDIES), found.folders[disk_usage.STUDIES]))
     _left_alone(out, found)
-    ours = (
+    caches = (
         disk_usage.TRAJECTORIES,
         disk_usage.FEATURES,
         disk_usage.SAMPLES,
@@ -57,18 +55,23 @@ def survey(out: Output) -> None:
     )
     sums = {
         "models": (disk_usage.MODELS, disk_usage.OTHERS),
-        "caches": ours,
+        "caches": caches,
         "runs": (disk_usage.RUNS, disk_usage.STUDIES),
     }
-    out.data("in all: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
+    out.data("total: " + ", ".join(f"{noun} {size_in_words(found.total(*kinds))}" for noun, kinds in sums.items()))
     out.result(found.record())
 
 
 def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
-    """Remove what can be made again, after showing it and asking.
+    """Print what can be removed, ask, and remove it. rapm can make all of it again.
+
+    Args:
+        out: Prints and asks.
+        is_all: Whether to remove trajectories of unfinished runs too.
+        is_sure: Whether to remove without asking.
 
     Raises:
-        ConfigError: There is nobody to ask, and it is not `is_sure`.
+        ConfigError: A confirmation is needed, and standard input is not a terminal.
         DiskError: Something cannot be removed.
     """
     from rapm_cli.bases.places import cache_dir
@@ -91,7 +94,7 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
         for entry, reason in remove(removable, is_all=is_all):
             if reason:
                 kept.append((entry, reason))
-                out.warn(f"{entry.path} is left: {reason}")
+                out.warn(f"{entry.path} is not removed: {reason}")
             else:
                 removed.append(entry)
     freed = sum(entry.total_bytes for entry in removed)
@@ -107,7 +110,7 @@ def prune(out: Output, *, is_all: bool, is_sure: bool) -> None:
 
 
 def _table(out: Output, found: "DiskUsage", kind: str, columns: list[str], row: Callable[["Entry"], list[str]]) -> None:
-    """The entries of a kind under a line with their folder, or that line alone."""
+    """Print the entries of a kind under a line with their folder; that line alone where there is none."""
     heading, rows = _heading(kind, found.total(kind), found.folders[kind]), [row(entry) for entry in found.of(kind)]
     if rows:
         out.table(heading, columns, rows, tuple(k for k, name in enumerate(columns) if name in TEXTS))
@@ -130,10 +133,10 @@ def _trajectories(entry: "Entry") -> list[str]:
     words = [f"{teacher.get('num_slots')}x{teacher.get('fine_steps')} steps", f"delta {teacher.get('delta')}"]
     words += [f"guidance {teacher.get('guidance_scale')}", f"seed {teacher.get('seed')}", str(teacher.get("precision"))]
     needed = len(facts["needed_by"])
-    use = "in use" if facts["in_use"] else f"{needed} run{'s' * (needed > 1)}" if needed else ""
+    kept_for = "in use" if facts["in_use"] else f"{needed} run{'s' * (needed > 1)}" if needed else ""
     made = f"{facts['made']}/{facts['of'] or '?'}"
     settings = ", ".join(words) if teacher else ""
-    return [entry.path.name, str(facts["base"] or "?"), made, settings, _size(entry), _when(entry), use]
+    return [entry.path.name, str(facts["base"] or "?"), made, settings, _size(entry), _when(entry), kept_for]
 
 
 def _run(entry: "Entry") -> list[str]:
@@ -144,7 +147,7 @@ def _run(entry: "Entry") -> list[str]:
 
 def _left_alone(out: Output, found: "DiskUsage") -> None:
     for path in found.left_alone:
-        out.data(f"left alone: {path} is {'a link' if path.is_symlink() else 'none of ours'}")
+        out.data(f"left alone: {path} is {'a link' if path.is_symlink() else 'not made by rapm'}")
 
 
 def _brief(entry: "Entry") -> dict[str, Any]:
@@ -158,7 +161,7 @@ def _size(entry: "Entry") -> str:
 
 
 def _when(entry: "Entry") -> str:
-    """How long ago, in the largest unit that it has two of."""
+    """Return how long ago an entry was used, in the largest unit of which there are at least two."""
     ago = time.time() - entry.used
     for unit, seconds in (("days", 86_400), ("hours", 3600), ("min", 60)):
         if ago >= 2 * seconds:

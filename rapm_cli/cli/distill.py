@@ -1,4 +1,4 @@
-"""The `distill` command. The options of its settings are made from their declarations in `core.method.config`."""
+"""The `distill` command. Options of settings are made from their declarations in `core.method.config`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +71,7 @@ def distill(
     precision: options.Precision = "auto",
     offline: options.Offline = False,
     config: options.Config = None,
-    as_json: options.Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
     **settings: Any,
 ) -> None:
@@ -82,7 +82,7 @@ def distill(
     An option without a default here has its own default for each base. The default base is sdxl.
     """
     is_follower = launcher.is_follower()
-    out = Output(as_json=as_json, quiet=quiet or is_follower)
+    out = Output(as_json=json, quiet=quiet or is_follower)
     out.say("starting")
     from rapm_cli.distill import resolve_run, workers
     from rapm_cli.distill.callbacks import CallbackOptions
@@ -102,7 +102,7 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.foresee(out, unfused_base(base or "sdxl", out), given, prompts, device)
+            speed.dry_run(out, unfused_base(base or "sdxl", out), given, prompts, device)
         return
     with workers.joined(device, out) as world:
         if not world.is_first:

@@ -1,4 +1,4 @@
-"""The `eval` command: measure a LoRA, work through a study, or run a benchmark."""
+"""The `eval` command: measure a LoRA, run a study, or run a benchmark."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,6 +8,7 @@ import typer
 from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.metrics import NAMES
 from rapm_cli.runs import launcher
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from rapm_cli.runs.resolve_lora import ResolvedLora
 
 WHAT, REAL, OTHER = "Measurement", "Real images and networks", "Instead of an evaluation"
-OF_DEMO = ("split",)
-OF_WORLD = (
+ONLY_DEMO = ("split",)
+ONLY_OTHERS = (
     *("protocol", "reference", "save_reference", "prompts", "compare_lora"),
     *("inception", "clip_model"),
 )
@@ -49,10 +50,10 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            autocompletion=completion.list_of(*completion.METRICS),
-            help="Comma-separated. On demo: attributes, pictures, fd-demo, kd-demo. On other bases: fid, kid, clip, "
-            "fidelity, latents, position; cmmd, fd-dinov2, precision, recall, density, coverage.",
-            show_default="all on demo, else the first six",
+            autocompletion=completion.list_of(*NAMES),
+            help=f"Comma-separated: {', '.join(NAMES)}. attributes and pictures are for demo alone: the shares of "
+            "attributes and of whole images that are right.",
+            show_default="the usual ones for the base",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -74,7 +75,11 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a batch.", rich_help_panel=WHAT)] = None,
     protocol: Annotated[
         Literal["coco30k", "dmd2-coco30k", "dmd2-coco10k"] | None,
-        typer.Option(help="Prompts, image size and reference of published results.", rich_help_panel=REAL),
+        typer.Option(
+            metavar="<choice>",
+            help="Prompts, image size and reference of published results. One of coco30k, dmd2-coco30k, dmd2-coco10k.",
+            rich_help_panel=REAL,
+        ),
     ] = None,
     reference: Annotated[
         str | None,
@@ -99,7 +104,7 @@ def evaluate(
         str | None,
         typer.Option(
             autocompletion=completion.studies,
-            help="Distil and measure the rows of a table: a TOML file, or the name of a shipped study such as default.",
+            help="Distil and measure each row of a study: a TOML file, or the name of a shipped study such as default.",
             rich_help_panel=OTHER,
         ),
     ] = None,
@@ -111,7 +116,8 @@ def evaluate(
         bool,
         typer.Option(
             "--profile",
-            help="With --benchmark: also list the slowest operations, and alternatives.",
+            help="With --benchmark: also list the slowest operations, and compare compile, channels-last and no "
+            "CUDA graphs.",
             rich_help_panel=OTHER,
         ),
     ] = False,
@@ -120,15 +126,15 @@ def evaluate(
     precision: options.Precision = "auto",
     offline: options.Offline = False,
     config: options.Config = None,
-    as_json: options.Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a LoRA beside its teacher and the undistilled base, on the same prompts and noise.
 
-    --study distils and measures the rows of a table instead; --benchmark measures the device.
+    --study distils and measures the rows of a study instead; --benchmark measures the device.
     """
     is_follower = launcher.is_follower()
-    out = Output(as_json=as_json, quiet=quiet or is_follower)
+    out = Output(as_json=json, quiet=quiet or is_follower)
     out.say("starting")
     if study is not None:
         from rapm_cli.cli import study as studies
@@ -164,13 +170,13 @@ def evaluate(
     chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     has_labels = chosen.base.labelled_prompts is not None
-    _refuse(options.typed(context), OF_WORLD if has_labels else OF_DEMO, chosen.base.name)
+    _refuse(options.typed(context), ONLY_OTHERS if has_labels else ONLY_DEMO, chosen.base.name)
     second = [resolve_lora(base or chosen.base.source, compare_lora, out)] if compare_lora else []
     _evaluate(out, [chosen, *second], asked, output, place, precision)
 
 
 def _device_of(name: str) -> str:
-    """What `--device` means in this process of several."""
+    """Return the device of this process, for a `--device` given to all processes."""
     if launcher.world_size() == 1:
         return name
     from rapm_cli.distill.workers import device_of
@@ -178,10 +184,10 @@ def _device_of(name: str) -> str:
     return device_of(name)
 
 
-def _refuse(typed: list[str], unheeded: tuple[str, ...], base: str) -> None:
-    for name in unheeded:
+def _refuse(typed: list[str], inapplicable: tuple[str, ...], base: str) -> None:
+    for name in inapplicable:
         if name in typed:
-            raise ConfigError(f"--{name.replace('_', '-')} says nothing for base {base}", "leave it out")
+            raise ConfigError(f"--{name.replace('_', '-')} does not apply to base {base}", "leave it out")
 
 
 def _evaluate(
@@ -198,7 +204,7 @@ def _evaluate(
     from rapm_cli.evaluate.request import build_request
 
     request = build_request(students[0], asked, out)
-    if launcher.is_follower():  # it samples its share
+    if launcher.is_follower():  # samples its share
         sample_all(students, request, device=device, precision=precision, reporter=out)
         return
     made = run_evaluation(students, request, device=device, precision=precision, reporter=out)
@@ -210,7 +216,7 @@ def _evaluate(
 def _reported(
     out: Output, made: "EvalResult", students: "list[ResolvedLora]", output: Path | None, device: "torch.device"
 ) -> dict[str, Any]:
-    """Return the record of an evaluation, after its page is written."""
+    """Write the page of an evaluation, and return its record."""
     from rapm_cli.bases.device import describe_machine
     from rapm_cli.bases.places import reports_dir
     from rapm_cli.evaluate.html import write_report

@@ -8,8 +8,11 @@ import typer
 from rapm_cli.cli import completion, options, show
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.method.config import option_name
+from rapm_cli.core.method.config import options as declared_options
 
-BAR = 30  # characters of the longest bar
+BAR = 30  # characters of the longest bar of --values
+SETTINGS = {name for key, field, _ in declared_options() for name in (key, field.alias)}  # as in stored files
 
 
 def inspect(
@@ -38,7 +41,7 @@ def inspect(
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask first.")] = False,
-    as_json: options.Json = False,
+    json: options.Json = False,
 ) -> None:
     """Show what a file or folder holds, without loading a model. Every file of a run or an export is verified.
 
@@ -46,7 +49,7 @@ def inspect(
 
     `rapm inspect device` shows the graphics card, its memory and the libraries.
     """
-    out = Output(as_json=as_json)
+    out = Output(as_json=json)
     names = things or []
     if (prune and names != ["cache"]) or ((everything or yes) and not prune):
         raise ConfigError("--all and --yes need --prune, and --prune needs cache", "see rapm inspect --help")
@@ -60,10 +63,10 @@ def inspect(
     if names == ["device"]:
         _device(out)
         return
-    from rapm_cli.inspect.inspect import inspect as look
+    from rapm_cli.inspect.inspect import inspect as inspect_thing
     from rapm_cli.runs.run import newest_lora
 
-    found = [look(name) for name in names or [str(newest_lora())]]
+    found = [inspect_thing(name) for name in names or [str(newest_lora())]]
     if values:
         from rapm_cli.inspect.weights import add_values
 
@@ -74,8 +77,8 @@ def inspect(
         return
     SHOW.get(found[0]["kind"], _model)(out, found[0])
     if preview and found[0]["kind"] == "picture":
-        out.expect_pictures()
-        out.picture(Path(found[0]["file"]))
+        out.expect_images()
+        out.image(Path(found[0]["file"]))
     out.result(found[0])
     if found[0].get("damaged") or found[0].get("damage"):
         _refuse_damaged(found[0])
@@ -84,7 +87,7 @@ def inspect(
 def _refuse_damaged(facts: dict[str, Any]) -> None:
     place = facts.get("run") or facts.get("folder") or facts.get("path")
     what = facts.get("damage") or ", ".join(facts["damaged"])
-    raise InputError(f"{place} is damaged: {what}", facts.get("repair") or "make it again, or copy it again")
+    raise InputError(f"{place} is damaged: {what}", facts.get("repair") or "make or copy it again")
 
 
 def _device(out: Output) -> None:
@@ -97,16 +100,16 @@ def _device(out: Output) -> None:
 
 
 def _run(out: Output, run: dict[str, Any]) -> None:
-    """A run: every commit, and whether it verifies; its LoRA, where it has one."""
+    """Print a run: every checkpoint, and whether it verifies; its LoRA, where it has one."""
     out.fact("run", run["run"])
     out.fact("state", f"{run['state']}, {run['iterations']} iterations saved")
     rows = []
-    for commit in run["commits"]:
-        holds = ", ".join(name.removesuffix(".safetensors") for name in commit.get("files", {}))
-        size = _size(commit["bytes"]) if "bytes" in commit else ""
-        verdict = "verifies" if commit["verifies"] else f"DAMAGED: {commit['damage']}"
-        rows.append([commit["name"], size, commit.get("written", ""), verdict, holds])
-    out.table("commits", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
+    for checkpoint in run["commits"]:
+        holds = ", ".join(name.removesuffix(".safetensors") for name in checkpoint.get("files", {}))
+        size = _size(checkpoint["bytes"]) if "bytes" in checkpoint else ""
+        verdict = "verifies" if checkpoint["verifies"] else f"DAMAGED: {checkpoint['damage']}"
+        rows.append([checkpoint["name"], size, checkpoint.get("written", ""), verdict, holds])
+    out.table("checkpoints", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
     if run["resume"]:
         out.fact("next", run["resume"])
     if run["lora"]:
@@ -116,7 +119,7 @@ def _run(out: Output, run: dict[str, Any]) -> None:
 
 
 def _lora(out: Output, facts: dict[str, Any]) -> None:
-    """A LoRA in any form."""
+    """Print a LoRA in any form."""
     for name, text in _lora_rows(facts).items():
         out.fact(name, text)
     _recipe(out, facts["recipe"])
@@ -130,7 +133,7 @@ def _lora_rows(facts: dict[str, Any]) -> dict[str, str]:
     if facts["scale"] is not None:
         strength += f": the update is {facts['scale']:g} x B A"
     elif rank is not None and set(facts["alphas"]) == {"None"}:
-        strength = f"{rank}, not said, which most programs take for {rank}"
+        strength = f"{rank}, not given; most programs then use {rank}"
     return {
         "file": facts["file"],
         "form": f"LoRA, {facts['form']}",
@@ -138,21 +141,21 @@ def _lora_rows(facts: dict[str, Any]) -> dict[str, str]:
         "rank, alpha": strength,
         "adapts": f"{facts['modules']} modules, {facts['parameters']:,} parameters",
         "by block": ", ".join(f"{name} {count}" for name, count in facts["blocks"].items()),
-        "base": str(recipe.get("base", "not said")),
+        "base": str(recipe.get("base", "not given")),
         "fits": facts["fits"],
         **facts["said"],
     }
 
 
 def _counted(counts: dict[str, int]) -> str:
-    """Numbers with how often each comes; alone where it comes always."""
+    """Return numbers with their counts; a number alone where there is only one."""
     return (
         next(iter(counts)) if len(counts) == 1 else " ".join(f"{value} ({count}x)" for value, count in counts.items())
     )
 
 
 def _model(out: Output, facts: dict[str, Any]) -> None:
-    """A model in one file or in a folder, a part of one, or files that lie together."""
+    """Print a model in a file or folder, a part of a model, or the files of a folder."""
     for name in ("file", "folder"):
         if name in facts:
             out.fact(name, facts[name])
@@ -180,13 +183,13 @@ def _trajectories(out: Output, facts: dict[str, Any]) -> None:
     out.fact("folder", facts["folder"])
     out.fact("kind", f"teacher trajectories of {facts['base']}, {facts['made']} of {facts['of']}")
     out.fact("size", _size(facts["bytes"]))
-    out.fact("teacher", ", ".join(f"{name} {value}" for name, value in facts["teacher"].items()))
+    out.fact("teacher", _settings(facts["teacher"]))
     out.fact("needed by", ", ".join(facts["needed_by"]) or "no unfinished run")
 
 
-def _picture(out: Output, facts: dict[str, Any]) -> None:
+def _image(out: Output, facts: dict[str, Any]) -> None:
     out.fact("file", facts["file"])
-    out.fact("kind", f"picture of {facts['width']} x {facts['height']} pixels, {_size(facts['bytes'])}")
+    out.fact("kind", f"image of {facts['width']} x {facts['height']} pixels, {_size(facts['bytes'])}")
     for name, value in facts["recipe"].items():
         if value is not None:
             out.fact(name, _in_words(value))
@@ -198,16 +201,16 @@ def _picture(out: Output, facts: dict[str, Any]) -> None:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+        return ", ".join(f"{_name(name)} {_in_words(one)}" for name, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _pickle(out: Output, facts: dict[str, Any]) -> None:
     out.fact("file", facts["file"])
-    out.fact("kind", f"pickle, {_size(facts['bytes'])}, which was not opened")
+    out.fact("kind", f"pickle, {_size(facts['bytes'])}, not loaded")
     out.fact("imports", ", ".join(facts["imports"]) or "nothing")
     if facts["unusual"]:
-        out.warn(f"opening it would import what no weights need: {', '.join(facts['unusual'])}")
+        out.warn(f"loading it would import unusual modules: {', '.join(facts['unusual'])}")
 
 
 def _recipe(out: Output, recipe: dict[str, Any]) -> None:
@@ -215,12 +218,22 @@ def _recipe(out: Output, recipe: dict[str, Any]) -> None:
 
     for group in GROUPS:
         settings = recipe.get(group, {})
-        if text := ", ".join(f"{name} {value}" for name, value in settings.items()):
+        if text := _settings(settings):
             out.fact(group, text)
 
 
+def _settings(stored: dict[str, Any]) -> str:
+    """Return stored settings in words, under the names that their options have today."""
+    return ", ".join(f"{_name(name)} {value}" for name, value in stored.items())
+
+
+def _name(stored: str) -> str:
+    """Return the option of a setting; any other name as it is."""
+    return option_name(stored) if stored in SETTINGS else stored
+
+
 def _values(out: Output, facts: dict[str, Any]) -> None:
-    """Norms by block as bars, and what is not finite."""
+    """Print the norm of each block as a bar, and the number of values that are not finite."""
     found = facts.get("values")
     if not found:
         return
@@ -236,7 +249,7 @@ def _side_by_side(out: Output, found: list[dict[str, Any]]) -> None:
         raise ConfigError("two things can be compared only if both are LoRAs", "give one, or two LoRAs or runs")
     loras = [facts["lora"] if facts["kind"] == "run" else facts for facts in found]
     left, right = (_lora_rows(facts) for facts in loras)
-    for group, *settings in _unlike([facts["recipe"] for facts in loras]):
+    for group, *settings in _differing([facts["recipe"] for facts in loras]):
         left[group], right[group] = settings
     rows = [
         ["" if left.get(name) == right.get(name) else "≠", name, left.get(name, ""), right.get(name, "")]
@@ -246,12 +259,13 @@ def _side_by_side(out: Output, found: list[dict[str, Any]]) -> None:
     if compared := found[0].get("compared"):
         out.fact("cosine", f"{compared['cosine']:.4f} between the updates")
         out.fact("difference", f"{compared['relative']:.2%} of the first")
-        alone = f"{compared['only_first']} by the first alone, {compared['only_second']} by the second"
-        out.fact("layers", alone if compared["only_first"] or compared["only_second"] else "both change the same")
+        alone = f"{compared['only_first']} changed only by the first, {compared['only_second']} only by the second"
+        is_same = not (compared["only_first"] or compared["only_second"])
+        out.fact("layers", "both change the same layers" if is_same else alone)
 
 
-def _unlike(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The settings of each group of two recipes that differ, in words."""
+def _differing(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return for each group the settings in which two recipes differ: group, first and second."""
     from rapm_cli.formats.recipe import GROUPS
 
     rows = []
@@ -259,7 +273,7 @@ def _unlike(recipes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         one, two = (recipe.get(group, {}) for recipe in recipes)
         names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
         if names:
-            first, second = (", ".join(f"{name} {each[name]}" for name in names if name in each) for each in (one, two))
+            first, second = (_settings({name: each[name] for name in names if name in each}) for each in (one, two))
             rows.append((group, first, second))
     return rows
 
@@ -270,4 +284,4 @@ def _size(count: int) -> str:
     return size_in_words(count)
 
 
-SHOW = {"run": _run, "LoRA": _lora, "trajectories": _trajectories, "picture": _picture, "pickle": _pickle}
+SHOW = {"run": _run, "LoRA": _lora, "trajectories": _trajectories, "picture": _image, "pickle": _pickle}

@@ -22,7 +22,7 @@ PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN
 
 
 def _go_offline(is_wanted: bool) -> bool:
-    """Set the variable that huggingface_hub reads when a command first imports it."""
+    """Set the variable that huggingface_hub reads when it is imported."""
     if is_wanted:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return is_wanted
@@ -103,7 +103,13 @@ def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter
         words = f"{words} One of {', '.join(get_args(kind))}."
     if option.is_bases:
         kind, default = kind | None, None
-    shown = typer.Option(f"--{parameter.replace('_', '-')}", help=words, metavar=metavar, rich_help_panel=option.panel)
+    shown = typer.Option(
+        f"--{parameter.replace('_', '-')}",
+        help=words,
+        metavar=metavar,
+        rich_help_panel=option.panel,
+        show_default=option.shown_default or True,
+    )
     return inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
     )
@@ -187,7 +193,7 @@ def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, nee
     Args:
         words: Prompts on the command line; "-" reads standard input.
         file: Prompt file, as `--prompts` takes it.
-        out: Sees warnings about the file.
+        out: Prints warnings about the file.
         needed: Whether to read standard input if there is no prompt.
 
     Raises:

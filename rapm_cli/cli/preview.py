@@ -1,4 +1,4 @@
-"""A picture in the terminal, two pixels to a letter."""
+"""Images in the terminal: each character shows two pixels."""
 
 from pathlib import Path
 
@@ -6,21 +6,24 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-HALF = "▀"  # its upper half has the letter's colour, its lower half that of the ground
-MOST_COLUMNS = 64
+HALF = "▀"  # the upper half has the text colour, the lower half the background colour
+MAX_COLUMNS = 64
 
 
 def preview(path: Path, columns: int) -> Text:
-    """A picture as half blocks.
+    """Return an image as lines of half blocks.
 
     Args:
-        path: Of a picture.
-        columns: Of the terminal.
+        path: Image file.
+        columns: Width of the terminal in columns.
+
+    Returns:
+        Text of at most `MAX_COLUMNS` columns, in the shape of the image.
     """
     from PIL import Image
 
     with Image.open(path) as image:
-        width = min(columns, MOST_COLUMNS, image.width)
+        width = min(columns, MAX_COLUMNS, image.width)
         height = max(2, 2 * round(width * image.height / image.width / 2))
         small = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
     data, text = small.tobytes(), Text(no_wrap=True)

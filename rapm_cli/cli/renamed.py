@@ -1,4 +1,4 @@
-"""Options under the names that they had before version 0.2: accepted in this version, with a line that says the new."""
+"""Old names of options: rapm accepts them in this version, and prints a line with the new name."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ from typer.core import TyperCommand
 from rapm_cli.cli.console import Output
 from rapm_cli.runs import launcher
 
-RENAMED = {  # for each command, old names of options and their new ones, without dashes
+RENAMED = {  # for each command, and for study files, old names of options and their new ones, without dashes
     "distill": {
         "final-rate": "min-lr-ratio",
         "discriminator-times": "discriminator-noise",
@@ -18,19 +18,23 @@ RENAMED = {  # for each command, old names of options and their new ones, withou
         "save-every": "checkpoint-every",
     },
     "eval": {"beside": "teacher-samples", "part": "split", "against": "compare-lora"},
+    "study": {"part": "split", "exam-seed": "eval-seed"},
 }
 
 
 class Command(TyperCommand):
-    """A command that takes old names of its options, and whose help shows only variables that several commands share.
+    """A command that accepts old names of its options.
 
-    Any other option's variable is RAPM_COMMAND_OPTION, as the end of the help page says.
+    Its help page shows the environment variables that several commands share. Every option has RAPM_COMMAND_OPTION too,
+    as the end of the page says.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        own = f"RAPM_{self.name}_".upper()
         for parameter in self.params:
-            parameter.show_envvar = bool(parameter.envvar)  # type: ignore[attr-defined]
+            variable = str(parameter.envvar or own)
+            parameter.show_envvar = not variable.startswith(own)  # type: ignore[attr-defined]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, with each old name replaced by the new one."""
@@ -54,12 +58,12 @@ class Command(TyperCommand):
 
 
 def current_name(command: str, key: str, where: str) -> str:
-    """Return the name, without dashes, that an option of a file has now; an old name is warned about.
+    """Return the name that a key of a file has today, and warn about an old name.
 
     Args:
-        command: Name of the command, such as "distill".
-        key: Name of an option in the file.
-        where: Place in the file, for the warning.
+        command: Name of the command, such as "distill"; "study" for the keys of study files themselves.
+        key: Key in the file.
+        where: File, and place in it, for the warning.
     """
     flag = key.replace("_", "-")
     new = RENAMED.get(command, {}).get(flag, flag)
@@ -70,4 +74,4 @@ def current_name(command: str, key: str, where: str) -> str:
 
 def _warn(old: str, new: str, *, is_silent: bool) -> None:
     if not is_silent and not launcher.is_follower():
-        Output().warn(f"{old} is now {new}; the old name goes with the next version")
+        Output().warn(f"{old} is now {new}; the old name works in this version only")

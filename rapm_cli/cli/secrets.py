@@ -1,4 +1,4 @@
-"""Secrets cut out of everything that is said; nothing that is stored asks for one."""
+"""Secrets are replaced by stars in everything that rapm prints. Files that rapm writes need none."""
 
 import os
 import re
@@ -11,18 +11,18 @@ _SECRETS = (
     (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[\w.~+/=-]{8,}"), r"\1***"),
     (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{16,}"), r"\1***"),
     (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*=\s*[\"']?)[^\s\"'&]{{6,}}"), r"\1***"),
-    # Words follow colons too: there a secret has a digit.
+    # After a colon an ordinary word may follow, so only values with a digit count.
     (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S*\d)[^\s\"'&]{{6,}}"), r"\1***"),
 )
 _VARIABLE = re.compile(rf"(?i)(?:^|_)(?:{_NAMES})$")
-_SHORTEST = 8  # of a variable's value; what is shorter may be any word
+_SHORTEST = 8  # characters of a variable's value; a shorter one may be any word
 
 
 def redact(text: str) -> str:
-    """The text with stars in place of secrets: what looks like one, and what a variable of the environment holds.
+    """Return a text with stars in place of secrets.
 
-    Tokens of the hub, authorization values, passwords and keys after their names and in addresses, and the values of
-    variables named so, such as `HF_TOKEN`.
+    Secrets are: tokens of the Hugging Face hub; authorization headers; passwords and keys that follow their names or
+    stand in addresses; and the values of environment variables with such names, for example `HF_TOKEN`.
     """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _VARIABLE.search(name):
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any) -> Any:
-    """JSON values with every text redacted; a text that has a secret's name is one."""
+    """Return JSON values with every text redacted. A text under the name of a secret is a secret."""
     if isinstance(value, dict):
         return {
             redact(str(name)): "***" if isinstance(item, str) and _VARIABLE.search(str(name)) else redact_values(item)

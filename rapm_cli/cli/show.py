@@ -1,4 +1,4 @@
-"""Results as a person reads them: one function for each kind of result."""
+"""Print results for people: one function for each kind of result."""
 
 import shlex
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
 
-MOSTLY = 0.5  # of an update
+MOSTLY = 0.5  # share of an update lost to rounding that is worth a warning
 
 if TYPE_CHECKING:
     from rapm_cli.distill.distill import Distilled
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
-    """What a distillation has come to."""
+    """Print the result of a distillation."""
     from rapm_cli.evaluate.record import gap_in_words, split_record, split_title, table
 
     comparison = split_record(done.comparison) if done.comparison else None
@@ -41,14 +41,14 @@ def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
 
 
 def finished(out: Output, begun: "ResolvedRun") -> None:
-    """A run that was finished before."""
-    out.say(f"this run is finished; --iterations above {begun.settings.training.iterations} goes on with it")
+    """Print a run that was already finished."""
+    out.say(f"this run is finished; give --iterations above {begun.settings.training.iterations} to continue it")
     run_folder(out, begun)
     out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
 
 
 def run_folder(out: Output, begun: "ResolvedRun") -> None:
-    """Where a run is, and what to type next."""
+    """Print the folder of a run, its contact sheet, and the next command."""
     folder, steps = begun.run.folder, begun.settings.teacher.num_slots
     out.fact("run", str(folder))
     out.fact("sheet", str(begun.run.sheet))
@@ -57,7 +57,7 @@ def run_folder(out: Output, begun: "ResolvedRun") -> None:
 
 
 def exported(out: Output, made: "ExportResult") -> None:
-    """What an export wrote, which programs read it, and what rounding has cost."""
+    """Print the files of an export, the programs that read them, and what rounding changed."""
     from rapm_cli.inspect.inspect import size_in_words
 
     out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
@@ -79,12 +79,18 @@ def exported(out: Output, made: "ExportResult") -> None:
             f"on average, {report.worst_lost:.2%} at worst"
         )
         if report.mean_lost > MOSTLY:
-            out.warn("rounding has lost most of the update; --dtype fp32 keeps it, and so does the LoRA by itself")
+            out.warn("rounding lost most of the update; use --dtype fp32, or the LoRA as a file of its own")
     out.result(record)
 
 
 def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collection[str] = ()) -> None:
-    """Which programs read a LoRA, and why one would not; how to have it written, unless a file beside it is read."""
+    """Print the programs that read a LoRA, and the reasons of those that do not.
+
+    Args:
+        out: Prints.
+        verdicts: For each program its name and the reason why it does not read the file; empty if it does.
+        read_beside: Programs that read another file of the same export; their reasons come without a remedy.
+    """
     from rapm_cli.formats.programs import KOHYA_HINT
 
     out.fact("loads in", ", ".join(one["program"] for one in verdicts if not one["reason"]) or "nothing known")
@@ -95,7 +101,7 @@ def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collectio
 
 
 def evaluation(out: Output, record: dict[str, Any]) -> None:
-    """Show an evaluation: a table for each split, the differences of two students, and what a value depends on."""
+    """Print an evaluation: a table for each split, the differences of two students, and what values depend on."""
     from rapm_cli.evaluate.record import column, tables
 
     for title, columns, rows, note in tables(record):
@@ -106,7 +112,7 @@ def evaluation(out: Output, record: dict[str, Any]) -> None:
         interval = f"[{one['low']:.4g}, {one['high']:.4g}]"
         more = f"{one['mean']:+.4g} {interval}, p {one['p_value']:.2g}"
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
-        out.data(f"{column(name, record)}, first less second: {more}; {won}")
+        out.data(f"{column(name, record)}, first minus second: {more}; {won}")
     if record["beside_teacher"]:
         out.fact("teacher", f"differences from it are on the first {record['beside_teacher']:,} prompts")
     for name, each in record["reference"].items():

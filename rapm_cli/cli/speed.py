@@ -1,4 +1,4 @@
-"""Speed and memory, foreseen and measured, as a person reads them."""
+"""Print predicted and measured speed and memory."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,22 @@ if TYPE_CHECKING:
     from rapm_cli.distill.benchmark import Benchmark
 
 GIB, MIB, HOUR = 2**30, 2**20, 3600
-COSTLY = 10  # operations of a profile that are shown
+SLOWEST = 10  # operations of a profile that are printed
 
 
-def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
-    """What `rapm distill` would take."""
+def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | None, device: str) -> None:
+    """Print the time, memory and disk space that `rapm distill` would need.
+
+    Args:
+        out: Prints.
+        base: The base model.
+        given: Options of the user, as `settings_for` takes them.
+        prompts: Prompt file; None for the base's own prompts.
+        device: Value of `--device`.
+    """
     from rapm_cli.bases.device import find_device
-    from rapm_cli.distill.dry_run import dry_run, to_record
+    from rapm_cli.distill.dry_run import dry_run as predict
+    from rapm_cli.distill.dry_run import to_record
     from rapm_cli.distill.resolve_run import settings_without_weights
     from rapm_cli.inspect.inspect import size_in_words
     from rapm_cli.runs.launcher import world_size
@@ -23,7 +32,7 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
 
     wanted, place = None if prompts is None else read_prompts(prompts, out), find_device(device)
     settings = settings_without_weights(base, given, wanted, place, out)
-    made = dry_run(base, settings, place, out)
+    made = predict(base, settings, place, out)
     counts = {
         "trajectories": f"{settings.teacher.trajectories:,} trajectories",
         "training": f"{settings.training.iterations:,} iterations",
@@ -33,22 +42,30 @@ def foresee(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
         out.fact(phase, f"{'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
     out.fact("peak memory", f"{made.peak_bytes / GIB:.2f} GiB")
     for thing, size in made.disk_bytes.items():
-        out.fact("disk", f"{size_in_words(size)} for {thing}")
+        out.fact("disk", f"{size_in_words(size)} for {'checkpoints' if thing == 'commits' else thing}")
     out.fact("machine", made.machine)
     if world_size() > 1:
-        out.fact("processes", f"one alone is foreseen, not the {world_size()} that were started")
+        out.fact("processes", f"predicted for one process; {world_size()} were started")
     out.result(to_record(made) | {"settings": settings.recipe()})
 
 
 def time_in_words(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """Return a duration in seconds, minutes or hours, whichever reads best."""
     if seconds < 2 * 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"
 
 
 def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:
-    """What `rapm eval --benchmark` measures."""
+    """Measure and print speed and memory on a device, with random weights.
+
+    Args:
+        out: Prints.
+        name: Base model, as `--base` takes it.
+        device: Value of `--device`.
+        precision: Value of `--precision`.
+        is_profiled: Whether to list the slowest operations too.
+    """
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
     from rapm_cli.distill.benchmark import benchmark as measure
@@ -59,15 +76,15 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     settings = settings_without_weights(base, {"precision": precision}, None, place, out)
     made = measure(base, settings, place, out, is_profiled=is_profiled)
     _phases(out, made)
-    _drawing(out, made)
+    _sampling(out, made)
     if made.profile:
         total = sum(row.seconds for row in made.profile)
         rows = [
             [row.name[:60], f"{1000 * row.seconds:.1f}", f"{row.seconds / total:.0%}", str(row.calls)]
-            for row in made.profile[:COSTLY]
+            for row in made.profile[:SLOWEST]
         ]
-        title = f"the most costly operations of an iteration, of {total:.3f} s in all of them"
-        out.table(title, ["", "ms", "of it", "calls"], rows)
+        title = f"slowest operations of an iteration; all operations take {total:.3f} s"
+        out.table(title, ["", "ms", "share", "calls"], rows)
     out.result(to_record(made))
 
 
@@ -77,7 +94,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
     teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
     out.data(
         f"{made.settings.base_name}, {made.side_px} px, random weights, {teacher.precision}, {made.machine}: "
-        f"{rate / 1e12:.3g} TFLOP/s in products of matrices"
+        f"{rate / 1e12:.3g} TFLOP/s in matrix products"
     )
     out.table(
         f"phase 1: {teacher.num_slots} x {teacher.fine_steps} guided steps, "
@@ -85,7 +102,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
         ["", "s/step", "trajectories/h", "peak MiB", "predicted MiB"],
         [
             [
-                one.way,
+                one.variant,
                 f"{one.step_seconds:.3f}",
                 f"{one.trajectories_an_hour:.0f}",
                 *_peaks(one.peak_bytes, one.predicted_bytes),
@@ -99,12 +116,12 @@ def _phases(out: Output, made: "Benchmark") -> None:
         if speed.time:
             reached, peak = speed.flops / speed.time.seconds, speed.time.peak_bytes
             cells = [f"{speed.time.seconds:.3f}", f"{reached / 1e12:.3g}", f"{reached / rate:.0%}"]
-        words = speed.plan.words if speed.way == PLAIN else speed.way
+        words = speed.plan.words if speed.variant == PLAIN else speed.variant
         rows.append([f"{speed.plan.name} GB, {words}", *cells, *_peaks(peak, speed.predicted_bytes)])
     out.table(
         f"phase 2: {teacher.num_slots} slots, batch {training.batch_size}, rank {training.rank}, "
         f"discriminator {training.discriminator}",
-        ["plan", "s/iteration", "TFLOP/s", "of products", "peak MiB", "predicted MiB"],
+        ["plan", "s/iteration", "TFLOP/s", "of matrix products", "peak MiB", "predicted MiB"],
         rows,
     )
 
@@ -113,20 +130,20 @@ def _peaks(measured: int | None, predicted: int) -> list[str]:
     return ["-" if measured is None else f"{measured / MIB:,.0f}", f"{predicted / MIB:,.0f}"]
 
 
-def _drawing(out: Output, made: "Benchmark") -> None:
+def _sampling(out: Output, made: "Benchmark") -> None:
     from rapm_cli.distill.benchmark import AUTHORS_HOURS, ITERATIONS, TRAJECTORIES
 
     one = made.sampling
     out.table(
-        f"drawing: {made.settings.teacher.num_slots} steps, {one.batch_size} at once, decoded in float32",
-        ["", "pictures/s"],
+        f"sampling: {made.settings.teacher.num_slots} steps, {one.batch_size} images at once, decoded in float32",
+        ["", "images/s"],
         [
             ["rapm, LoRA merged", f"{1 / one.seconds:.3g}"],
-            ["rapm, LoRA beside the network", f"{1 / one.beside_seconds:.3g}"],
+            ["rapm, LoRA not merged", f"{1 / one.beside_seconds:.3g}"],
             ["diffusers' pipeline, LoRA fused", f"{1 / one.pipeline_seconds:.3g}"],
         ],
     )
-    out.data(f"a picture of rapm's takes {one.seconds / one.pipeline_seconds:.2f} times the pipeline's time")
+    out.data(f"rapm takes {one.seconds / one.pipeline_seconds:.2f} times as long per image as diffusers' pipeline")
     if made.hours:
         first, second = made.hours
         out.data(

@@ -1,4 +1,4 @@
-"""`rapm eval --study`: a table of distillations, worked through, shown and written."""
+"""`rapm eval --study`: run a table of distillations, print it and write it."""
 
 import contextlib
 import json
@@ -9,28 +9,32 @@ from rapm_cli.cli.console import Output
 from rapm_cli.cli.study_file import find_study, read_study
 from rapm_cli.core.common.errors import ConfigError
 
-ALLOWED = ("study", "output", "device", "offline", "config", "as_json", "quiet")  # beside --study
+ALLOWED = ("study", "output", "device", "offline", "config", "json", "quiet")  # options that go with --study
 
 
 def check_alone(named: list[str]) -> None:
-    """Refuse the options that a study's file sets itself.
+    """Refuse options that a study's file sets itself.
+
+    Args:
+        named: Names of the options that the user set.
 
     Raises:
-        ConfigError: One was named.
+        ConfigError: One of them does not go with --study.
     """
     for name in named:
         if name not in ALLOWED:
-            raise ConfigError(f"--{name} does not go with --study", "what a study needs is in its file")
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} does not go with --study", "write settings into the study's file")
 
 
 def study(out: Output, name: str, output: Path | None, device: str) -> None:
-    """Work through a study, and show and write its table.
+    """Run a study, and print and write its table.
 
     Args:
-        out: Takes the table.
-        name: A file, or the name of a study that ships.
-        output: Folder for table and contact sheet; None for one of its own among the studies.
-        device: As `--device` takes it.
+        out: Prints the table.
+        name: Path of a study file, or name of a shipped study.
+        output: Folder for table and contact sheet; None for one in the folder of studies.
+        device: Value of `--device`.
     """
     path = find_study(name)
     from rapm_cli.bases.device import find_device
@@ -42,7 +46,7 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
     table = read_study(path, out)
     folder = studies_dir() / path.stem if output is None else output
     if folder.resolve() == study_runs_dir().resolve():
-        raise ConfigError(f"{folder} is where the runs of all studies are", "give --output another folder")
+        raise ConfigError(f"{folder} holds the runs of all studies", "give --output another folder")
     _require_own(folder, table.source)
     command = f"rapm eval --study {shlex.quote(name)}"
     again = command if output is None else f"{command} --output {shlex.quote(str(output))}"
@@ -66,7 +70,7 @@ def study(out: Output, name: str, output: Path | None, device: str) -> None:
 
 
 def _require_own(folder: Path, source: dict[str, str]) -> None:
-    """Refuse to write over the table of another study: one with another file and other words in it."""
+    """Refuse to overwrite the table of another study: one from another file with other content."""
     from rapm_cli.study.report import JSON
 
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Study files: TOML that is found by name or path, checked by pydantic models, and read into a `Study`."""
+"""Study files: find a TOML file by name or path, check it with pydantic models, and read it into a `Study`."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rapm_cli.bases import find_base
 from rapm_cli.cli import completion
@@ -17,21 +17,14 @@ from rapm_cli.cli.options import as_settings, parameter_name
 from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method import config
-from rapm_cli.study.study import Bare, Study, StudyRow, Variant
+from rapm_cli.study.study import Study, StudyRow, Undistilled, Variant
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-OF_ALL_ROWS = ("precision", "deterministic")  # options of the process
+OF_ALL_ROWS = ("precision", "deterministic")  # options that hold for the whole process
 # Options of `rapm distill` that a study may set. It sets seed, samples and folders itself.
 ALLOWED = {parameter_name(name, field).replace("_", "-") for name, field, _ in config.options()} - {"seed"}
 ALLOWED |= {*OF_ALL_ROWS, "checkpoint-every"}
-
-
-def _renamed(table: dict[str, T]) -> dict[str, T]:
-    return {current_name("distill", key, "study"): value for key, value in table.items()}
-
-
-Options = Annotated[dict[str, T], AfterValidator(_renamed)]
 
 
 class _Strict(BaseModel):
@@ -46,8 +39,8 @@ class _Teacher(_Strict):
 
 class _Row(_Strict):
     name: Annotated[str, Field(min_length=1)]
-    options: Options[Any] = {}
-    best_of: Options[Annotated[list[Any], Field(min_length=1)]] = {}
+    options: dict[str, Any] = {}
+    best_of: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     teacher: _Teacher | None = None
 
 
@@ -55,10 +48,10 @@ class _File(_Strict):
     title: str = ""
     base: str = "demo"
     samples: int = 1000
-    split: Literal["held-out", "seen"] = Field("held-out", validation_alias=AliasChoices("split", "part"))
-    exam_seed: Annotated[int, Field(ge=0)] = 0
+    split: Literal["held-out", "seen"] = "held-out"
+    eval_seed: Annotated[int, Field(ge=0)] = 0
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    options: Options[Any] = {}
+    options: dict[str, Any] = {}
     rows: Annotated[list[_Row], Field(min_length=1)]
 
 
@@ -85,10 +78,11 @@ def read_study(path: Path, out: Output) -> Study:
     """
     table = read_toml(path)
     with _naming(str(path)):
-        file = _checked(_File, table)
+        file = _checked(_File, _renamed("study", table, str(path)))
         with _naming("[options]"):
-            given = _settings(file.options)
-        rows = tuple(_row(row, file.options) for row in file.rows)
+            common = _renamed("distill", file.options, f"{path}: [options]")
+            given = _settings(common)
+        rows = tuple(_row(row, common, path) for row in file.rows)
         names = ["teacher", "base", *(row.name for row in rows)]
         twice: tuple[tuple[str, list[Any]], ...] = (("row", names), ("seed", file.seeds))
         for what, values in twice:
@@ -100,27 +94,43 @@ def read_study(path: Path, out: Output) -> Study:
             base=find_base(file.base, out),
             samples=file.samples,
             held_out=file.split == "held-out",
-            exam_seed=file.exam_seed,
+            exam_seed=file.eval_seed,
             seeds=tuple(file.seeds),
             given=given,
             rows=rows,
         )
 
 
-def _row(row: _Row, common: dict[str, Any]) -> StudyRow:
+def _row(row: _Row, common: dict[str, Any], path: Path) -> StudyRow:
     with _naming(f"row {row.name!r}"):
         if row.teacher and (row.options or row.best_of):
             raise ConfigError("a row with a teacher distils nothing", "leave out options and best-of")
         if row.teacher:
-            return StudyRow(row.name, bare=Bare(**row.teacher.model_dump()))
-        for key in (*row.options, *row.best_of):
+            return StudyRow(row.name, undistilled=Undistilled(**row.teacher.model_dump()))
+        options, best_of = (
+            _renamed("distill", table, f"{path}: row {row.name!r}") for table in (row.options, row.best_of)
+        )
+        for key in (*options, *best_of):
             if key in OF_ALL_ROWS:
                 raise ConfigError(f"{key} is the same for all rows", "write it below [options]")
-            if key in row.options and key in row.best_of:
-                raise ConfigError(f"{key} stands in options and in best-of", "keep one of the two")
-        ways = (dict(zip(row.best_of, values, strict=True)) for values in itertools.product(*row.best_of.values()))
-        variants = tuple(Variant(way or row.options, _settings(common | row.options | way)) for way in ways)
+            if key in options and key in best_of:
+                raise ConfigError(f"{key} is in options and in best-of", "keep one of the two")
+        combinations = (dict(zip(best_of, values, strict=True)) for values in itertools.product(*best_of.values()))
+        variants = tuple(Variant(some or options, _settings(common | options | some)) for some in combinations)
         return StudyRow(row.name, variants)
+
+
+def _renamed(command: str, table: dict[str, T], where: str) -> dict[str, T]:
+    """Return a table with the keys of today, with a warning for each old one.
+
+    Raises:
+        ConfigError: A key is there twice, under its old and its new name or with dashes and underscores.
+    """
+    keys: dict[str, str] = {}
+    for key in table:
+        if keys.setdefault(new := current_name(command, key, where), key) != key:
+            raise ConfigError(f"{keys[new]} and {key} are the same key", "keep one of the two")
+    return {new: table[key] for new, key in keys.items()}
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(model: type[M], table: dict[str, Any]) -> M:
-    """Return the table as a model; pydantic's first complaint becomes one line that names row and key."""
+    """Return the table as a model; pydantic's first complaint becomes one line that names row, key and value."""
     try:
         return model.model_validate(table)
     except ValidationError as error:
@@ -142,12 +152,14 @@ def _checked(model: type[M], table: dict[str, Any]) -> M:
             known = [field.alias or name for name, field in model.model_fields.items()]
             raise unknown_key("the file", str(first["loc"][0]), known, f"known are {', '.join(known)}") from error
         place = " ".join(f"{part + 1}" if isinstance(part, int) else part for part in first["loc"])
-        raise ConfigError(f"{place}: {first['msg']}", "see rapm_cli/study/README.md") from error
+        reasons = {"missing": "is missing", "extra_forbidden": "is not a known key"}
+        reason = reasons.get(first["type"], f"{first['input']!r} is not valid; give {config.wanted(first)}")
+        raise ConfigError(f"{place}: {reason}", "see rapm_cli/study/README.md") from error
 
 
 @contextlib.contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Put a place in front of the errors that come from the block."""
+    """Put a place in front of the errors that the block raises."""
     try:
         yield
     except ConfigError as error:
@@ -155,7 +167,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _source(path: Path) -> dict[str, str]:
-    """Return hashes of a file's place and content, which tell it from other files of the same name."""
+    """Return hashes of a file's path and content, which tell it from other files of the same name."""
     place = path.name if path.parent == completion.STUDIES else str(path.resolve())
     both = {"place": place.encode(), "content": path.read_bytes()}
     return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in both.items()}

@@ -12,13 +12,12 @@ import torch
 from rapm_cli.bases import Base
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES, describe_machine
-from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
+from rapm_cli.bases.estimate import CostEstimate, estimate_guided_step, estimate_plan
 from rapm_cli.bases.loading import decoded
 from rapm_cli.bases.plans import GIB, PLANS, Plan
 from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
 from rapm_cli.core.common.errors import ConfigError, require_shortage
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.memory_estimate import Rehearsed
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.schedule import DDIM_SETTINGS
@@ -32,7 +31,7 @@ REPEATS = 3  # measured repetitions
 PATIENCE_SECONDS = 600.0  # longest benchmark that is not refused
 TRAJECTORIES, ITERATIONS, AUTHORS_HOURS = 1000, 20_000, 31.5  # of the authors' run on an A6000
 PLAIN, KERNELS = "plain", "without CUDA graphs"
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     KERNELS: {"cuda_graphs": False},
     "channels last": {"channels_last": True},
@@ -46,7 +45,7 @@ class TeacherSpeed:
     """Speed of phase 1.
 
     Args:
-        way: Key of `WAYS`.
+        variant: Key of `VARIANTS`.
         batch_size: Number of prompts at once.
         step_seconds: Seconds of one guided step.
         trajectories_an_hour: Trajectories an hour, with all steps of all slots.
@@ -54,7 +53,7 @@ class TeacherSpeed:
         predicted_bytes: Peak memory predicted on the meta device.
     """
 
-    way: str
+    variant: str
     batch_size: int
     step_seconds: float
     trajectories_an_hour: float
@@ -67,14 +66,14 @@ class PlanSpeed:
     """Speed of phase 2 with a memory plan, limited to the memory of the cards that the plan is for.
 
     Args:
-        way: Key of `WAYS`.
+        variant: Key of `VARIANTS`.
         plan: The memory plan.
         flops: Floating-point operations of an iteration.
         predicted_bytes: Peak memory predicted on the meta device.
         time: Seconds and peak memory of an iteration; None if it does not fit.
     """
 
-    way: str
+    variant: str
     plan: Plan
     flops: int
     predicted_bytes: int
@@ -122,8 +121,8 @@ class Benchmark:
         machine: Description of the device.
         side_px: Side of the images in pixels.
         matmul_rate: Highest measured rate of matrix products, in floating-point operations a second.
-        teachers: Phase 1, the plain way first.
-        plans: Phase 2, each plan in the plain way first.
+        teachers: Phase 1, the plain variant first.
+        plans: Phase 2, each plan in the plain variant first.
         sampling: Sampling with a student.
         profile: Operations of one iteration, the most costly first; empty without --profile.
     """
@@ -141,13 +140,13 @@ class Benchmark:
     def hours(self) -> tuple[float, float] | None:
         """Hours of phase 1 and of phase 2 for the authors' numbers of trajectories and iterations.
 
-        The fastest way and plan whose base is not in 8 bits; None if none fits.
+        The fastest variant and plan whose base is not in 8 bits; None if none fits.
         """
         found = [
             (TRAJECTORIES / teacher.trajectories_an_hour, ITERATIONS * speed.time.seconds / 3600)
             for teacher in self.teachers
             for speed in self.plans
-            if speed.way == teacher.way and speed.time and not speed.plan.is_quantised
+            if speed.variant == teacher.variant and speed.time and not speed.plan.is_quantised
         ]
         return min(found, key=sum, default=None)
 
@@ -162,7 +161,7 @@ def benchmark(
         settings: Settings to measure.
         device: Device to measure.
         reporter: Receives progress.
-        is_profiled: Also profile an iteration, and measure the other ways.
+        is_profiled: Also profile an iteration, and measure the other variants.
 
     Raises:
         ConfigError: The benchmark would take too long.
@@ -172,16 +171,16 @@ def benchmark(
     reporter.say(f"{rate / 1e12:.3g} TFLOP/s in matrix products; counting the operations of both phases")
     step = _predict_step(base, architecture, settings)
     plans = _predict_plans(architecture, settings)
-    rehearsals = {"24": next(plans)}
-    _refuse_long(base, REPEATS * (step.flops + len(PLANS) * rehearsals["24"].flops), rate)
-    rehearsals |= dict(zip(list(PLANS)[1:], plans, strict=True))
+    estimates = {"24": next(plans)}
+    _refuse_long(base, REPEATS * (step.flops + len(PLANS) * estimates["24"].flops), rate)
+    estimates |= dict(zip(list(PLANS)[1:], plans, strict=True))
     reporter.say("measuring phase 1")
     teachers = [_measure_teacher(base, architecture, settings, step, device)]
     speeds = []
     for plan in PLANS.values():
         reporter.say(f"measuring phase 2, plan {plan.name} GB")
         time = _time_on_card(architecture, settings, plan, device)
-        speeds.append(PlanSpeed(PLAIN, plan, rehearsals[plan.name].flops, rehearsals[plan.name].peak_bytes, time))
+        speeds.append(PlanSpeed(PLAIN, plan, estimates[plan.name].flops, estimates[plan.name].peak_bytes, time))
     reporter.say("measuring sampling")
     sampling = _measure_sampling(base, architecture, settings, device)
     free_memory(device)
@@ -192,22 +191,22 @@ def benchmark(
         warm = warmups(settings.teacher.num_slots, device)
         costly = _profile(iteration(architecture, settings, fastest.plan, device), device, warm)
         free_memory(device)
-        for teacher, speed in _other_ways(base, architecture, settings, step, fastest, device, reporter):
+        for teacher, speed in _other_variants(base, architecture, settings, step, fastest, device, reporter):
             teachers.append(teacher)
             speeds.append(speed)
     machine = describe_machine(device)
     return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, sampling, costly)
 
 
-def _predict_step(base: Base, architecture: Architecture, settings: Settings) -> Rehearsed:
+def _predict_step(base: Base, architecture: Architecture, settings: Settings) -> CostEstimate:
     teacher, size = settings.teacher, base.defaults.rollout_batch
     dtype = DTYPES[teacher.precision]
-    return rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
+    return estimate_guided_step(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
 
 
-def _predict_plans(architecture: Architecture, settings: Settings) -> Iterator[Rehearsed]:
+def _predict_plans(architecture: Architecture, settings: Settings) -> Iterator[CostEstimate]:
     for plan in PLANS.values():
-        yield rehearse_plan(architecture, settings.teacher, settings.training, plan)
+        yield estimate_plan(architecture, settings.teacher, settings.training, plan)
 
 
 def _refuse_long(base: Base, flops: int, rate: float) -> None:
@@ -219,46 +218,48 @@ def _refuse_long(base: Base, flops: int, rate: float) -> None:
         )
 
 
-def _other_ways(
+def _other_variants(
     base: Base,
     architecture: Architecture,
     settings: Settings,
-    step: Rehearsed,
+    step: CostEstimate,
     fastest: PlanSpeed,
     device: torch.device,
     reporter: Reporter,
 ) -> Iterator[tuple[TeacherSpeed, PlanSpeed]]:
-    """Measure both phases in each way but the plain one, with the plan that is fastest in the plain way."""
-    for way, options in WAYS.items():
-        if way == PLAIN or (way == KERNELS and device.type != "cuda"):
+    """Measure both phases in each variant but the plain one, with the plan that is fastest in the plain one."""
+    for variant, options in VARIANTS.items():
+        if variant == PLAIN or (variant == KERNELS and device.type != "cuda"):
             continue
-        reporter.say(f"measuring both phases {way}")
-        haste = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
+        reporter.say(f"measuring both phases {variant}")
+        varied = dataclasses.replace(settings, training=dataclasses.replace(settings.training, **options))
         try:
-            teacher = _measure_teacher(base, architecture, haste, step, device, way)
-            time = _time_on_card(architecture, haste, fastest.plan, device)
+            teacher = _measure_teacher(base, architecture, varied, step, device, variant)
+            time = _time_on_card(architecture, varied, fastest.plan, device)
         except ConfigError as error:
             reporter.warn(error.message)
             continue
         except RuntimeError as error:
             require_shortage(error)
-            reporter.warn(f"{way}: out of memory in phase 1; it is left out")
+            reporter.warn(f"{variant}: out of memory in phase 1; it is left out")
             continue
-        yield teacher, dataclasses.replace(fastest, way=way, time=time)
+        yield teacher, dataclasses.replace(fastest, variant=variant, time=time)
 
 
 def _measure_teacher(
     base: Base,
     architecture: Architecture,
     settings: Settings,
-    step: Rehearsed,
+    step: CostEstimate,
     device: torch.device,
-    way: str = PLAIN,
+    variant: str = PLAIN,
 ) -> TeacherSpeed:
     size = base.defaults.rollout_batch
     time = time_guided_step(architecture, settings, size, device, REPEATS)
     steps = settings.teacher.num_slots * settings.teacher.fine_steps
-    return TeacherSpeed(way, size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes)
+    return TeacherSpeed(
+        variant, size, time.seconds, 3600 * size / (steps * time.seconds), time.peak_bytes, step.peak_bytes
+    )
 
 
 def _time_on_card(architecture: Architecture, settings: Settings, plan: Plan, device: torch.device) -> Timed | None:
@@ -295,7 +296,7 @@ def _measure_sampling(
     Both decode in float32, as the authors' pipeline in fp16 does. A merged LoRA costs nothing, so the network without a
     LoRA represents both.
     """
-    size, num_slots = base.defaults.picture_batch, settings.teacher.num_slots
+    size, num_slots = base.defaults.image_batch, settings.teacher.num_slots
     dtype = DTYPES[settings.teacher.precision]
     backbone = architecture.backbone(device, dtype)
     vae: Any = architecture.autoencoder(device, torch.float32)
@@ -361,9 +362,9 @@ def to_record(made: Benchmark) -> dict[str, Any]:
         "settings": made.settings.recipe(),
         "side_px": made.side_px,
         "matmul_tflops": made.matmul_rate / 1e12,
-        "teachers": [asdict(speed) for speed in made.teachers],
+        "teachers": [_speed_record(speed) for speed in made.teachers],
         "plans": [
-            asdict(speed)
+            _speed_record(speed)
             | {"share_of_matmul": speed.flops / speed.time.seconds / made.matmul_rate if speed.time else None}
             for speed in made.plans
         ],
@@ -372,3 +373,8 @@ def to_record(made: Benchmark) -> dict[str, Any]:
         "authors_hours": AUTHORS_HOURS,
         "profile": [asdict(row) for row in made.profile],
     }
+
+
+def _speed_record(speed: TeacherSpeed | PlanSpeed) -> dict[str, Any]:
+    """Return a speed as JSON values; files call the variant "way"."""
+    return {"way" if name == "variant" else name: value for name, value in asdict(speed).items()}

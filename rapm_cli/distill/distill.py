@@ -90,7 +90,7 @@ def distill(
         with run.explain_stops(), locked(run.folder, reporter, remedy):
             if settings.deterministic:
                 be_deterministic()
-            _tell_damage(run, reporter)
+            _warn_of_damage(run, reporter)
             return _distill(run, settings, base, device, is_strict, world, callback_options, reporter)
     except DiskError as error:
         if run.is_begun:
@@ -101,13 +101,13 @@ def distill(
         raise
 
 
-def _tell_damage(run: Run, reporter: Reporter) -> None:
+def _warn_of_damage(run: Run, reporter: Reporter) -> None:
     """Warn if the LoRA of a finished run is damaged, because it is made again."""
     if run.is_finished:
         try:
             run.verified_lora()
         except InputError as error:
-            reporter.warn(f"{error.message}; it is made again from the last commit")
+            reporter.warn(f"{error.message}; it is made again from the last checkpoint")
 
 
 def _distill(
@@ -175,8 +175,7 @@ def _record(made: Distilled, settings: Settings) -> dict[str, object]:
 class _Sampled:
     """Teacher, base and student on held-out prompts and on the contact sheet.
 
-    The teacher and the base are evaluated when this is made. What a plan with an 8-bit base would change of them is
-    computed here, before `prepare_trainer` rounds the base.
+    The teacher and the base are evaluated when this is made, and so before the base may be rounded.
 
     Args:
         base: The base model.
@@ -220,7 +219,7 @@ class _Sampled:
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:
     """Begin the run and load its base; if the base of a new run cannot be loaded, remove the run again."""
     is_new, save, size = not run.is_begun, Checkpoints(run, settings).save_settings, len(settings.to_bytes())
-    saved = "nothing was begun" if is_new else "all commits are kept"
+    saved = "nothing was begun" if is_new else "all checkpoints are kept"
     try:
         with_retries(save, run.checkpoints_dir, size, reporter, saved, "free space, and run the same command again")
         reporter.say(f"loading {base.name}")

@@ -8,12 +8,11 @@ import torch
 from rapm_cli.bases import Base
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES, MIB, describe_machine, peak_memory_mib
-from rapm_cli.bases.estimate import rehearse_guidance, rehearse_plan
+from rapm_cli.bases.estimate import CostEstimate, estimate_guided_step, estimate_plan
 from rapm_cli.bases.plans import PLANS, Plan
 from rapm_cli.bases.stopwatch import matmul_rate
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.memory_estimate import Rehearsed
-from rapm_cli.distill.loop import MOST_COMMITS, STATE
+from rapm_cli.distill.loop import MAX_CHECKPOINTS, STATE
 from rapm_cli.distill.memory_plan import plan_for
 from rapm_cli.distill.synthetic import time_guided_step, time_iteration
 from rapm_cli.distill.trajectories import bytes_per_trajectory
@@ -33,7 +32,7 @@ class Forecast:
         is_rough: Whether the times are scaled from the device's rate instead of measured.
         seconds: Name of a phase to its seconds.
         peak_bytes: Peak memory of the device; on a CPU, of this process.
-        disk_bytes: Bytes of the trajectories and of the checkpoints ("commits").
+        disk_bytes: Bytes by what needs them; the key of the checkpoints is "commits", their folder's name.
         machine: Description of the device.
     """
 
@@ -82,17 +81,19 @@ def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Repo
     steps = teacher.num_slots * teacher.fine_steps * teacher.trajectories / size
     disk = {
         "trajectories": teacher.trajectories * bytes_per_trajectory(architecture.latent_shape, row, teacher.num_slots),
-        "commits": 4 * STATE * iteration.trained * MOST_COMMITS,
+        "commits": 4 * STATE * iteration.trained * MAX_CHECKPOINTS,
     }
     seconds = {"trajectories": steps * step_seconds, "training": settings.training.iterations * iteration_seconds}
     return Forecast(plan, is_rough, seconds, peak, disk, describe_machine(device))
 
 
-def _count_costs(architecture: Architecture, settings: Settings, size: int, plan: Plan) -> tuple[Rehearsed, Rehearsed]:
+def _count_costs(
+    architecture: Architecture, settings: Settings, size: int, plan: Plan
+) -> tuple[CostEstimate, CostEstimate]:
     """Run a guided step of `size` prompts and an iteration of phase 2 on the meta device, and return their costs."""
     teacher, dtype = settings.teacher, DTYPES[settings.teacher.precision]
-    step = rehearse_guidance(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
-    return step, rehearse_plan(architecture, teacher, settings.training, plan)
+    step = estimate_guided_step(architecture, dtype, batch_size=size, guidance_scale=teacher.guidance_scale)
+    return step, estimate_plan(architecture, teacher, settings.training, plan)
 
 
 def to_record(forecast: Forecast) -> dict[str, object]:

@@ -21,7 +21,6 @@ from rapm_cli.core.common.errors import (
     require_shortage,
 )
 from rapm_cli.core.common.progress import Bar, Reporter
-from rapm_cli.core.method.replicas import send_state
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trainer import Progress, Trainer, train
 from rapm_cli.core.storage.commit import commit
@@ -30,13 +29,14 @@ from rapm_cli.core.storage.room import require_room
 from rapm_cli.core.training.distributed import Verdict
 from rapm_cli.core.training.recovery import NETWORK, Health
 from rapm_cli.core.training.step_metrics import StepMetrics
+from rapm_cli.distill.replicas import send_state
 from rapm_cli.runs import signals
 from rapm_cli.runs.checkpoints import KEPT, Checkpoint, Checkpoints, checkpoint_name
 from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import OFFENDING, Run
 from rapm_cli.runs.settings import Settings
 
-MOST_COMMITS = 2 * KEPT + 1  # training checkpoints that a run folder holds at once
+MAX_CHECKPOINTS = 2 * KEPT + 1  # training checkpoints that a run folder holds at once
 STATE = 3  # numbers in a checkpoint for each trained one: the optimizer adds two
 MAX_OFFENDING = 16  # skipped iterations whose trajectories are kept for inspection
 
@@ -77,16 +77,16 @@ class Training:
         self.done, self.saved, self.health = 0, self.checkpoints.save_settings(), Health()
         self.seconds, self.saving_seconds = 0.0, 0.0
         weights = sum(value.nbytes for part in trainer.state().values() for value in part.values())
-        more = max(1, MOST_COMMITS - len(run.checkpoint_folders()))
-        require_room(run.folder, STATE * weights * more, "keeping commits")
+        more = max(1, MAX_CHECKPOINTS - len(run.checkpoint_folders()))
+        require_room(run.folder, STATE * weights * more, "keeping checkpoints")
         checkpoint, damage = self.checkpoints.load_newest()
-        self._tell(damage, checkpoint)
+        self._warn_of_damage(damage, checkpoint)
         self.checkpoints.set_aside(damage)
         self._log = bytearray()
         if checkpoint:
             self._restore(checkpoint)
             if self.done < self.total:
-                self.reporter.say(f"going on after iteration {self.done} of {self.total}")
+                self.reporter.say(f"resuming after iteration {self.done} of {self.total}")
         else:
             self._save(is_regular=True)
         send_state(trainer, self.done)
@@ -172,7 +172,7 @@ class Training:
             self.run.checkpoints_dir / checkpoint_name(self.done),
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.reporter,
-            f"the last commit is {self.saved}",
+            f"the last checkpoint is {self.saved}",
             f"free space, and resume with: {self.run.resume_command}",
         )
         self.saved = checkpoint_name(self.done)
@@ -183,7 +183,7 @@ class Training:
             self.trainer.load_state(checkpoint.parts)
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"commit {checkpoint_name(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
+                f"checkpoint {checkpoint_name(checkpoint.iterations)} of {self.run.folder} does not fit: {error}",
                 "resume it with the version of rapm and its libraries that made it",
             ) from error
         self.done, self.saved = checkpoint.iterations, checkpoint_name(checkpoint.iterations)
@@ -206,9 +206,9 @@ class Training:
                 f"start again with a lower --learning-rate{', or --precision bf16 or fp32' if is_half else ''}",
             )
         checkpoint, damage = self.checkpoints.load_regular(at_most=failed - health.skips)
-        self._tell(damage, checkpoint)
+        self._warn_of_damage(damage, checkpoint)
         if checkpoint is None:
-            raise DivergedError(f"training diverged at iteration {failed}, and no commit is left", "start again")
+            raise DivergedError(f"training diverged at iteration {failed}, and no checkpoint is left", "start again")
         self.checkpoints.set_aside(damage)
         self.checkpoints.remove_after(checkpoint.iterations)
         self._restore(checkpoint)
@@ -222,7 +222,7 @@ class Training:
         )
         bar.advance(self.done - failed)
 
-    def _tell(self, damage: list[DamagedError], found: Checkpoint | None) -> None:
+    def _warn_of_damage(self, damage: list[DamagedError], found: Checkpoint | None) -> None:
         """Warn of damaged checkpoints and of the iterations that will be repeated."""
         if damage and self.is_strict:
             raise damage[0]
@@ -276,8 +276,8 @@ def note(slots: list[StepMetrics]) -> str:
     for slot in slots:
         for name, value in sorted(slot.distance.items(), reverse=True):
             distances.setdefault(f"{name[:3]}.", []).append(f"{value:.3f}")
-    judged = [value for slot in slots for value in slot.discriminator.values()]
-    end = [f"disc. {math.fsum(judged) / len(judged):.2f}"] if judged else []
+    losses = [value for slot in slots for value in slot.discriminator.values()]
+    end = [f"disc. {math.fsum(losses) / len(losses):.2f}"] if losses else []
     return "  ".join([*(" ".join([name, *values]) for name, values in distances.items()), *end])
 
 

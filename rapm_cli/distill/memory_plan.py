@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rapm_cli.bases.architectures import Architecture
-from rapm_cli.bases.estimate import rehearse_plan
+from rapm_cli.bases.estimate import estimate_plan
 from rapm_cli.bases.plans import GIB, PLANS, Plan, choose_plan, lower, needed
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.network.backbone import BLOCKS, Backbone
@@ -58,7 +58,7 @@ def plan_for(
     plan = choose_plan(plans, peak_of, free)
     reporter.say(
         f"plan {plan.name} GB: {plan.words}; predicted peak {peaks[plan.name] / GIB:.1f} GiB, "
-        f"{needed(peaks[plan.name]) / GIB:.1f} with all that comes beside, {free / GIB:.1f} GiB are free"
+        f"{needed(peaks[plan.name]) / GIB:.1f} GiB with libraries, {free / GIB:.1f} GiB are free"
     )
     return plan
 
@@ -73,14 +73,14 @@ def _free_bytes(device: torch.device, backbone: Backbone | None) -> int:
 def predicted_peak(architecture: Architecture, settings: Settings, plan: Plan, processes: int = 1) -> int:
     """Return the predicted peak memory of phase 2 in each of the processes that share a batch, in bytes."""
     share = dataclasses.replace(settings.training, batch_size=settings.training.batch_size // processes)
-    return rehearse_plan(architecture, settings.teacher, share, plan).peak_bytes
+    return estimate_plan(architecture, settings.teacher, share, plan).peak_bytes
 
 
 def apply_plan(plan: Plan | None, backbone: Backbone) -> None:
     """Bring a network without a LoRA into the form of a plan.
 
-    A plan with an 8-bit base rounds the frozen weights in place and sets `backbone.is_rounded`: there is no whole
-    teacher afterwards.
+    A plan with an 8-bit base rounds the frozen weights in place and sets `backbone.is_rounded`: there is no teacher
+    afterwards. So trajectories, evaluation images, previews and contact sheets of the teacher are sampled before.
     """
     if plan and plan.is_quantised:
         quantise(backbone.unet)
@@ -109,7 +109,7 @@ def oom_fallback(
         is_enough = backbone.disable_graphs()
         free_memory(backbone.device)
         if is_enough:
-            reporter.warn("out of memory: this step is computed again, and the rest, as with --no-cuda-graphs")
+            reporter.warn("out of memory: this step and all later ones run as with --no-cuda-graphs")
             return True
         after = lower(now) if now else None
         if after is None:
@@ -117,7 +117,7 @@ def oom_fallback(
         now = after
         backbone.enable_checkpointing(after.recomputed)
         reporter.warn(
-            f"out of memory: this step is computed again, and the rest, with plan {after.name} GB ({after.words}); "
+            f"out of memory: this step and all later ones use plan {after.name} GB ({after.words}); "
             f"--vram {after.name} begins with it"
         )
         return True

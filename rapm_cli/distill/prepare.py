@@ -37,7 +37,7 @@ def loaded_base(base: Base, settings: Settings, device: torch.device, reporter: 
 def prepare_trainer(base: Base, loaded: LoadedBase, settings: Settings, world: World, reporter: Reporter) -> Trainer:
     """Fit a loaded base into the device's memory and return a fresh trainer on it.
 
-    The plan for 8 GB rounds the base in place. Sample the teacher before, if it is to be the whole one.
+    The plan may round the base; see `apply_plan`.
 
     Args:
         base: The base model.
@@ -49,20 +49,11 @@ def prepare_trainer(base: Base, loaded: LoadedBase, settings: Settings, world: W
     Raises:
         OutOfMemoryError: No plan fits without rounding the base.
     """
-    teacher, training = settings.teacher, settings.training
+    training = settings.training
     uncond = loaded.unconditional if METHODS[training.method].asks_teacher else None  # while the encoders are there
     loaded.offload()
     backbone = loaded.backbone
     plan = plan_for(base.architecture(reporter), settings, loaded.device, world.size, reporter, backbone)
     apply_plan(plan, backbone)
-    return Trainer(
-        backbone,
-        training,
-        num_slots=teacher.num_slots,
-        fine_steps=teacher.fine_steps,
-        delta=teacher.delta,
-        guidance_scale=teacher.guidance_scale,
-        uncond=uncond,
-        world=world,
-        on_oom=oom_fallback(plan, backbone, reporter, recomputes_all=training.gradient_checkpointing),
-    )
+    on_oom = oom_fallback(plan, backbone, reporter, recomputes_all=training.gradient_checkpointing)
+    return Trainer.of_teacher(backbone, training, settings.teacher, uncond, world=world, on_oom=on_oom)

@@ -29,7 +29,7 @@ COLUMNS = 4  # prompts of a sheet
 class Previews:
     """Make a contact sheet at a fixed interval, without changing training.
 
-    The teacher draws its row here, from the whole base: `prepare_trainer` may round the base afterwards.
+    The teacher's row is sampled here, before 8-bit rounding.
 
     Args:
         every: Iterations from one sheet to the next.
@@ -77,7 +77,7 @@ class Previews:
             reason = "they do not fit in memory beside training"
         except OSError as error:
             reason = DiskError.of(error, path).message
-        self._give_up(reason)  # after the error is released, whose frames hold the sheet
+        self._disable(reason)  # after the error is released, whose frames hold the sheet
         return None
 
     def _sheet(self, done: int) -> "Image":
@@ -101,7 +101,7 @@ class Previews:
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])
 
-    def _give_up(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
         self._every = 0
         free_memory(self._loaded.device)
         self._reporter.warn(f"there are no more previews: {reason}")

@@ -14,7 +14,7 @@ from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig
-from rapm_cli.core.method.trainer import check_fit, check_heeded
+from rapm_cli.core.method.trainer import check_fit, check_options
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
 from rapm_cli.runs.settings import Settings
@@ -75,7 +75,7 @@ def settings_without_weights(
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
     teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
-    check_heeded(given, training.method)
+    check_options(given, training.method)
     if training.batch_size > teacher.trajectories:
         reporter.warn(
             f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"
@@ -265,12 +265,12 @@ def _warn_of_other_bits(stored: Settings, settings: Settings, reporter: Reporter
 
 def _machine(device: torch.device, training: TrainConfig, processes: int) -> str:
     """Describe the device, and the options on which the bits of training depend."""
-    ways = {
+    effects = {
         "compiled": training.compile,
         "channels last": training.channels_last,
         "8-bit base": is_rounded(training.vram),
     }
-    return ", ".join([describe_machine(device, processes), *(words for words, is_on in ways.items() if is_on)])
+    return ", ".join([describe_machine(device, processes), *(words for words, is_on in effects.items() if is_on)])
 
 
 def _training_prompts(base: Base, config: TeacherConfig, given: list[str] | None, reporter: Reporter) -> list[str]:

@@ -85,18 +85,10 @@ def iteration(
     architecture: Architecture, settings: Settings, plan: Plan | None, device: torch.device
 ) -> Callable[[], int]:
     """Return a function that runs one iteration of phase 2 and returns the number of slots walked."""
-    teacher = settings.teacher
     backbone = _backbone(architecture, settings, device)
     apply_plan(plan, backbone)
-    trainer = Trainer(
-        backbone,
-        settings.training,
-        num_slots=teacher.num_slots,
-        fine_steps=teacher.fine_steps,
-        delta=teacher.delta,
-        guidance_scale=teacher.guidance_scale,
-        uncond=architecture.conditioning(backbone.device, backbone.dtype),
-    )
+    uncond = architecture.conditioning(backbone.device, backbone.dtype)
+    trainer = Trainer.of_teacher(backbone, settings.training, settings.teacher, uncond)
     batch = _trajectories(architecture, settings, backbone)
     return lambda: len(trainer.train_step(batch, 0))
 

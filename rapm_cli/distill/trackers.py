@@ -176,9 +176,9 @@ class Trackers:
         self._each(record)
         self._last = iteration
 
-    def show(self, iteration: int, picture: "Image") -> None:
+    def show(self, iteration: int, image: "Image") -> None:
         """Record an image of an iteration whose scalars are recorded."""
-        pixels = np.asarray(picture)[None]  # (1, H, W, 3)
+        pixels = np.asarray(image)[None]  # (1, H, W, 3)
         self._each(lambda name: self._open[name].log_images({PREVIEW: pixels}, step=iteration))
 
     def close(self) -> None:

@@ -18,12 +18,12 @@ from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.replicas import receive_state
 from rapm_cli.core.method.trainer import Trainer, train
 from rapm_cli.core.training.distributed import Verdict, World
 from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill.failure import ending_together
 from rapm_cli.distill.prepare import loaded_base, prepare_trainer
+from rapm_cli.distill.replicas import receive_state
 from rapm_cli.distill.trajectories import collect_share
 from rapm_cli.runs import signals
 from rapm_cli.runs.launcher import world_size

@@ -7,18 +7,18 @@ from html import escape
 
 WIDTH, HEIGHT = 520, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34  # margins that hold the axes' numbers and names
-COLOURS = 6  # that the page has
-POINTS = 400  # of a line; more are thinned by means of neighbours
-TICKS = 4
+COLOURS = 6  # line colours that the page has
+POINTS = 400  # most points of a line; means of neighbours replace more
+TICKS = 4  # least number of intervals on an axis
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line.
+    """A line of a chart.
 
     Args:
-        name: In the legend.
-        values: One for each x.
+        name: Label in the legend.
+        values: Value for each x.
     """
 
     name: str
@@ -28,20 +28,20 @@ class Line:
 def line_chart(
     lines: Sequence[Line], xs: Sequence[float], x_name: str, *, has_points: bool = False, has_zero: bool = True
 ) -> str:
-    """Lines over common xs; values that are not finite leave a gap.
+    """Return lines over common xs as SVG; a value that is not finite leaves a gap.
 
     Args:
-        lines: As many as the page has colours.
-        xs: Rising.
-        x_name: Below the axis.
-        has_points: Mark every value, with its number as a tooltip.
-        has_zero: Show zero, however far the values are from it.
+        lines: At most `COLOURS` lines.
+        xs: Positions on the x axis, increasing.
+        x_name: Label of the x axis.
+        has_points: Whether every value has a point with a tooltip.
+        has_zero: Whether the y axis contains zero.
     """
     assert len(lines) <= COLOURS
     thin = max(1, math.ceil(len(xs) / POINTS))
     at = _means(xs, thin)
-    drawn = [(line.name, _means(line.values, thin)) for line in lines]
-    finite = [value for _, values in drawn for value in values if math.isfinite(value)]
+    curves = [(line.name, _means(line.values, thin)) for line in lines]
+    finite = [value for _, values in curves for value in values if math.isfinite(value)]
     ticks = _ticks(finite + [0.0] * (has_zero or not finite))
     low, high = ticks[0], ticks[-1]
 
@@ -52,7 +52,7 @@ def line_chart(
             HEIGHT - TOP - BOTTOM
         )
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(drawn))}">']
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_alt_text(curves))}">']
     for tick in ticks:
         y = place(at[0], tick)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -62,13 +62,13 @@ def line_chart(
         parts.append(f'<text class="tick" x="{across:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{_short(x)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_name)}</text>')
-    for k, (name, values) in enumerate(drawn, 1):
+    for k, (name, values) in enumerate(curves, 1):
         parts.append(f'<path class="line colour-{k}" d="{_path([place(*p) for p in zip(at, values, strict=True)])}"/>')
         for x, value in zip(at, values, strict=True) if has_points else ():
             if math.isfinite(value):
                 across, up = place(x, value)
-                told = f"<title>{escape(f'{name}, {x_name} {_short(x)}: {value:.4g}')}</title>"
-                parts.append(f'<circle class="point colour-{k}" cx="{across:.1f}" cy="{up:.1f}" r="4">{told}</circle>')
+                tip = f"<title>{escape(f'{name}, {x_name} {_short(x)}: {value:.4g}')}</title>"
+                parts.append(f'<circle class="point colour-{k}" cx="{across:.1f}" cy="{up:.1f}" r="4">{tip}</circle>')
     return "".join(parts) + "</svg>"
 
 
@@ -77,7 +77,7 @@ def _means(values: Sequence[float], size: int) -> list[float]:
 
 
 def _path(points: list[tuple[float, float]]) -> str:
-    """Straight from point to point; a gap where one is not finite."""
+    """Return the SVG path through points; it has a gap at a point that is not finite."""
     words, is_pen_down = [], False
     for x, y in points:
         if math.isfinite(y):
@@ -87,7 +87,7 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def _ticks(values: list[float]) -> list[float]:
-    """Round numbers from below the lowest value to above the highest."""
+    """Return round numbers from at most the lowest value to at least the highest."""
     low, high = min(values), max(values)
     rough = (high - low or abs(high) or 1.0) / TICKS
     power = 10 ** math.floor(math.log10(rough))
@@ -106,6 +106,6 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _spoken(drawn: list[tuple[str, list[float]]]) -> str:
-    """What somebody who does not see it is told."""
-    return "; ".join(f"{name}: from {values[0]:.3g} to {values[-1]:.3g}" for name, values in drawn if values)
+def _alt_text(curves: list[tuple[str, list[float]]]) -> str:
+    """Return the chart's alt text."""
+    return "; ".join(f"{name}: from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves if values)

@@ -29,7 +29,7 @@ def sheet_rows(
 ) -> dict[str, Tensor]:
     """Return the rows of a contact sheet by title, one for each model."""
     scenes = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
-    size = base.defaults.picture_batch
+    size = base.defaults.image_batch
     return {
         f"{model.title}, {model.evaluations} evaluations": sheet_row(model, loaded, scenes, size) for model in models
     }

@@ -19,8 +19,9 @@ from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate import models
 from rapm_cli.evaluate.features import gather, reference_statistics
 from rapm_cli.evaluate.models import BASE, STUDENT, TEACHER, EvalModel, teacher_and_base
+from rapm_cli.evaluate.plan import SamplePlan, labelled_plan
 from rapm_cli.evaluate.request import Request
-from rapm_cli.evaluate.samples import SamplePlan, SampleSet, labelled_plan
+from rapm_cli.evaluate.samples import SampleSet
 from rapm_cli.extractors.statistics import Statistics
 from rapm_cli.formats.lora import apply_lora
 from rapm_cli.metrics import METRICS
@@ -265,13 +266,13 @@ def _sampled(
     """
     weights, share = chosen.base.locate(reporter), _share()
     loaded = LoadedBase(weights, device, DTYPES[config.precision])
-    if doubt := chosen.warning(weights):
-        reporter.warn(doubt)
+    if warning := chosen.warning(weights):
+        reporter.warn(warning)
     if is_first and not request.plans[0].labels:
         warn_of_unread(loaded, list(request.plans[0].prompts), reporter)
     splits: list[list[SampleSet]] = [[] for _ in request.plans]
     if is_first:
-        for plan, sets in zip(request.plans, splits, strict=True):  # before the LoRA is attached
+        for plan, sets in zip(request.plans, splits, strict=True):
             of_others = plan if plan.labels else replace(plan, prompts=plan.prompts[: plan.positions])
             of_others = replace(of_others, images=min(plan.images, len(of_others.prompts)))
             for model in teacher_and_base(loaded, config, weights.identity) if of_others.prompts else ():

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.bases.hub.digest import NO_BAR
 from rapm_cli.core.common.errors import ConfigError
-from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.common.progress import NO_BAR, Reporter
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.reference import statistics_of
 from rapm_cli.evaluate.request import PROTOCOLS, Options, Protocol, Request, reference_of

@@ -18,7 +18,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report, with a heading and a word on what it shows."""
+    """A part of a report.
+
+    Args:
+        title: Heading.
+        note: Text below the heading; empty for none.
+    """
 
     title: str
     note: str = field(default="", kw_only=True)
@@ -27,7 +32,12 @@ class Section:
 
 @dataclass(frozen=True)
 class TableSection(Section):
-    """A table; the first column is text."""
+    """A table. The first column holds names, the others numbers.
+
+    Args:
+        columns: Titles of the columns.
+        rows: Cells of each row.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,7 +46,14 @@ class TableSection(Section):
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines with their legend and what they show."""
+    """A line chart with its legend.
+
+    Args:
+        title: Heading.
+        svg: The chart as SVG.
+        names: Labels of the lines in the legend.
+        note: Text after the heading; empty for none.
+    """
 
     title: str
     svg: str
@@ -47,13 +64,17 @@ class Chart:
     def of(
         cls, title: str, lines: Sequence[Line], xs: Sequence[float], x_name: str, note: str = "", **options: bool
     ) -> "Chart":
-        """A chart of lines; arguments and options as of `line_chart`."""
+        """Return a chart of lines; `xs`, `x_name` and the options are those of `line_chart`."""
         return cls(title, line_chart(lines, xs, x_name, **options), [line.name for line in lines], note)
 
 
 @dataclass(frozen=True)
 class ChartsSection(Section):
-    """Charts side by side."""
+    """Charts side by side.
+
+    Args:
+        charts: The charts.
+    """
 
     charts: Sequence[Chart]
     kind = "charts"
@@ -61,16 +82,27 @@ class ChartsSection(Section):
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A prompt, a word on it, and a picture for each column, as base64 of a PNG."""
+    """A row of a sheet.
+
+    Args:
+        words: The prompt.
+        images: PNG in base64 for each column.
+        note: Text below the prompt; empty for none.
+    """
 
     words: str
-    pictures: Sequence[str]
+    images: Sequence[str]
     note: str = ""
 
 
 @dataclass(frozen=True)
 class SheetSection(Section):
-    """Pictures in rows of one prompt and noise; the first column is the prompt."""
+    """Images in rows; a row has one prompt and one noise, and its first column is the prompt.
+
+    Args:
+        columns: Titles of the columns, also of the first.
+        rows: The rows.
+    """
 
     columns: Sequence[str]
     rows: Sequence[SheetRow]
@@ -78,16 +110,25 @@ class SheetSection(Section):
 
 
 @dataclass(frozen=True)
-class PictureSection(Section):
-    """One picture, as base64 of a PNG."""
+class ImageSection(Section):
+    """A single image.
 
-    picture: str
-    kind = "picture"
+    Args:
+        image: PNG in base64.
+    """
+
+    image: str
+    kind = "image"
 
 
 @dataclass(frozen=True)
 class FactsSection(Section):
-    """Names with values, and longer texts that open on a click."""
+    """Names with values, and longer texts that open on a click.
+
+    Args:
+        facts: Values by name.
+        details: Longer texts by title.
+    """
 
     facts: Mapping[str, str]
     details: Mapping[str, str] = field(default_factory=dict)
@@ -96,14 +137,20 @@ class FactsSection(Section):
 
 @dataclass(frozen=True)
 class Report:
-    """What is shown, from top to bottom."""
+    """A report: title, summary and sections.
+
+    Args:
+        title: Title of the page.
+        lead: Summary below the title.
+        sections: Sections from top to bottom.
+    """
 
     title: str
     lead: str
     sections: Sequence[Section]
 
     def html(self) -> str:
-        """The whole page; what users and files said is escaped."""
+        """Return the page as HTML; all texts are escaped."""
         import jinja2
 
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -112,17 +159,22 @@ class Report:
 
 
 def embedded(png: bytes) -> str:
-    """A PNG as the page holds it."""
+    """Return a PNG in base64, the form in which a page holds it."""
     return base64.b64encode(png).decode()
 
 
 def write_report(report: Report, path: Path, reporter: Reporter) -> None:
     """Write the page, whole or not at all.
 
+    Args:
+        report: The report.
+        path: File to write; its folder is made.
+        reporter: Reporter of waiting for space.
+
     Raises:
-        DiskError: It cannot be written.
+        DiskError: The file cannot be written.
     """
     data = report.html().encode()
     ready_folder(path.parent)
     remedy = "free space, and give the same command again"
-    with_retries(partial(replace_file, path, data), path, len(data), reporter, "all figures are kept", remedy)
+    with_retries(partial(replace_file, path, data), path, len(data), reporter, "all values are kept", remedy)

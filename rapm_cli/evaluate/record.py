@@ -1,6 +1,7 @@
 """An evaluation as JSON values and as tables, with everything that a value depends on."""
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rapm_cli.evaluate.evaluate import EvalResult, ModelResult, SplitResult
@@ -10,6 +11,24 @@ from rapm_cli.metrics.metric import Estimate
 from rapm_cli.runs.versions import versions
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        title: Title of the column.
+        cell: Record of a row to the text of its cell; empty if there is none.
+    """
+
+    title: str
+    cell: Callable[[Record], str]
+
+
+ROW_TITLE = Column("", lambda row: str(row["name"]))
+EVALUATIONS = Column("NFE", lambda row: "" if row["evaluations"] is None else str(row["evaluations"]))
+SECONDS = Column("s/image", lambda row: f"{row['seconds_per_picture']:.3f}")
 
 
 def to_record(made: EvalResult, *, base: str, loras: list[str], machine: str) -> Record:
@@ -49,12 +68,12 @@ def to_record(made: EvalResult, *, base: str, loras: list[str], machine: str) ->
 
 def split_record(split: SplitResult) -> Record:
     """Return the result of one split as JSON values."""
-    closed = split.gap_closed
+    gap = split.gap_closed
     return {
         "part": split.plan.name,
         "samples": len(split.plan.prompts),
         "seed": split.plan.seed,
-        "closed": {"value": closed.value, "low": closed.low, "high": closed.high} if closed else None,
+        "closed": value_record(gap) if gap else None,
         "rows": [_row(row) for row in split.rows],
     }
 
@@ -80,8 +99,11 @@ def _row(row: ModelResult) -> Record:
 
 
 def value_record(value: Estimate) -> Record:
-    """Return a value with those of its interval, spread and values by prompt that it has."""
-    known: Record = {"value": value.value, "low": value.low, "high": value.high, "spread": value.spread}
+    """Return a value with those of its interval, spread and values by prompt or by seed that it has."""
+    interval: Record = {"low": value.low, "high": value.high}
+    if value.by_seed:  # the keys of a study's record
+        return {"mean": value.value, "spread": value.spread, **interval, "values": list(value.by_seed)}
+    known = {"value": value.value, **interval, "spread": value.spread}
     made = {name: number for name, number in known.items() if number is not None}
     if value.by_prompt is not None:
         made["by_prompt"] = [round(number, 5) for number in value.by_prompt.tolist()]
@@ -89,7 +111,7 @@ def value_record(value: Estimate) -> Record:
 
 
 def column(name: str, record: Record) -> str:
-    """Return the title of a metric; for the CLIP score with model, prefix and scale, without which it says nothing."""
+    """Return the title of a metric; that of the CLIP score has its model, prefix and scale, on which it depends."""
     title = METRICS[name].title
     if name != "clip":
         return title
@@ -115,32 +137,53 @@ def split_title(split: Record) -> str:
 
 def table(record: Record) -> tuple[list[str], list[list[str]]]:
     """Return column titles, and the cells of a row for each model in `record["rows"]`."""
-    names = list(dict.fromkeys(name for row in record["rows"] for name in row["metrics"]))
-    titles = [f"{column(name, record)}{METRICS[name].column.removeprefix(METRICS[name].title)}" for name in names]
-    rows = [
-        [row["name"], str(row["evaluations"]), f"{row['pictures']:,}", f"{row['seconds_per_picture']:.3f}"]
-        + [value_in_words(row["metrics"].get(name), name) for name in names]
-        for row in record["rows"]
+    names = dict.fromkeys(name for row in record["rows"] for name in row["metrics"])
+    images = Column("images", lambda row: f"{row['pictures']:,}")
+    metrics = [
+        value_column(name, f"{column(name, record)} {METRICS[name].arrow}", METRICS[name].form, METRICS[name].unit)
+        for name in names
     ]
-    return ["", "NFE", "images", "s/image", *titles], rows
+    return table_of([ROW_TITLE, EVALUATIONS, images, SECONDS, *metrics], record["rows"])
 
 
-def value_in_words(value: Record | None, name: str) -> str:
-    """Return a value with its spread and interval as a table shows it; empty for None."""
-    if value is None:
-        return ""
-    metric = METRICS[name]
-    scale = 100 if metric.unit == "%" else 1
-    found = {key: f"{value[key] * scale:{metric.form}}" for key in ("value", "spread", "low", "high") if key in value}
-    spread = f" ±{found['spread']}" if "spread" in found else ""
-    interval = f" [{found['low']},{found['high']}]" if "low" in found else ""
-    return f"{found['value']}{metric.unit}{spread}{interval}"
+def table_of(columns: Sequence[Column], rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Return titles of the columns that are not empty, and their cells for each row."""
+    found = [(column.title, texts) for column in columns if any(texts := [column.cell(row) for row in rows])]
+    return [title for title, _ in found], [[texts[k] for _, texts in found] for k in range(len(rows))]
+
+
+def value_column(
+    name: str, title: str, form: str, unit: str = "", *, spread_form: str | None = None, sign: str = ""
+) -> Column:
+    """Return a column of values with their spreads and intervals.
+
+    Args:
+        name: Key in a row's "metrics".
+        title: Title of the column.
+        form: Python's format of value and interval.
+        unit: "%" for shares; else empty.
+        spread_form: Python's format of the spread; None for `form`.
+        sign: "+" to show the sign of positive values.
+    """
+    scale = 100 if unit == "%" else 1
+
+    def cell(row: Record) -> str:
+        value = row["metrics"].get(name)
+        if value is None:
+            return ""
+        number = value["mean"] if "mean" in value else value["value"]
+        spread, low = value.get("spread"), value.get("low")
+        around = "" if spread is None else f" ±{spread * scale:{spread_form or form}}"
+        interval = "" if low is None else f" [{low * scale:{form}},{value['high'] * scale:{form}}]"
+        return f"{number * scale:{sign}{form}}{unit}{around}{interval}"
+
+    return Column(title, cell)
 
 
 def gap_in_words(split: Record) -> str:
     """Return a sentence on the gap closed; empty if it is unknown."""
-    closed = split["closed"]
-    if closed is None:
+    gap = split["closed"]
+    if gap is None:
         return ""
-    interval = f"[{closed['low']:.1%}, {closed['high']:.1%}]"
-    return f"the student closes {closed['value']:.1%} {interval} of the distance from base to teacher"
+    interval = f"[{gap['low']:.1%}, {gap['high']:.1%}]"
+    return f"the student closes {gap['value']:.1%} {interval} of the distance from base to teacher"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from rapm_cli.bases.places import galleries_dir
+from rapm_cli.bases.places import samples_dir
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.extractors import Extractor
-from rapm_cli.extractors.preparation import Picture, Preparation, pictures_in, read_picture
+from rapm_cli.extractors.preparation import ImageArray, Preparation, image_files, read_image
 from rapm_cli.extractors.statistics import Statistics, read_statistics, write_statistics
 from rapm_cli.metrics.moments import RunningMoments
 from rapm_cli.runs import signals
@@ -118,12 +118,12 @@ def find_reference(given: str, count: int | None = None) -> Reference:
     if given.startswith(COCO):
         folder = Path(given.removeprefix(COCO))
         if count is None:
-            return Reference(f"all of {folder}/val2014", tuple(pictures_in(folder / "val2014")))
+            return Reference(f"all of {folder}/val2014", tuple(image_files(folder / "val2014")))
         paths = tuple(pair.path for pair in coco_pairs(folder, count))
         return Reference(f"{count:,} captioned images of {folder}", paths)
     path = Path(given)
     if path.is_dir():
-        return Reference(f"folder {path}", tuple(pictures_in(path)))
+        return Reference(f"folder {path}", tuple(image_files(path)))
     if path.suffix in STATISTICS:
         return Reference(f"file {path}", statistics=read_statistics(path))
     raise ConfigError(f"--reference {given} is no folder of images", "give a folder, coco:DIR or statistics of rapm")
@@ -157,10 +157,14 @@ def statistics_of(
 
 
 def _place(reference: Reference, preparation: Preparation, extractor: Extractor, keep: bool) -> Path:
-    """Return the cached file of these very images, identified by name, size and time."""
+    """Return the cached file for these images, identified by name, size and time.
+
+    It is a file like that of `--save-reference`, not a chunk of the `ChunkCache`, so that one reader checks both. It
+    needs no lock: it is written whole or not at all, and processes that compute it together write the same statistics.
+    """
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in reference.paths]
     key = json.dumps([states, preparation.spec, extractor.identity, keep])
-    return galleries_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
+    return samples_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
 
 
 def _extracted(
@@ -191,5 +195,5 @@ def files_digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _prepared(path: Path, preparation: Preparation) -> Picture:
-    return preparation(read_picture(path))
+def _prepared(path: Path, preparation: Preparation) -> ImageArray:
+    return preparation(read_image(path))

@@ -113,7 +113,7 @@ def _sheet_rows(
 
 
 def _png(row: ModelResult, k: int) -> str:
-    image = Image.fromarray(row.samples.picture(k))
+    image = Image.fromarray(row.samples.image(k))
     image.thumbnail((SIDE_PX, SIDE_PX))
     return embedded(png_bytes(image))
 

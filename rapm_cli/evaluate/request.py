@@ -9,11 +9,11 @@ from rapm_cli.bases import Base
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.evaluate.plan import LABELLED_BATCH, SamplePlan, labelled_plan
 from rapm_cli.evaluate.reference import COCO, Reference, coco_pairs, find_reference, list_digest
-from rapm_cli.evaluate.samples import LABELLED_BATCH, SamplePlan, labelled_plan
 from rapm_cli.extractors.clip import USUAL as USUAL_CLIP
 from rapm_cli.extractors.preparation import AS_IT_IS, Preparation
-from rapm_cli.metrics import METRICS
+from rapm_cli.metrics import METRICS, NAMES
 from rapm_cli.metrics.metric import Metric
 from rapm_cli.runs.prompts import read_prompts
 from rapm_cli.runs.resolve_lora import ResolvedLora
@@ -67,7 +67,7 @@ class Protocol:
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 PROTOCOLS.add("coco30k")(Protocol("coco30k", 30_000, Preparation(256, "bicubic"), has_coco_pairs=True))
-LABELLED = Protocol("exam")  # of prompts with labels
+LABELLED = Protocol("labelled")  # for a base with labelled prompts
 
 # DMD2's evaluator: its list of captions, every image of val2014 (for SDXL, of its own coco10k folder), Lanczos, bytes
 # by truncation, and a CLIP of its own, which sees 256 pixels whatever FID does. Here CLIP's images are made from the
@@ -205,7 +205,7 @@ def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Requ
         protocol = _changed(protocol, f"{len(prompts):,} prompts", reporter)
     if protocol.captions_sha256 and reference and reference.statistics:
         protocol = _changed(protocol, "statistics of others", reporter)
-    batch = options.batch_size or chosen.base.defaults.picture_batch
+    batch = options.batch_size or chosen.base.defaults.image_batch
     plan = SamplePlan(
         prompts, options.seed, batch, len(prompts), preparation=protocol.preparation, rounding=protocol.rounding
     )
@@ -307,7 +307,7 @@ def _metrics(
     """
     fewest = min(samples, reference.count or samples) if reference else samples
     chosen, left_out = [], []
-    for name in named or [name for name in METRICS.names() if METRICS[name].is_usual]:
+    for name in named or [name for name in NAMES if METRICS[name].is_usual]:
         metric = METRICS[name]
         lacks, remedy = _lack(metric, reference, compared, has_labels)
         if lacks and named:
@@ -315,7 +315,8 @@ def _metrics(
         if lacks:
             left_out += [metric.title] if "reference" in lacks and not has_labels else []
         elif fewest < metric.fewest:
-            raise ConfigError(f"{metric.title} of {fewest} images says nothing", f"give at least {metric.fewest}")
+            needs = f"{metric.title} needs at least {metric.fewest} images, not {fewest}"
+            raise ConfigError(needs, "give more --samples, or more reference images")
         elif named or not (has_labels and metric.wants_texts):
             chosen.append(name)
     if samples < MANY and {"fid", "kid"} <= set(chosen):
@@ -332,7 +333,7 @@ def _lack(metric: Metric, reference: Reference | None, compared: int, has_labels
         return "prompts with labels", "give --base demo"
     if metric.wants_teacher and not compared:
         return "the teacher's samples", "give --teacher-samples of at least 1"
-    labelled = [name for name in METRICS.names() if METRICS[name].wants_labels]
+    labelled = [name for name in NAMES if METRICS[name].wants_labels]
     give_reference = f"give {', '.join(labelled)}" if has_labels else "give --reference DIR, or coco:DIR"
     has_features = reference is not None and (reference.statistics is None or reference.statistics.features is not None)
     if metric.wants_features and not has_features:

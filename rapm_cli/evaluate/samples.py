@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rapm_cli.bases import Base, LabelledPrompts, LoadedBase
-from rapm_cli.bases.places import galleries_dir, readings_dir
+from rapm_cli.bases import LoadedBase
+from rapm_cli.bases.places import features_dir, samples_dir
 from rapm_cli.core.common.errors import InputError, OutOfMemoryError, require_shortage
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trajectories import initial_noise
@@ -26,8 +26,8 @@ from rapm_cli.core.storage.commit import read_manifest
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.models import EvalModel
-from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
-from rapm_cli.extractors.preparation import AS_IT_IS, Picture, Preparation
+from rapm_cli.evaluate.plan import SamplePlan
+from rapm_cli.extractors.preparation import ImageArray
 from rapm_cli.metrics.metric import LabelledSamples, TeacherDifference
 from rapm_cli.runs import signals
 from rapm_cli.runs.images import png_bytes
@@ -35,103 +35,8 @@ from rapm_cli.runs.lock import CLAIM, POLL_SECONDS, try_lock
 from rapm_cli.runs.versions import versions
 
 FORMAT = 1  # counts up when the code makes other images from the same settings
-LABELLED_BATCH = 32  # labelled prompts that are sampled, read and kept together
-POSITIONS, READINGS = "positions.safetensors", "readings.safetensors"
+POSITIONS, FEATURES = "positions.safetensors", "readings.safetensors"
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"nearest": Tensor.round, "down": Tensor.floor}
-SPLIT_NAMES = {True: "held-out scenes", False: "scenes that training may see"}  # by whether they are held out
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of a plan's prompts, and the extractor that reads images for them.
-
-    Args:
-        known: The prompts with their labels.
-        held_out: Whether training never sees their scenes.
-        reader: Extractor with answers.
-    """
-
-    known: LabelledPrompts
-    held_out: bool
-    reader: Extractor
-
-    def read(self, chunk: range, images: Tensor) -> dict[str, Tensor]:
-        """Return features and right answers of (B, 3, H, W) images of a chunk's prompts."""
-        features, answers = self.reader.read(images)
-        return {"features": features, "right": answers == self.known.labels[chunk.start : chunk.stop]}
-
-    def reference(self, chunk: range) -> Tensor:
-        """Return (B, D) features of the true images of a chunk's prompts; they are drawn once."""
-        if chunk not in self._references:
-            self._references[chunk] = self.reader.read(self.known.true_images(chunk))[0]
-        return self._references[chunk]
-
-    @cached_property
-    def _references(self) -> dict[range, Tensor]:
-        return {}
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """Prompts, noise and form of samples, the same for every model.
-
-    Args:
-        prompts: Prompts by number.
-        seed: Seed of the noise, which depends on it and on the prompt's number alone.
-        batch: Number of prompts that are sampled and kept together; the last bits of an image depend on it.
-        images: Number of first prompts whose images are kept; whole batches.
-        positions: Number of first prompts whose latents at the slot edges are kept; whole batches.
-        preparation: Preparation of every image that is kept.
-        rounding: Rounding of values to bytes, a name from `ROUNDINGS`.
-        labels: Labels of the prompts; the answers for them are kept for every prompt. None without labels.
-    """
-
-    prompts: Sequence[str]
-    seed: int
-    batch: int
-    images: int = 0
-    positions: int = 0
-    preparation: Preparation = AS_IT_IS
-    rounding: str = "nearest"
-    labels: Labels | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the split that the prompts are; empty without labels."""
-        return SPLIT_NAMES[self.labels.held_out] if self.labels else ""
-
-    @property
-    def purpose(self) -> str:
-        """Purpose of the noise, which seeds it."""
-        return f"exam {int(self.labels.held_out)}" if self.labels else "evaluation"
-
-    @property
-    def chunks(self) -> list[range]:
-        """Prompt numbers of each batch."""
-        return [range(k, min(k + self.batch, len(self.prompts))) for k in range(0, len(self.prompts), self.batch)]
-
-    def whole_batches(self, count: int) -> int:
-        """Return `count` prompts rounded up to whole batches."""
-        return min(-(-count // self.batch) * self.batch, len(self.prompts))
-
-
-def labelled_plan(
-    base: Base, count: int, seed: int, held_out: bool, reporter: Reporter, *, batch: int = LABELLED_BATCH
-) -> SamplePlan:
-    """Return a plan for the first `count` labelled prompts of a base; it keeps no images.
-
-    Args:
-        base: Base with labelled prompts.
-        count: Number of prompts.
-        seed: Seed of prompts and noise.
-        held_out: Whether training never sees their scenes.
-        reporter: Reporter of downloads.
-        batch: Number of prompts that are sampled together.
-    """
-    assert base.labelled_prompts is not None
-    known = base.labelled_prompts(count, seed, held_out)
-    reader = EXTRACTORS[known.reader](Opening(torch.device("cpu"), reporter))
-    return SamplePlan(known.prompts, seed, batch, labels=Labels(known, held_out, reader))
 
 
 @dataclass(frozen=True)
@@ -152,9 +57,9 @@ class SampleSet:
         plan = self.plan
         key = [self.model.identity, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
         key += [plan.purpose] if plan.labels else []
-        return galleries_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+        return samples_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
-    def picture(self, k: int) -> Picture:
+    def image(self, k: int) -> ImageArray:
         """Return the kept image of prompt `k`.
 
         Raises:
@@ -169,16 +74,16 @@ class SampleSet:
         except OSError as error:  # somebody removed it since
             raise InputError(f"{path} cannot be read any more", "give the same command again") from error
 
-    def readers(self, count: int | None = None) -> list[Callable[[], Picture]]:
+    def readers(self, count: int | None = None) -> list[Callable[[], ImageArray]]:
         """Return functions that read the first `count` kept images, or all of them."""
-        return [partial(self.picture, k) for k in range(self.plan.images if count is None else count)]
+        return [partial(self.image, k) for k in range(self.plan.images if count is None else count)]
 
     def difference(self, teacher: "SampleSet") -> TeacherDifference | None:
         """Return the differences from the teacher's samples; None if no positions are kept."""
         images, positions = [], []
         for chunk in (chunk for chunk in self.plan.chunks if chunk.start < self.plan.positions):
             for k in chunk:
-                off = self.picture(k).astype(np.float64) - teacher.picture(k)
+                off = self.image(k).astype(np.float64) - teacher.image(k)
                 images.append(float(np.sqrt((off**2).mean())))
             off_edges = (self._positions(chunk) - teacher._positions(chunk))[:, :-1]  # the noise is the same
             positions.append(off_edges.square().mean(dim=(2, 3, 4)).sqrt())
@@ -191,16 +96,16 @@ class SampleSet:
         return read_tensors(self.folder / self._image_chunk(chunk), POSITIONS)["positions"]
 
     @cached_property
-    def _readings(self) -> list[dict[str, Tensor]]:
+    def _features(self) -> list[dict[str, Tensor]]:
         """Features, right answers and seconds of every batch."""
-        return [read_tensors(readings_dir() / self._reading_chunk(chunk), READINGS) for chunk in self.plan.chunks]
+        return [read_tensors(features_dir() / self._feature_chunk(chunk), FEATURES) for chunk in self.plan.chunks]
 
     def labelled(self) -> LabelledSamples | None:
         """Return features and answers for all prompts; None if the prompts have no labels."""
         labels = self.plan.labels
         if labels is None:
             return None
-        features, right = (torch.cat([chunk[name] for chunk in self._readings]) for name in ("features", "right"))
+        features, right = (torch.cat([chunk[name] for chunk in self._features]) for name in ("features", "right"))
         reference = torch.cat([labels.reference(chunk) for chunk in self.plan.chunks])
         return LabelledSamples(features, right, labels.known.asked[: len(features)], reference)
 
@@ -213,7 +118,7 @@ class SampleSet:
     def seconds(self) -> float:
         """Return the seconds for one image, from prompt to pixels."""
         if self.plan.labels:
-            return sum(float(chunk["seconds"]) for chunk in self._readings) / len(self.plan.prompts)
+            return sum(float(chunk["seconds"]) for chunk in self._features) / len(self.plan.prompts)
         return float(sum(about["seconds"] for about in self._about)) / len(self.plan.prompts)
 
     def versions(self) -> list[dict[str, str]]:
@@ -259,7 +164,7 @@ class SampleSet:
     @property
     def _claims(self) -> Path:
         """Folder of the files that tell which process samples a batch."""
-        return readings_dir() if self.plan.labels else self.folder
+        return features_dir() if self.plan.labels else self.folder
 
     def _sample_missing(
         self, missing: list[range], loaded: LoadedBase, reporter: Reporter, share: tuple[int, int], done: int
@@ -299,17 +204,21 @@ class SampleSet:
         seconds = time.perf_counter() - begun
         about = {"seconds": seconds, "versions": versions()}
         for folder, name, _ in self._places(chunk):
-            is_answers = folder == readings_dir()
-            files = self._answers(chunk, images, seconds) if is_answers else self._files(chunk, images, positions)
+            are_features = folder == features_dir()
+            files = (
+                self._feature_files(chunk, images, seconds)
+                if are_features
+                else self._image_files(chunk, images, positions)
+            )
             ChunkCache(folder, reporter).keep(name, files, about)
 
-    def _answers(self, chunk: range, images: Tensor, seconds: float) -> dict[str, bytes]:
+    def _feature_files(self, chunk: range, images: Tensor, seconds: float) -> dict[str, bytes]:
         from safetensors.torch import save
 
         assert self.plan.labels is not None
-        return {READINGS: save(self.plan.labels.read(chunk, images) | {"seconds": torch.tensor(seconds)})}
+        return {FEATURES: save(self.plan.labels.read(chunk, images) | {"seconds": torch.tensor(seconds)})}
 
-    def _files(self, chunk: range, images: Tensor, positions: list[Tensor]) -> dict[str, bytes]:
+    def _image_files(self, chunk: range, images: Tensor, positions: list[Tensor]) -> dict[str, bytes]:
         from safetensors.torch import save
 
         if not torch.isfinite(images).all():
@@ -331,7 +240,7 @@ class SampleSet:
     def _places(self, chunk: range) -> Iterator[tuple[Path, str, list[str]]]:
         """Yield folder, name, and some files of every commit that a batch is kept in."""
         if self.plan.labels:
-            yield readings_dir(), self._reading_chunk(chunk), [READINGS]
+            yield features_dir(), self._feature_chunk(chunk), [FEATURES]
         if chunk.start < self.plan.images:
             yield self.folder, self._image_chunk(chunk), [POSITIONS] if chunk.start < self.plan.positions else []
 
@@ -346,14 +255,14 @@ class SampleSet:
         prompts = json.dumps([self.plan.prompts[k] for k in chunk])
         return f"{chunk.start:06d}-{hashlib.sha256(prompts.encode()).hexdigest()[:12]}"
 
-    def _reading_chunk(self, chunk: range) -> str:
+    def _feature_chunk(self, chunk: range) -> str:
         assert self.plan.labels is not None
         prompts = [self.plan.prompts[k] for k in chunk]
         key = json.dumps([self.model.identity, self.plan.seed, self.plan.labels.held_out, chunk.start, prompts])
         return hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _claim(self, chunk: range) -> str:
-        return self._reading_chunk(chunk) if self.plan.labels else f"{chunk.start:06d}"
+        return self._feature_chunk(chunk) if self.plan.labels else f"{chunk.start:06d}"
 
 
 def _already_sampled(z: Tensor, cond: Conditioning) -> list[Tensor]:

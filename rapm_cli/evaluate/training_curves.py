@@ -1,4 +1,4 @@
-"""A run's log as charts: distances by slot, and both sides of the adversarial game."""
+"""A run's log as charts: distances by slot, and the losses of student and discriminators."""
 
 import json
 import math
@@ -13,14 +13,21 @@ DISTANCES = {
     "absolute": "Distance to the teacher's position",
     "relative": "Distance to the relative position",
 }
-GAMES = {
-    "adversarial": ("The student's adversarial loss", "It falls where the student deceives the discriminators."),
-    "discriminator": ("The discriminators' loss", "A discriminator that sees no difference has 2."),
+LOSSES = {
+    "adversarial": (
+        "The student's adversarial loss",
+        "Lower values mean that the discriminators take the student's latents for the teacher's.",
+    ),
+    "discriminator": ("The discriminators' loss", "A discriminator that sees no difference has a loss of 2."),
 }
 
 
 def training_charts(log: Path) -> list[Chart]:
-    """What a log has to show; a part that the method lacks has no chart, a line that is not whole is left out."""
+    """Return the charts of a log. A loss that the method does not have gets no chart; incomplete lines are skipped.
+
+    Args:
+        log: File with one JSON object for each iteration.
+    """
     entries = _entries(log)
     if len(entries) < 2:
         return []
@@ -32,9 +39,9 @@ def training_charts(log: Path) -> list[Chart]:
         lines = [Line(f"slot {n}", [_of_slot(entry, n, target) for entry in entries]) for n in slots[:6]]
         title = DISTANCES.get(target, f"Distance, {target}")
         charts.append(Chart.of(title, lines, xs, ITERATION, "by slot, the noisiest first."))
-    for game, (title, note) in GAMES.items():
-        names = dict.fromkeys(name for entry in entries for slot in entry["slots"] for name in slot.get(game, {}))
-        lines = [Line(name, [_mean(entry, game, name) for entry in entries]) for name in names]
+    for loss, (title, note) in LOSSES.items():
+        names = dict.fromkeys(name for entry in entries for slot in entry["slots"] for name in slot.get(loss, {}))
+        lines = [Line(name, [_mean(entry, loss, name) for entry in entries]) for name in names]
         if lines:
             charts.append(Chart.of(title, lines, xs, ITERATION, note, has_zero=False))
     return charts
@@ -57,11 +64,11 @@ def _of_slot(entry: dict[str, Any], n: int, target: str) -> float:
 
 
 def _number(value: float | None) -> float:
-    """A value of the log, which writes null for what is not finite."""
+    """Return a value of the log, which has null for a number that is not finite."""
     return math.nan if value is None else value
 
 
-def _mean(entry: dict[str, Any], game: str, name: str) -> float:
-    """Over the slots."""
-    values = [_number(slot[game][name]) for slot in entry["slots"] if name in slot.get(game, {})]
+def _mean(entry: dict[str, Any], loss: str, name: str) -> float:
+    """Return the mean of a loss over the slots."""
+    values = [_number(slot[loss][name]) for slot in entry["slots"] if name in slot.get(loss, {})]
     return math.fsum(values) / len(values) if values else math.nan

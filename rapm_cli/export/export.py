@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,6 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.commit import MANIFEST, committing, read_manifest
 from rapm_cli.core.storage.files import replacing, sweep, write_file
 from rapm_cli.export.plan import (
-    SUFFIX,
     ExportedFile,
     ExportPlan,
     plan_fused_checkpoint,
@@ -25,11 +25,18 @@ from rapm_cli.export.plan import (
 from rapm_cli.export.sidecars import build_sidecars
 from rapm_cli.formats.exports import EXPORTS
 from rapm_cli.formats.fuse import FuseReport, LoraFuser
+from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.runs.retry import with_retries
 
-SAFETENSORS_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "base": None}  # by the value of --dtype
+Dtype = Literal["base", "fp16", "bf16", "fp32"]
+SAFETENSORS_DTYPES: dict[Dtype, str | None] = {
+    "fp16": "F16",
+    "bf16": "BF16",
+    "fp32": "F32",
+    "base": None,
+}  # by the value of --dtype
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 NOTHING_LEFT, RETRY = "no part of the export was kept", "free space, and run the same command again"
 
@@ -62,7 +69,7 @@ def export(
     formats: Sequence[str] = (),
     fuse: bool = False,
     single_file: bool = False,
-    dtype: str = "base",
+    dtype: Dtype = "base",
 ) -> ExportResult:
     """Write one export and verify it. A failed export leaves no file behind.
 
@@ -74,10 +81,10 @@ def export(
         formats: Names from `EXPORTS`. By default a folder gets all of them, and a file gets diffusers'.
         fuse: Fuse the LoRA into the base's weights.
         single_file: With `fuse`, write one checkpoint in the original layout.
-        dtype: Dtype of the written UNet or LoRA: "fp16", "bf16", "fp32", or "base" to keep it.
+        dtype: Dtype of the written UNet or LoRA; "base" keeps it.
 
     Raises:
-        ConfigError: A name is unknown, options contradict each other, or the base has no folder to fuse into.
+        ConfigError: A format is unknown, options contradict each other, or the base has no folder to fuse into.
         InputError: The output exists, the LoRA does not fit, or files of the base are missing.
         DiskError: The output cannot be written.
         VerificationError: The bytes read back differ from those written.
@@ -85,7 +92,7 @@ def export(
     is_file = output.suffix == SUFFIX
     if output.suffix in PICKLE_SUFFIXES:
         raise ConfigError(f"--output {output} names a pickle, which rapm never writes", f"end it in {SUFFIX}")
-    _check_options(formats, fuse, single_file, dtype, is_file)
+    _check_options(formats, fuse, single_file, is_file)
     lora = load_lora(lora_path)
     if output.exists():
         raise InputError(f"{output} exists", "give --output another name, or remove it")
@@ -107,7 +114,7 @@ def export(
     return ExportResult(output, total, files, fuser.report() if fuser else None)
 
 
-def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, dtype: str, is_file: bool) -> None:
+def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, is_file: bool) -> None:
     if single_file and not fuse:
         raise ConfigError("--single-file goes with --fuse", "a LoRA is one file anyway")
     if fuse and formats:
@@ -118,8 +125,6 @@ def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, dtype:
         EXPORTS[name]
     if is_file and len(formats) > 1:
         raise ConfigError("one file has one format", "give --output a folder, or one --format")
-    if dtype not in SAFETENSORS_DTYPES:
-        raise ConfigError(f"--dtype {dtype} is unknown", f"give {', '.join(SAFETENSORS_DTYPES)}")
 
 
 def lora_target(base: Base, reporter: Reporter) -> LoraTarget:

@@ -19,6 +19,7 @@ from rapm_cli.core.storage.commit import MANIFEST
 from rapm_cli.core.storage.files import file_sha256, write_file
 from rapm_cli.formats.exports import EXPORTS, verify_lora
 from rapm_cli.formats.fuse import LoraFuser, open_tensors
+from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
@@ -26,7 +27,6 @@ from rapm_cli.formats.programs import PROGRAMS, Verdict
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
 
-SUFFIX = ".safetensors"
 CARD, SHEET = "README.md", "sheet.png"
 REPLACED_FILES = (RECIPE_FILE, CARD, SHEET, MANIFEST)  # an export writes its own, and does not copy the base's
 UNET_FILE = f"unet/diffusion_pytorch_model{SUFFIX}"

@@ -1,22 +1,28 @@
 """Sidecar files of an export: the model card, the run's contact sheet and a ComfyUI workflow."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rapm_cli.bases import BASES, Base
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.export.plan import CARD, SHEET, SUFFIX, ExportedFile
-from rapm_cli.formats.comfyui import workflow_bytes
+from rapm_cli.export.plan import CARD, SHEET, ExportedFile
+from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
 from rapm_cli.runs.run import Run
 
 WORKFLOW = "comfyui.json"
-PUBLISHED_FILES = {
+PUBLISHED_FILES = {  # names of the single-file checkpoints on the hub
     "sdxl": f"sd_xl_base_1.0{SUFFIX}",
     "sd15": f"v1-5-pruned-emaonly{SUFFIX}",
-}  # on the hub
+}
+COMFYUI_SAMPLERS = {"DDIM": "ddim", "LCM": "lcm"}  # ComfyUI's name by diffusers' name
+# Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
+# LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
+COMFYUI_SCHEDULER = "sgm_uniform"
 
 
 def build_sidecars(
@@ -63,14 +69,51 @@ def build_sidecars(
     )
     made = {CARD: render_card(content).encode()} | ({SHEET: run.sheet.read_bytes()} if has_sheet else {})
     if comfy := next((line.name for line in lines if "ComfyUI" in line.readers), None):
-        made[WORKFLOW] = workflow_bytes(
+        workflow = comfyui_workflow(
             lora.recipe,
             checkpoint=base_file if is_lora else comfy,
             lora=comfy if is_lora else None,
             side_px=architecture.side_px,
             prompt=content.prompt,
         )
+        made[WORKFLOW] = (json.dumps(workflow, indent=2) + "\n").encode()
     return made
+
+
+def comfyui_workflow(
+    recipe: Mapping[str, Any], *, checkpoint: str, lora: str | None, side_px: int, prompt: str
+) -> dict[str, Any]:
+    """Return the nodes of a ComfyUI workflow by number, each with its class and inputs.
+
+    Args:
+        recipe: Settings of training and sampling.
+        checkpoint: File below ComfyUI's `models/checkpoints`.
+        lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint.
+        side_px: Width and height of the images, in pixels.
+        prompt: Prompt that the workflow starts with.
+    """
+    sampler = recipe.get("sampler", {})
+    nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
+    model: list[Any] = ["1", 0]
+    if lora:
+        nodes["2"] = ("LoraLoaderModelOnly", {"model": model, "lora_name": lora, "strength_model": 1.0})
+        model = ["2", 0]
+    nodes |= {
+        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": prompt}),
+        "4": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),  # ignored at CFG 1
+        "5": ("EmptyLatentImage", {"width": side_px, "height": side_px, "batch_size": 1}),
+        "6": (
+            "KSampler",
+            {
+                "model": model, "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 0,
+                "steps": sampler.get("steps", 4), "cfg": 1.0, "denoise": 1.0, "scheduler": COMFYUI_SCHEDULER,
+                "sampler_name": COMFYUI_SAMPLERS.get(sampler.get("scheduler", "DDIM"), "ddim"),
+            },
+        ),
+        "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),
+        "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "rapm"}),
+    }  # fmt: skip
+    return {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in nodes.items()}
 
 
 def _metrics(run: Run) -> tuple[list[list[str]], str]:

@@ -1,4 +1,4 @@
-"""CLIP, which tells how well a picture fits its prompt, and whose embeddings CMMD compares."""
+"""CLIP: image and text embeddings for the CLIP score and CMMD."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rapm_cli.bases.parts import FEWEST_TOKENS
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.extractors.extractor import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import cropped_and_scaled
@@ -15,17 +16,16 @@ from rapm_cli.extractors.transformer import REMEDY, Located, locate
 USUAL = "openai/clip-vit-base-patch16"
 FOR_CMMD = "openai/clip-vit-large-patch14-336"
 TEXTS_AT_ONCE = 64
-FEWEST_TOKENS = 512  # two for each byte
 
 
 @dataclass(frozen=True)
 class TextReader:
-    """The text side of a CLIP.
+    """Text encoder of a CLIP model.
 
     Args:
-        model: The whole CLIP, on its device.
-        tokenizer: Of transformers.
-        prefix: Put before every prompt.
+        model: CLIP model from transformers, on its device.
+        tokenizer: Tokenizer from transformers.
+        prefix: Text before every prompt.
     """
 
     model: Any
@@ -34,7 +34,14 @@ class TextReader:
 
     @torch.no_grad()
     def features(self, prompts: list[str]) -> Tensor:
-        """(B, D) float32 embeddings on the CPU; what is too long is cut, and keeps its end token."""
+        """Return embeddings of prompts. A prompt that is too long is cut, and keeps its end token.
+
+        Args:
+            prompts: B prompts.
+
+        Returns:
+            (B, D) float32 embeddings on the CPU, not normalised.
+        """
         parts = []
         for start in range(0, len(prompts), TEXTS_AT_ONCE):
             texts = [self.prefix + prompt for prompt in prompts[start : start + TEXTS_AT_ONCE]]
@@ -46,43 +53,50 @@ class TextReader:
         return torch.cat(parts)
 
     def is_cut(self, prompt: str) -> bool:
-        """Whether CLIP does not read the prompt to its end."""
+        """Return True if the prompt is too long for CLIP, which then reads only its beginning."""
         return len(self.tokenizer(self.prefix + prompt, verbose=False).input_ids) > self._longest
 
     @property
     def _longest(self) -> int:
-        """Tokens that the network has places for."""
+        """Largest number of tokens that the network takes."""
         return int(self.model.config.text_config.max_position_embeddings)
 
 
 @EXTRACTORS.add("clip")
 def open_clip(opening: Opening) -> Extractor:
-    """Picture embeddings of the CLIP that the user names, or of ViT-B/16."""
+    """Open the image encoder of the CLIP model that the user names, or of ViT-B/16."""
     return open_pair(opening)[0]
 
 
 @EXTRACTORS.add("clip-336")
 def open_clip_336(opening: Opening) -> Extractor:
-    """Picture embeddings of ViT-L/14 at 336 pixels."""
+    """Open the image encoder of CLIP ViT-L/14 at 336 pixels."""
     located = locate(FOR_CMMD, opening.reporter)
-    return _pictures(_load(located, opening.device), located, opening.device)
+    return _images(_load(located, opening.device), located, opening.device)
 
 
 def open_pair(opening: Opening, prefix: str = "") -> tuple[Extractor, TextReader]:
-    """Both sides of one CLIP.
+    """Open the image encoder and the text encoder of one CLIP model.
+
+    Args:
+        opening: Device, reporter and CLIP model.
+        prefix: Text before every prompt.
+
+    Returns:
+        Extractor of image embeddings, and reader of prompts; both give (B, D) with the same D.
 
     Raises:
-        WeightsError: Its files are missing and cannot be had.
-        InputError: They are not those of a CLIP.
+        WeightsError: Files are missing and cannot be downloaded.
+        InputError: The files are not those of a CLIP model.
     """
     from transformers import AutoTokenizer
 
     located = locate(opening.clip_model or USUAL, opening.reporter)
     model = _load(located, opening.device)
     tokenizer = AutoTokenizer.from_pretrained(str(located.folder), local_files_only=True)
-    if len(tokenizer) < FEWEST_TOKENS:  # transformers makes up an empty one where there are no files
+    if len(tokenizer) < FEWEST_TOKENS:  # without files transformers makes an empty one
         raise InputError(f"{located.folder} lacks its tokenizer", REMEDY)
-    return _pictures(model, located, opening.device), TextReader(model, tokenizer, prefix)
+    return _images(model, located, opening.device), TextReader(model, tokenizer, prefix)
 
 
 def _load(located: Located, device: torch.device) -> Any:
@@ -91,13 +105,13 @@ def _load(located: Located, device: torch.device) -> Any:
     return located.load(CLIPModel).to(device)
 
 
-def _pictures(model: Any, located: Located, device: torch.device) -> Extractor:
-    said = located.settings()
+def _images(model: Any, located: Located, device: torch.device) -> Extractor:
+    settings = located.settings()
     try:
-        side, short = (_length(said[name]) for name in ("crop_size", "size"))
-        mean, deviation = said["image_mean"], said["image_std"]
+        side, short = (_length(settings[name]) for name in ("crop_size", "size"))
+        mean, deviation = settings["image_mean"], settings["image_std"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{located.folder} does not say how its pictures are prepared: {error}", REMEDY) from error
+        raise InputError(f"{located.folder} has no image preprocessing settings: {error}", REMEDY) from error
     return Extractor(
         identity=f"{located.identity}, Pillow bicubic, short side to {short}, {side} cut out, float32",
         width=model.config.projection_dim,
@@ -107,11 +121,11 @@ def _pictures(model: Any, located: Located, device: torch.device) -> Extractor:
     )
 
 
-def _embedded(model: Any, pictures: Tensor) -> Tensor:
-    embedded: Tensor = model.visual_projection(model.vision_model(pixel_values=pictures).pooler_output)
+def _embedded(model: Any, images: Tensor) -> Tensor:
+    embedded: Tensor = model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
     return embedded
 
 
-def _length(said: int | dict[str, int]) -> int:
-    """Files of before transformers 4.26 say a number."""
-    return said if isinstance(said, int) else said.get("shortest_edge") or said["height"]
+def _length(size: int | dict[str, int]) -> int:
+    """Return a length in pixels; files from before transformers 4.26 have a number instead of a table."""
+    return size if isinstance(size, int) else size.get("shortest_edge") or size["height"]

@@ -8,7 +8,7 @@ from rapm_cli.bases.demo.base import verified
 from rapm_cli.bases.demo.reader import FEATURES, load_reader
 from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.extractors.extractor import EXTRACTORS, Extractor, Opening
-from rapm_cli.extractors.preparation import Picture
+from rapm_cli.extractors.preparation import ImageArray
 
 
 @EXTRACTORS.add("demo")
@@ -26,5 +26,5 @@ def open_demo(opening: Opening) -> Extractor:
     )
 
 
-def _as_floats(picture: Picture) -> NDArray[np.float32]:
-    return np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
+def _as_floats(image: ImageArray) -> NDArray[np.float32]:
+    return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)

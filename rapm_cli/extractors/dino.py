@@ -1,4 +1,4 @@
-"""DINOv2, whose features see shapes where Inception sees textures."""
+"""DINOv2: image features for FD-DINOv2. They depend more on shapes, those of Inception more on textures."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from rapm_cli.extractors.transformer import locate
 
 SOURCE = "facebook/dinov2-large"
 SIDE_PX = 224
-MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, for each channel
 
 
 @EXTRACTORS.add("dinov2")
 def open_dino(opening: Opening) -> Extractor:
-    """The class token's 1024 features of ViT-L/14, of pictures of 224 pixels.
+    """Open DINOv2 ViT-L/14: the 1024 features of the class token, for images of 224 pixels.
 
-    Source: FD-DINOv2, arXiv:2306.04675; its pictures are resized by Pillow's bicubic.
+    Source: FD-DINOv2, arXiv:2306.04675, which resizes images by Pillow's bicubic too.
     """
     from transformers import Dinov2Model
 
     located = locate(SOURCE, opening.reporter)
     model: Any = located.load(Dinov2Model).to(opening.device)
 
-    def network(pictures: Tensor) -> Tensor:
-        features: Tensor = model(pixel_values=pictures).pooler_output
+    def network(images: Tensor) -> Tensor:
+        features: Tensor = model(pixel_values=images).pooler_output
         return features
 
     return Extractor(

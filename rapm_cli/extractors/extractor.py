@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
-from rapm_cli.extractors.preparation import Picture, Preparation
+from rapm_cli.extractors.preparation import ImageArray, Preparation
 
 BATCH = 32
 THREADS = 4  # threads that read and prepare images; decoding and resizing release the interpreter lock
@@ -36,7 +36,7 @@ class Extractor:
 
     identity: str
     width: int
-    prepare: Callable[[Picture], NDArray[np.float32]]
+    prepare: Callable[[ImageArray], NDArray[np.float32]]
     network: Callable[[Tensor], Tensor]
     device: torch.device
     answers: Callable[[Tensor], Tensor] | None = None
@@ -47,7 +47,7 @@ class Extractor:
             return self
         prepare = self.prepare
         identity = f"{self.identity}, after {preparation.spec}"
-        return replace(self, identity=identity, prepare=lambda picture: prepare(preparation(picture)))
+        return replace(self, identity=identity, prepare=lambda image: prepare(preparation(image)))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,14 +61,14 @@ class Extractor:
         return torch.cat(list(map(self.network, parts))), torch.cat(list(map(self.answers, parts)))
 
     @torch.no_grad()
-    def features(self, pictures: Iterable[Callable[[], Picture]], batch: int = BATCH) -> Iterator[Tensor]:
+    def features(self, images: Iterable[Callable[[], ImageArray]], batch: int = BATCH) -> Iterator[Tensor]:
         """Yield (B, D) float32 features on the CPU, in order; the next images are read meanwhile.
 
         Args:
-            pictures: Functions that read one (H, W, 3) uint8 image each; other threads call them.
+            images: Functions that read one (H, W, 3) uint8 image each; other threads call them.
             batch: B, the number of images in every batch but the last.
         """
-        for prepared in _read_ahead(pictures, self.prepare, batch):
+        for prepared in _read_ahead(images, self.prepare, batch):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 in convolutions too
                 found = self.network(torch.from_numpy(prepared).to(self.device)).float().cpu()
             yield found
@@ -95,10 +95,10 @@ EXTRACTORS: Registry[Callable[[Opening], Extractor]] = Registry("extractor")
 
 
 def _read_ahead(
-    pictures: Iterable[Callable[[], Picture]], prepare: Callable[[Picture], NDArray[np.float32]], batch: int
+    images: Iterable[Callable[[], ImageArray]], prepare: Callable[[ImageArray], NDArray[np.float32]], batch: int
 ) -> Iterator[NDArray[np.float32]]:
     """Yield prepared batches in order; at most two batches wait in memory."""
-    left, waiting = iter(pictures), deque[Future[NDArray[np.float32]]]()
+    left, waiting = iter(images), deque[Future[NDArray[np.float32]]]()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Inception of 2015-12-05, as every FID since the first has been computed; the network is torch-fidelity's."""
+"""Inception 2015-12-05, the network of FID and KID, in torch-fidelity's implementation."""
 
 import io
 import os
@@ -23,28 +23,28 @@ SIDE_PX, WIDTH = 299, 2048
 
 @EXTRACTORS.add("inception")
 def open_inception(opening: Opening) -> Extractor:
-    """The 2048 features of its last pooling, of pictures that Pillow's bicubic resized to 299 without rounding.
+    """Open Inception: the 2048 features of its last pooling, for images resized to 299 pixels without rounding.
 
     Raises:
         ConfigError: torch-fidelity is not installed.
-        WeightsError: The weights are not there.
-        InputError: They are not the published ones.
+        WeightsError: The weights are missing.
+        InputError: The weights are not the published ones.
     """
     network = load_inception(find_inception(opening.inception)).to(opening.device)
     return Extractor(
         identity=f"inception-2015-12-05 {SHA256[:8]}, Pillow bicubic to {SIDE_PX} not rounded, float32",
         width=WIDTH,
         prepare=resized_without_rounding(SIDE_PX),
-        network=lambda pictures: network((pictures - 128) / 128),
+        network=lambda images: network((images - 128) / 128),
         device=opening.device,
     )
 
 
 def find_inception(named: Path | None) -> Path:
-    """Where the weights are: the named file, or in `RAPM_WEIGHTS_DIR`, or in torch hub's cache.
+    """Return the path of the weights: the named file, or a file in `RAPM_WEIGHTS_DIR` or in torch hub's cache.
 
     Raises:
-        WeightsError: They are in none of these places.
+        WeightsError: The weights are in none of these places.
     """
     if named is not None:
         if not named.is_file():
@@ -56,16 +56,22 @@ def find_inception(named: Path | None) -> Path:
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
-    looked = " or ".join(map(str, folders))
+    places = " or ".join(map(str, folders))
     raise WeightsError(
-        f"FID and KID need the weights of Inception, which are not in {looked}", _how_to_get(folders[0] / FILE)
+        f"FID and KID need the weights of Inception, which are not in {places}", _how_to_get(folders[0] / FILE)
     )
 
 
 def load_inception(path: Path) -> nn.Module:
-    """The network up to its last pooling, (B, 3, 299, 299) in [-1, 1] to (B, 2048), on the CPU, in float32.
+    """Return the network up to its last pooling, on the CPU, in float32.
 
-    The file's bytes are compared with the published ones before anything reads them, and no code in it is run.
+    The file's sha256 is compared with the published one first, and no code in the file is run.
+
+    Args:
+        path: File of the published weights.
+
+    Returns:
+        Module from (B, 3, 299, 299) images in [-1, 1] to (B, 2048) features.
 
     Raises:
         ConfigError: torch-fidelity is not installed.
@@ -74,12 +80,12 @@ def load_inception(path: Path) -> nn.Module:
     if (found := file_sha256(path)) != SHA256:
         raise InputError(f"{path} is not the published Inception: sha256 {found}, not {SHA256}", _how_to_get(path))
     made = _network_class()("rapm", ["2048"], feature_extractor_weights_path=_copy_of(path))
-    stages = [stage for name, stage in made.named_children() if name != "fc"]  # in the order they are run in
+    stages = [stage for name, stage in made.named_children() if name != "fc"]  # in the order in which they run
     return nn.Sequential(*stages, nn.Flatten()).requires_grad_(False).eval()
 
 
 def _copy_of(path: Path) -> io.BytesIO:
-    """The same tensors as torch-fidelity reads them; it would run what is in a file, and this holds tensors alone."""
+    """Return the file's tensors in a form that torch-fidelity reads; it would run code in the file itself."""
     copy = io.BytesIO()
     torch.save(read_pickled(path, _how_to_get(path)), copy)
     copy.seek(0)

@@ -1,4 +1,4 @@
-"""How a picture becomes what a network looks at: every crop, resize and rounding that moves a metric, by name."""
+"""Preparation of images for networks: every crop, resize and rounding that changes a metric."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
-Picture = NDArray[np.uint8]  # (H, W, 3)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+ImageArray = NDArray[np.uint8]  # (H, W, 3), RGB
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to a picture before any network's own resize, the same for real and generated ones.
+    """Preparation of an image before any network's own resize, the same for reference images and samples.
 
     Args:
-        side_px: Of the square that it is cropped to, about its middle, and resized to; None leaves it as it is.
-        filter: Of Pillow's resize, with antialias, rounded to bytes.
-        has_even_margins: Round half a pixel of a margin to the even side, as torchvision's crop does; else down.
+        side_px: Side in pixels of the centre crop after resizing; None keeps the image.
+        filter: Filter of Pillow's resize, which has antialias and rounds to bytes.
+        has_even_margins: Whether half a pixel of a margin is rounded to even, as in torchvision; otherwise down.
     """
 
     side_px: int | None = None
@@ -31,32 +31,32 @@ class Preparation:
 
     @property
     def spec(self) -> str:
-        """In words that are equal where the pictures are."""
+        """Description; two preparations with the same description give the same images."""
         margins = ", margins to even" if self.has_even_margins else ""
         return f"centre crop{margins}, Pillow {self.filter} to {self.side_px}" if self.side_px else "as they are"
 
-    def __call__(self, picture: Picture) -> Picture:
-        """(H, W, 3) to the square; to itself where nothing is to be done."""
+    def __call__(self, image: ImageArray) -> ImageArray:
+        """Return the (S, S, 3) square of an (H, W, 3) image; the image itself without a side."""
         if self.side_px is None:
-            return picture
-        height, width = picture.shape[:2]
+            return image
+        height, width = image.shape[:2]
         side = min(height, width)
         halves = ((height - side) / 2, (width - side) / 2)
         top, left = (round(half) if self.has_even_margins else int(half) for half in halves)
-        square = picture[top : top + side, left : left + side]
+        square = image[top : top + side, left : left + side]
         if side == self.side_px:
             return square
-        return np.asarray(_image(square).resize((self.side_px, self.side_px), _filter(self.filter)))
+        return np.asarray(_pillow(square).resize((self.side_px, self.side_px), _filter(self.filter)))
 
 
 AS_IT_IS = Preparation()
 
 
-def read_picture(path: Path) -> Picture:
-    """The picture in a file, in RGB.
+def read_image(path: Path) -> ImageArray:
+    """Return the image in a file, in RGB.
 
     Raises:
-        InputError: It is none, or has more pixels than Pillow holds for safe.
+        InputError: The file is no image, or it has more pixels than Pillow considers safe.
     """
     from PIL import Image
 
@@ -65,37 +65,43 @@ def read_picture(path: Path) -> Picture:
         with Image.open(regular_file(path, remedy)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path} is no picture that can be read: {str(error)[:200]}", remedy) from error
+        raise InputError(f"{path} is no readable image: {str(error)[:200]}", remedy) from error
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """All files of pictures in a folder and below it, by name; links and what only looks like one are left out.
+def image_files(folder: Path) -> list[Path]:
+    """Return all image files in a folder and below it, sorted by path; links are left out.
 
     Raises:
-        InputError: There are none.
+        InputError: There is no folder, or no image in it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder", "give a folder of pictures")
+        raise InputError(f"{folder} is no folder", "give a folder of images")
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURES and path.is_file() and not path.is_symlink()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink()
     )
     if not found:
-        raise InputError(f"{folder} has no pictures", f"give a folder with {', '.join(PICTURES[:4])}")
+        raise InputError(f"{folder} has no images", f"give a folder with {', '.join(SUFFIXES[:4])}")
     return found
 
 
-def resized_without_rounding(side_px: int) -> Callable[[Picture], NDArray[np.float32]]:
-    """Pillow's bicubic with antialias, each channel in float32, cut to [0, 255] and not rounded: (3, side, side).
+def resized_without_rounding(side_px: int) -> Callable[[ImageArray], NDArray[np.float32]]:
+    """Return a resize by Pillow's bicubic with antialias, each channel in float32, clipped and not rounded.
+
+    Args:
+        side_px: Side in pixels of the result.
+
+    Returns:
+        Function from (H, W, 3) uint8 to (3, side, side) float32 in [0, 255].
 
     Source: "clean" resizing, arXiv:2104.11222, section 4.
     """
 
-    def resize(picture: Picture) -> NDArray[np.float32]:
+    def resize(image: ImageArray) -> NDArray[np.float32]:
         from PIL import Image
 
-        channels = [Image.fromarray(picture[:, :, k].astype(np.float32)) for k in range(3)]
+        channels = [Image.fromarray(image[:, :, k].astype(np.float32)) for k in range(3)]
         size = (side_px, side_px)
         return np.stack([np.asarray(each.resize(size, _filter("bicubic"))) for each in channels]).clip(0, 255)
 
@@ -104,22 +110,25 @@ def resized_without_rounding(side_px: int) -> Callable[[Picture], NDArray[np.flo
 
 def cropped_and_scaled(
     side_px: int, mean: list[float], deviation: list[float], *, resized_to: int | None = None
-) -> Callable[[Picture], NDArray[np.float32]]:
-    """As CLIP's and DINO's own processors do: the short side resized, the middle cut out, in units of deviation.
+) -> Callable[[ImageArray], NDArray[np.float32]]:
+    """Return the preparation of CLIP and DINO: resize the short side, crop the centre, normalise the channels.
 
     Args:
-        side_px: Of what is cut out.
-        mean: Of each channel, in [0, 1].
-        deviation: Of the same.
-        resized_to: Length of the short side; the same as `side_px` by default.
+        side_px: Side in pixels of the crop.
+        mean: Mean of each channel, in [0, 1].
+        deviation: Standard deviation of each channel, in [0, 1].
+        resized_to: Length in pixels of the short side before the crop; None for `side_px`.
+
+    Returns:
+        Function from (H, W, 3) uint8 to (3, side, side) float32.
     """
     short = resized_to or side_px
     centre, scale = (np.asarray(values, np.float32)[:, None, None] for values in (mean, deviation))
 
-    def prepare(picture: Picture) -> NDArray[np.float32]:
-        height, width = picture.shape[:2]
+    def prepare(image: ImageArray) -> NDArray[np.float32]:
+        height, width = image.shape[:2]
         size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        resized = np.asarray(_image(picture).resize(size, _filter("bicubic")))
+        resized = np.asarray(_pillow(image).resize(size, _filter("bicubic")))
         top, left = (size[1] - side_px) // 2, (size[0] - side_px) // 2
         cut = resized[top : top + side_px, left : left + side_px].transpose(2, 0, 1)
         return np.asarray((cut.astype(np.float32) / 255 - centre) / scale, np.float32)
@@ -127,10 +136,10 @@ def cropped_and_scaled(
     return prepare
 
 
-def _image(picture: Picture) -> Any:
+def _pillow(image: ImageArray) -> Any:
     from PIL import Image
 
-    return Image.fromarray(picture)
+    return Image.fromarray(image)
 
 
 def _filter(name: str) -> Any:

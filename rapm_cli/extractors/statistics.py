@@ -1,4 +1,4 @@
-"""Reference statistics: what a set of pictures looks like to one network, and exactly how they were made."""
+"""Reference statistics: moments of images under one network, with a record of how they were computed."""
 
 import json
 import math
@@ -20,27 +20,27 @@ from rapm_cli.metrics.frechet import frechet_distance
 from rapm_cli.metrics.moments import Moments
 
 KEY, FORMAT = "rapm_statistics", 1
-WORDS = ("extractor", "preparation", "source", "files")  # what is said of how they were made
-MAX_WIDTH = 8192  # of features
+WORDS = ("extractor", "preparation", "source", "files")  # texts on how they were computed
+MAX_WIDTH = 8192  # largest number of values in a feature
 UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError),  # the last three of members of a zip
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError),  # the last three come from members of a zip
 )
-MAX_HEADER = 10_000  # bytes of an array's header in a peer's file
+MAX_HEADER = 10_000  # largest header of an array in another project's file, in bytes
 REMEDY = "make them anew: rapm eval --save-reference FILE"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one set of pictures, for one network.
+    """Mean and covariance of one set of images under one network.
 
     Args:
         moments: Mean and covariance of the features, float64.
-        extractor: The network's identity; None where the file does not say.
-        preparation: What was done to every picture before; None where the file does not say.
-        source: What the pictures were, in words.
-        files: sha256 over the names and bytes of all pictures; of a peer's file, of the file.
-        features: (N, D) float32, where they were kept.
+        extractor: Identity of the network; None if the file does not say it.
+        preparation: Description of the images' preparation; None if the file does not say it.
+        source: Description of the images.
+        files: sha256 over the names and bytes of all images; for another project's file, the sha256 of the file.
+        features: (N, D) float32 features; None if they were not kept.
     """
 
     moments: Moments
@@ -52,45 +52,44 @@ class Statistics:
 
     @property
     def description(self) -> str:
-        """How they were made."""
+        """Text on how the statistics were computed."""
         made = f"{self.extractor or 'of an unknown network'}; {self.preparation or 'of unknown preparation'}"
         count = f"{self.moments.count:,}" if self.moments.count else "an unknown number of"
-        return f"{count} pictures, {made}"
+        return f"{count} images, {made}"
 
 
 def require_same(theirs: Statistics, extractor: str, width: int, preparation: str) -> None:
-    """See that features of a network and of pictures so prepared can be compared with statistics.
+    """Check that features can be compared with statistics.
 
     Args:
         theirs: The statistics.
-        extractor: The network's identity.
-        width: Of its features.
-        preparation: Of the pictures.
+        extractor: Identity of the network that computes the features.
+        width: Number of values in a feature.
+        preparation: Description of the images' preparation.
 
     Raises:
-        InputError: The statistics were made in another way.
+        InputError: The statistics were computed in another way.
     """
     pairs = ((extractor, theirs.extractor), (preparation, theirs.preparation))
     their_width = len(theirs.moments.mean)
-    if any(said is not None and ours != said for ours, said in pairs) or width != their_width:
+    if any(recorded is not None and ours != recorded for ours, recorded in pairs) or width != their_width:
         raise InputError(
             f"the statistics of {theirs.source} were made differently ({theirs.description}, {their_width} features) "
-            f"from what is compared with them ({extractor}; {preparation}, {width} features): a distance "
-            "between them would mean nothing",
-            f"give pictures instead of statistics, or {REMEDY}",
+            f"from the samples' features ({extractor}; {preparation}, {width} features) and cannot be compared",
+            f"give images instead of statistics, or {REMEDY}",
         )
 
 
 def write_statistics(path: Path, made: Statistics, versions: dict[str, str]) -> None:
-    """Write a file of ours, whole or not at all.
+    """Write a file in rapm's own format, whole or not at all.
 
     Args:
-        path: Whose name ends in `.safetensors`.
-        made: What to write.
-        versions: Of the libraries that made them.
+        path: File to write; its name ends in `.safetensors`.
+        made: Statistics to write.
+        versions: Library versions to record.
 
     Raises:
-        DiskError: It cannot be written.
+        DiskError: The file cannot be written.
     """
     width = len(made.moments.mean)
     rows, columns = torch.triu_indices(width, width)
@@ -103,31 +102,33 @@ def write_statistics(path: Path, made: Statistics, versions: dict[str, str]) -> 
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Statistics from a file of ours, or from a peer's `.npz` with `mu` and `sigma`; no pickle is opened.
+    """Return the statistics in a file of rapm, or in another project's `.npz` with `mu` and `sigma`.
+
+    No pickle is opened.
 
     Raises:
-        InputError: It is neither, or what it holds is no mean and covariance.
+        InputError: The file is neither of these, or holds no mean and covariance.
     """
     regular_file(path, REMEDY)
     try:
-        made = _of_peers(path) if path.suffix == ".npz" else _of_ours(path)
+        made = _read_npz(path) if path.suffix == ".npz" else _read_own(path)
     except InputError as error:
         raise InputError(error.message, REMEDY) from error
     except UNREADABLE as error:
-        said = f": {error}" if type(error) is ValueError else ""
-        raise InputError(f"{path} holds no statistics that rapm reads{said}", REMEDY) from error
+        reason = f": {error}" if type(error) is ValueError else ""
+        raise InputError(f"{path} holds no statistics that rapm reads{reason}", REMEDY) from error
     _check(path, made)
     return made
 
 
-def _of_ours(path: Path) -> Statistics:
+def _read_own(path: Path) -> Statistics:
     from safetensors.torch import load_file
 
     header = read_header(path)
     about = json.loads(header.metadata[KEY])
     width = header.tensors["mean"].count
     if about["format"] != FORMAT or header.tensors["covariance"].shape != (width * (width + 1) // 2,):
-        raise ValueError("it is of another format")
+        raise ValueError("it has another format")
     if width > MAX_WIDTH:
         raise ValueError(f"it has {width:,} features")
     words = {name: about[name] for name in WORDS}
@@ -141,16 +142,16 @@ def _of_ours(path: Path) -> Statistics:
     return Statistics(moments, features=tensors.get("features"), **words)
 
 
-def _of_peers(path: Path) -> Statistics:
-    """Their files do not say how many pictures there were, nor how they were made."""
+def _read_npz(path: Path) -> Statistics:
+    """Return the statistics in another project's file, which says neither the number of images nor their origin."""
     with zipfile.ZipFile(path) as archive:
         mean, covariance = (torch.from_numpy(_array(archive, f"{name}.npy")) for name in ("mu", "sigma"))
-    source = f"the peers' file {path.name}"
+    source = f"the file {path.name}"
     return Statistics(Moments(mean, covariance, 0), None, None, source, file_sha256(path))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float64]:
-    """An array of floating point; its shape is looked at before room is made for it."""
+    """Return an array of floating point; its shape is checked before memory is allocated."""
     from numpy.lib import format as npy
 
     with archive.open(name) as file:

@@ -1,4 +1,4 @@
-"""Networks of transformers on the hub or in a folder: which of their files are read, and how."""
+"""Networks from transformers: their files on the hub or in a folder, and how to load them."""
 
 import hashlib
 import re
@@ -16,8 +16,8 @@ from rapm_cli.core.storage.files import file_sha256
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better first: the other is a pickle, read as tensors alone
-REMEDY = "give a model of transformers: ORG/NAME[@REVISION] of the hub, or a folder"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second is a pickle, of which only tensors are read
+REMEDY = "give a transformers model: ORG/NAME[@REVISION] on the hub, or a folder"
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,26 @@ class Located:
     """Files of a network.
 
     Args:
-        folder: Where they are.
-        identity: What tells this network from others.
+        folder: Folder of the files.
+        identity: Text that identifies the network and its weights.
     """
 
     folder: Path
     identity: str
 
     def settings(self) -> dict[str, Any]:
-        """How pictures are prepared for it.
+        """Return the network's image preprocessing settings.
 
         Raises:
-            InputError: It does not say so.
+            InputError: The file cannot be read.
         """
         return read_json(self.folder / "preprocessor_config.json")
 
     def load(self, kind: Any) -> Any:
-        """The network, on the CPU, in float32.
+        """Return the network, on the CPU, in float32.
+
+        Args:
+            kind: Class from transformers.
 
         Raises:
             InputError: The files are not those of such a network.
@@ -50,28 +53,28 @@ class Located:
 
         transformers.utils.logging.disable_progress_bar()
         try:
-            made, said = kind.from_pretrained(
+            made, report = kind.from_pretrained(
                 str(self.folder), local_files_only=True, output_loading_info=True, dtype="float32"
             )
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise InputError(f"{self.folder} cannot be loaded: {str(error).strip()[:200]}", REMEDY) from error
-        if said["missing_keys"]:
-            raise InputError(f"{self.folder} lacks weights, first {min(said['missing_keys'])}", REMEDY)
+        if report["missing_keys"]:
+            raise InputError(f"{self.folder} lacks weights, first {min(report['missing_keys'])}", REMEDY)
         return made.requires_grad_(False).eval()
 
 
 def locate(source: str, reporter: Reporter) -> Located:
-    """A network's files, fetched where they are missing.
+    """Return a network's files; missing files are downloaded.
 
     Args:
-        source: `ORG/NAME[@REVISION]` of the hub, or a folder.
-        reporter: Sees what is downloaded.
+        source: `ORG/NAME[@REVISION]` on the hub, or a folder.
+        reporter: Reporter of downloads.
 
     Raises:
-        ConfigError: It is neither.
-        WeightsError: Files are missing and cannot be had.
+        ConfigError: The source is neither a repository nor a folder.
+        WeightsError: Files are missing and cannot be downloaded.
     """
     if Path(source).is_dir():
         return Located(Path(source), f"{Path(source).name} {_digest(Path(source))}")
@@ -93,7 +96,7 @@ def _choose(names: Collection[str], cached: Collection[str]) -> list[str]:
 
 
 def _digest(folder: Path) -> str:
-    """Of all that features depend on: weights, settings of the network and of pictures, tokens."""
+    """Return a hash of the files that features depend on: weights, network and image settings, tokenizer."""
     weights = [name for name in WEIGHTS if (folder / name).is_file()][:1]
     if not weights:
         raise InputError(f"{folder} has no {' or '.join(WEIGHTS)}", REMEDY)

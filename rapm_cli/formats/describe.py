@@ -56,6 +56,10 @@ def is_lora(names: Collection[str]) -> bool:
 def describe_lora(path: Path, header: Header) -> dict[str, Any]:
     """Return facts about a LoRA, as JSON values.
 
+    Args:
+        path: LoRA's file; its alpha tensors are read from there.
+        header: Header of that file.
+
     Raises:
         InputError: The header of a LoRA that rapm wrote contradicts its tensors.
     """
@@ -90,7 +94,12 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
 
 
 def describe_model(path: Path, header: Header) -> dict[str, Any]:
-    """Return facts about any other file: a model in the original layout, a part in diffusers', or other tensors."""
+    """Return facts about a file that is not a LoRA, as JSON values.
+
+    Args:
+        path: Checkpoint in the original layout, part of a model in diffusers' layout, or file of other tensors.
+        header: Header of that file.
+    """
     names = header.tensors
     sizes = {
         part: _part_facts(header, start)

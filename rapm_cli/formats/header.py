@@ -10,6 +10,7 @@ from typing import Any
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
+SUFFIX = ".safetensors"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_TENSORS = 100_000  # a complete SDXL has under 3,000
 DTYPE_BYTES = {

@@ -65,7 +65,12 @@ class LoraFile:
 def save_lora(path: Path, lora: LoraFile) -> None:
     """Write a file that diffusers' `load_lora_weights` loads with the right scale, and verify it.
 
+    Args:
+        path: File to write; its folder is made.
+        lora: LoRA to write.
+
     Raises:
+        DiskError: The file cannot be written.
         VerificationError: The bytes read back differ from those written.
     """
     # A LoRA that rapm trained has every layer of its kinds, so the kinds are enough. For any other LoRA each layer is
@@ -123,6 +128,11 @@ def convert_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 def apply_lora(backbone: Backbone, lora: LoraFile, path: Path) -> None:
     """Attach a LoRA to a backbone that has none.
+
+    Args:
+        backbone: Backbone of the base; its `student` then uses the LoRA.
+        lora: LoRA to attach.
+        path: LoRA's file, for messages.
 
     Raises:
         InputError: The LoRA was made for another base.

@@ -51,6 +51,10 @@ def lora_error(path: Path, reason: str) -> InputError:
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """Check that all values are finite.
 
+    Args:
+        path: LoRA's file, for messages.
+        state: Tensors by name.
+
     Raises:
         InputError: A tensor has NaN or infinite values.
     """

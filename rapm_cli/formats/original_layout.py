@@ -112,7 +112,16 @@ def unet_tensors(shapes: Mapping[str, Shape]) -> Iterator[OriginalTensor]:
 
 
 def vae_tensors(shapes: Mapping[str, Shape]) -> Iterator[OriginalTensor]:
-    """Yield the autoencoder's tensors; the projections of its attention become 1x1 convolutions of the same values."""
+    """Yield the autoencoder's tensors in the original layout.
+
+    The projections of its attention, (out, in), become 1x1 convolutions (out, in, 1, 1) of the same values.
+
+    Args:
+        shapes: Shapes of an autoencoder's tensors in diffusers' layout, by name.
+
+    Raises:
+        ValueError: A tensor has no place in the original layout.
+    """
     last = max(int(match[1]) for name in shapes if (match := re.match(r"decoder\.up_blocks\.(\d+)", name)))
     for name, shape in shapes.items():
         half, _, inside = name.partition(".")
@@ -149,7 +158,12 @@ def _vae_layer(name: str, last: int) -> str:
 
 
 def clip_tensors(shapes: Mapping[str, Shape], prefix: str) -> Iterator[OriginalTensor]:
-    """Yield a CLIP text encoder's tensors under the names of transformers 4, which all begin with `text_model.`."""
+    """Yield a CLIP text encoder's tensors in the original layout, whose names all contain `text_model.`.
+
+    Args:
+        shapes: Shapes of the encoder's tensors in transformers, by name, with or without `text_model.`.
+        prefix: `CLIP_XL` or `CLIP`.
+    """
     for name, shape in shapes.items():
         yield OriginalTensor(f"{prefix}text_model.{name.removeprefix('text_model.')}", (name,), shape)
 
@@ -158,6 +172,13 @@ def open_clip_tensors(shapes: Mapping[str, Shape]) -> Iterator[OriginalTensor]:
     """Yield the tensors of SDXL's second text encoder as OpenCLIP has them.
 
     OpenCLIP concatenates queries, keys and values, and transposes the projection.
+
+    Args:
+        shapes: Shapes of the encoder's tensors in transformers, by name.
+
+    Raises:
+        ValueError: OpenCLIP has no place for a tensor.
+        KeyError: OpenCLIP has no place for a tensor of a layer.
     """
     for name, shape in shapes.items():
         if name == "text_projection.weight":

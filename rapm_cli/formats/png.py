@@ -7,13 +7,20 @@ from pathlib import Path
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 
+RECIPE_KEY = "rapm"  # key of the recipe among the texts
 MAGIC = b"\x89PNG\r\n\x1a\n"
 REMEDY = "give a PNG"
 
 
 @dataclass(frozen=True)
 class Png:
-    """Width and height in pixels, and texts by keyword."""
+    """A PNG's size and texts.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        texts: Texts by keyword.
+    """
 
     width: int
     height: int

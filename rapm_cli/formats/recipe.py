@@ -42,8 +42,13 @@ def parse_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
 def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str, Any]]:
     """Return rank, alpha and recipe from the header of a LoRA that rapm wrote.
 
+    Args:
+        path: LoRA's file, for messages.
+        header: Header of that file.
+
     Raises:
-        InputError: The file holds no LoRA with rapm's keys, or its header lacks rank and alpha.
+        InputError: The file holds no LoRA with rapm's keys, its header lacks rank and alpha, or its tensors have other
+            ranks.
     """
     names = list(header.tensors)
     if not _has_rapm_keys(header):
@@ -89,7 +94,7 @@ def _is_recipe(recipe: Any) -> bool:
     ]
     is_typed = all(isinstance(group, dict) for group in groups) and all(isinstance(text, str) for text in texts)
     teacher = recipe.get("teacher", {})
-    times = recipe.get("training", {}).get("lcm_times", 1)
+    times = recipe.get("training", {}).get("lcm_times", 1)  # the name of `lcm_timesteps` in files
     counts = [steps, times, *(teacher.get(name, 1) for name in ("num_slots", "fine_steps"))]
     is_typed = is_typed and type(teacher.get("guidance_scale", 1.0)) in (int, float)
     return is_typed and all(type(count) is int and 1 <= count <= 1000 for count in counts)

@@ -119,7 +119,7 @@ def generate(
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
     with reporter.bar("images", len(jobs), "image", device) as bar, signals.deferred("these images"):
-        done, size = 0, batch_size or chosen.base.defaults.picture_batch
+        done, size = 0, batch_size or chosen.base.defaults.image_batch
         for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = pipeline_noise([seed for _, seed in batch], loaded.latent_shape, rng, DTYPES[precision]).to(device)
             cond = loaded.encode([prompt for prompt, _ in batch]).to(device)

@@ -16,15 +16,15 @@ from typing import Any
 from rapm_cli.bases.places import (
     cache_dir,
     converted_dir,
-    galleries_dir,
-    readings_dir,
+    features_dir,
     runs_dir,
+    samples_dir,
     studies_dir,
     study_runs_dir,
     trajectories_dir,
 )
 from rapm_cli.core.common.errors import DamagedError
-from rapm_cli.core.storage.commit import MANIFEST, Manifest, read_manifest, verify
+from rapm_cli.core.storage.commit import MANIFEST, Manifest, try_manifest, verify
 from rapm_cli.core.storage.files import is_marked, leftovers
 from rapm_cli.runs.lock import CLAIM, HOLDER, LOCK, holder
 from rapm_cli.runs.run import Run, all_runs, base_of
@@ -101,13 +101,13 @@ class DiskUsage:
 def measure() -> DiskUsage:
     """Measure the caches of rapm and of huggingface_hub, all runs and all studies."""
     hub, models = _models()
-    folders = {TRAJECTORIES: trajectories_dir(), FEATURES: readings_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
-    folders |= {SAMPLES: galleries_dir(), STUDIES: studies_dir()}
+    folders = {TRAJECTORIES: trajectories_dir(), FEATURES: features_dir(), CONVERTED: converted_dir(), RUNS: runs_dir()}
+    folders |= {SAMPLES: samples_dir(), STUDIES: studies_dir()}
     stores = [path for path in _children(trajectories_dir()) if _is_store(path)]
-    features = [path for path in _children(readings_dir()) if _is_commit(path) and _SAMPLE_SET.fullmatch(path.name)]
+    features = [path for path in _children(features_dir()) if _is_commit(path) and _SAMPLE_SET.fullmatch(path.name)]
     converted = [path for path in _children(converted_dir()) if _is_commit(path)]
-    samples = [path for path in _children(galleries_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
-    places = (trajectories_dir(), readings_dir(), converted_dir(), galleries_dir())
+    samples = [path for path in _children(samples_dir()) if _is_real(path) and _SAMPLE_SET.fullmatch(path.name)]
+    places = (trajectories_dir(), features_dir(), converted_dir(), samples_dir())
     known = {*stores, *features, *converted, *samples, *(place / name for place in places for name in (LOCK, HOLDER))}
     unknown = [path for place in places for path in _children(place) if path not in known and path.suffix != CLAIM]
     foreign = [path for path in unknown if not is_marked(path)]
@@ -115,7 +115,7 @@ def measure() -> DiskUsage:
     needs = trajectory_needs()
     entries = [*models, *(_store(path, needs) for path in stores)]
     if features:
-        entries.append(_entry_of(FEATURES, readings_dir(), features))
+        entries.append(_entry_of(FEATURES, features_dir(), features))
     entries += [_entry_of(CONVERTED, path, [path]) for path in converted]
     entries += [_entry_of(SAMPLES, path, [path]) for path in samples]
     if litter := [
@@ -147,7 +147,7 @@ class TrajectoryNeed:
     is_running: bool
 
     def is_for(self, facts: dict[str, Any]) -> bool:
-        """Return True where the run may need a store; prompts are not compared, so a doubtful store is kept."""
+        """Return True where the run may need a store; stores that differ only in their prompts all match."""
         return bool(facts["teacher"]) and (facts["teacher"], facts["identity"]) == (self.teacher, self.identity)
 
 
@@ -179,7 +179,7 @@ def trajectories_at(path: Path) -> dict[str, Any]:
 def _store(path: Path, needs: list[TrajectoryNeed]) -> Entry:
     """Return the entry of a store of trajectories. Reading counts as use: its lock file changes the folder's time."""
     shards = [shard for shard in _children(path) if _SHARD.fullmatch(shard.name)]
-    manifests = [manifest for shard in shards if (manifest := _manifest(shard))]
+    manifests = [manifest for shard in shards if (manifest := try_manifest(shard))]
     about = manifests[0].about if manifests else {}
     teacher: dict[str, Any] = stated if isinstance(stated := about.get("teacher"), dict) else {}
     facts: dict[str, Any] = {
@@ -253,12 +253,6 @@ def _models() -> tuple[Path, list[Entry]]:
 def _pipeline(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
         return str(json.loads(path.read_text(encoding="utf-8")).get("_class_name"))
-    return None
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    with contextlib.suppress(DamagedError):
-        return read_manifest(folder)
     return None
 
 

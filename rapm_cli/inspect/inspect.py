@@ -10,17 +10,15 @@ from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
-from rapm_cli.formats.header import is_lookalike, read_header
+from rapm_cli.formats.header import SUFFIX, is_lookalike, read_header
 from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
-from rapm_cli.formats.png import MAGIC, read_png
+from rapm_cli.formats.png import MAGIC, RECIPE_KEY, read_png
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.inspect.disk_usage import trajectories_at
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
-SUFFIX = ".safetensors"
 LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 START_BYTES = 32  # enough to tell the kinds of files apart
-IMAGE_KEY = "rapm"  # key of the recipe among a PNG's texts
 FOLDER_PROGRAMS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
 
@@ -126,7 +124,7 @@ def _image(path: Path) -> dict[str, Any]:
     png = read_png(path)
     recipe: Any = {}
     with contextlib.suppress(ValueError, RecursionError):
-        recipe = json.loads(png.texts.get(IMAGE_KEY, "{}"))
+        recipe = json.loads(png.texts.get(RECIPE_KEY, "{}"))
     is_ours = isinstance(recipe, dict) and bool(recipe)
     is_one = is_ours and isinstance(recipe.get("seed"), int)  # a grid of several images has no seed of its own
     return {

@@ -7,7 +7,17 @@ from rapm_cli.metrics.metric import CLIP, METRICS, Estimate, Evidence, Metric, m
 
 
 def clip_scores(features: Tensor, texts: Tensor) -> Tensor:
-    """Return (N,) scores of (N, D) image and prompt embeddings."""
+    """Return the CLIP score of each image, in [-100, 100]; negative scores are kept.
+
+    Args:
+        features: (N, D) embeddings of the images.
+        texts: (N, D) embeddings of their prompts.
+
+    Returns:
+        (N,) float64 scores.
+
+    Source: arXiv:2104.08718, section 3, with w = 100 and without the cut at zero.
+    """
     return 100 * torch.nn.functional.cosine_similarity(features.double(), texts.double(), dim=1)
 
 

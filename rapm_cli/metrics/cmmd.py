@@ -10,9 +10,11 @@ ROWS = 2048  # rows of a kernel matrix that are held at a time
 
 
 def clip_discrepancy(a: Tensor, b: Tensor) -> float:
-    """Return the biased estimate from (N, D) and (M, D) embeddings, times 1,000; never negative.
+    """Return the biased estimate of the squared discrepancy, times 1,000; never negative.
 
-    Every row is normalised to length 1 first.
+    Args:
+        a: (N, D) embeddings; every row is normalised to length 1 first.
+        b: (M, D) embeddings; likewise.
 
     Source: arXiv:2401.09603, section 4, eq. 4 with every term's diagonal, sigma = 10.
     """

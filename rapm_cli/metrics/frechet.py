@@ -27,6 +27,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     With S_a = R R^T, the trace of the root is the sum of the square roots of the eigenvalues of R^T S_b R. This
     matrix is symmetric, so neither complex arithmetic nor a matrix square root is needed.
 
+    Args:
+        a: Mean and covariance of D features.
+        b: Mean and covariance of the same D features of other images.
+
     Raises:
         ValueError: A covariance is not symmetric, or has a negative eigenvalue beyond rounding.
 

@@ -4,15 +4,21 @@ import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.bootstrap import bootstrap_interval
-from rapm_cli.metrics.metric import Estimate, LabelledSamples, bootstrap_of
+from rapm_cli.metrics.metric import Estimate, LabelledSamples
 
 DISTANCE = "fd-demo"
 FEWEST_SAMPLES = 640  # ten for each of the reader's features; a Fréchet distance of fewer means nothing
 
 
+def gap(teacher: float, base: float, student: float) -> float:
+    """Return (base - student) / (base - teacher), the share of the distance from base to teacher that is closed."""
+    return (base - student) / (base - teacher)
+
+
 def gap_closed(teacher: LabelledSamples, base: LabelledSamples, student: LabelledSamples) -> Estimate | None:
-    """Return (FD_base - FD_student) / (FD_base - FD_teacher): 1 if the student is as near as its teacher.
+    """Return the `gap` in Fréchet distances: 1 if the student's distance is its teacher's.
 
     The interval resamples the prompts of all three models together.
 
@@ -29,8 +35,7 @@ def gap_closed(teacher: LabelledSamples, base: LabelledSamples, student: Labelle
         return None
 
     def share(rows: Tensor) -> float:
-        far, near, ours = (distance.statistic(samples[rows]) for samples in (base, teacher, student))
-        return (far - ours) / (far - near)
+        return gap(*(distance.statistic(samples[rows]) for samples in (teacher, base, student)))
 
     low, high = bootstrap_interval(share, count, generator_for("bootstrap", "closed"), draws=distance.draws)
     return Estimate(share(torch.arange(count)), low, high)

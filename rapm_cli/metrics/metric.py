@@ -1,6 +1,6 @@
 """The registry of metrics: what each metric needs, which direction is better, and how its value is computed.
 
-To add a metric, write one file here that calls `METRICS.add`, and name the file in `rapm_cli/metrics/__init__.py`.
+To add a metric, write one file here that calls `METRICS.add`, and one line in `MODULES` of `metrics/__init__.py`.
 """
 
 import math
@@ -77,14 +77,14 @@ class Evidence:
 
     Args:
         prompts: N prompts. A prompt that repeats has other noise each time.
-        images: N functions that read an image; empty unless a metric has `wants_images`.
+        images: N functions that read an image; empty unless a metric has `wants_images`. For metrics to come.
         moments: Moments of the samples' features, by extractor.
         features: (N, D) features, by extractor; present only if a metric wants the features of every sample.
         reference: Features of the reference images, by extractor.
         texts: (N, D) CLIP embeddings of the prompts.
         labelled: Features and answers; None unless the prompts have labels.
         teacher: Differences from the teacher on the first K prompts; None if the teacher has no samples.
-        teacher_images: K functions that read the teacher's images; empty unless a metric has `wants_images`.
+        teacher_images: K functions that read the teacher's images, like `images`; for metrics to come.
     """
 
     prompts: Sequence[str] = ()
@@ -164,7 +164,7 @@ class Metric:
         wants_features: Whether it needs the features of every sample and of every reference image.
         wants_texts: Whether it needs embeddings of the prompts.
         wants_labels: Whether it needs prompts with labels.
-        wants_images: Whether it needs the images themselves.
+        wants_images: Whether it needs the images themselves; for metrics to come, such as SSIM to the teacher.
         wants_teacher: Whether it needs the teacher's samples for the same prompts and noise.
         is_usual: Whether it is computed if the user names no metrics and the evidence suffices.
         form: Python's format of the value in tables.
@@ -192,7 +192,12 @@ class Metric:
     @property
     def column(self) -> str:
         """Title of the column with an arrow in the better direction."""
-        return f"{self.title} {'↑' if self.is_higher_better else '↓'}"
+        return f"{self.title} {self.arrow}"
+
+    @property
+    def arrow(self) -> str:
+        """Arrow in the better direction."""
+        return "↑" if self.is_higher_better else "↓"
 
     def is_computable(self, evidence: Evidence) -> bool:
         """Return whether the evidence has everything that the metric needs of the samples."""

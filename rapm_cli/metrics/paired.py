@@ -36,13 +36,13 @@ class Difference:
 def paired_difference(a: Tensor, b: Tensor, generator: torch.Generator) -> Difference:
     """Compare (N,) values of two models for the same prompts.
 
-    Source: the exchange of signs, Fisher, The Design of Experiments, 1935, section 21, with the correction of
-    Phipson and Smyth, arXiv:1603.05766; the sign test is the exact binomial one, ties left out.
-
     Args:
         a: (N,) values of the first model.
         b: (N,) values of the second model.
         generator: CPU generator that draws signs and resamples.
+
+    Source: random sign flips, Fisher, The Design of Experiments, 1935, section 21, with the correction of Phipson and
+    Smyth, arXiv:1603.05766.
     """
     differences = (a - b).double()
     count, mean = len(differences), float(differences.mean())
@@ -53,7 +53,14 @@ def paired_difference(a: Tensor, b: Tensor, generator: torch.Generator) -> Diffe
 
 
 def sign_test(first: int, second: int) -> float:
-    """Return the two-sided p-value of these numbers of wins and losses if both were equally likely."""
+    """Return the p-value of the exact two-sided sign test, in (0, 1].
+
+    Args:
+        first: Number of prompts where the first model is higher.
+        second: Number of prompts where the second model is higher; ties count for neither.
+
+    Source: the binomial test with probability 1/2; Conover, Practical Nonparametric Statistics, 1999, section 3.4.
+    """
     count, ways, total = first + second, 1, 0  # number of ways to have k of the rarer, and their sum
     for k in range(min(first, second) + 1):
         total += ways

@@ -1,6 +1,5 @@
 """Checkpoints of a run: save, load, and remove old ones once a newer one has been read back. See `runs/README.md`."""
 
-import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapm_cli.core.common.errors import DamagedError, InputError
-from rapm_cli.core.storage.commit import Manifest, commit, read_commit, read_manifest, remove_commit
+from rapm_cli.core.storage.commit import commit, read_commit, remove_commit, try_manifest
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.core.training.recovery import Health
-from rapm_cli.runs.run import DAMAGED, GOALS, OFFENDING, SETTINGS, SETTINGS_PREFIX, Run
+from rapm_cli.runs.run import DAMAGED, OFFENDING, SETTINGS, SETTINGS_PREFIX, TARGETS, Run
 from rapm_cli.runs.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +82,9 @@ class Checkpoints:
                 damage.append(error)
         count = int(before[0].name.removeprefix(SETTINGS_PREFIX)) + 1 if before else 1
         name = f"{SETTINGS_PREFIX}{count:03d}"
-        about = _about(0.0) | dict(zip(GOALS, (self.settings.training.iterations, self.settings.samples), strict=True))
+        about = _about(0.0) | dict(
+            zip(TARGETS, (self.settings.training.iterations, self.settings.samples), strict=True)
+        )
         target = self.run.checkpoints_dir / name
         commit(target, {SETTINGS: data}, fingerprint=self.settings.fingerprint, about=about)
         self.set_aside(damage)
@@ -151,7 +152,7 @@ class Checkpoints:
 
     def _check_fingerprints(self) -> None:
         """Refuse a run whose checkpoints all have another fingerprint, because training would start at 0 again."""
-        manifests = [manifest for folder in self.run.checkpoint_folders() if (manifest := _manifest(folder))]
+        manifests = [manifest for folder in self.run.checkpoint_folders() if (manifest := try_manifest(folder))]
         if manifests and all(manifest.fingerprint != self.settings.fingerprint for manifest in manifests):
             raise InputError(
                 f"the checkpoints of {self.run.folder} were made with other settings than those saved in it, or by "
@@ -171,7 +172,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         folders = self.run.checkpoint_folders()
-        regular = [folder for folder in folders if (made := _manifest(folder)) and made.about.get("regular")]
+        regular = [folder for folder in folders if (made := try_manifest(folder)) and made.about.get("regular")]
         for folder in folders:
             if folder not in (*folders[:KEPT], *regular[:KEPT]):
                 remove_commit(folder)
@@ -198,12 +199,6 @@ def read_settings(run: Run) -> tuple[Settings, list[DamagedError]]:
             damage.append(DamagedError(folder, f"{SETTINGS} is missing"))
     found = "; ".join(error.message for error in damage)
     raise InputError(f"no checkpoint of {run.folder} can be used: {found}", "start again with --output NEW")
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    with contextlib.suppress(DamagedError):
-        return read_manifest(folder)
-    return None
 
 
 def _about(seconds: float) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rapm_cli.core.common.errors import DiskError, InputError
-from rapm_cli.core.storage.files import regular_file, replace_file
+from rapm_cli.core.storage.files import replace_file
+from rapm_cli.formats.png import RECIPE_KEY, read_png
 
-RECIPE_KEY = "rapm"
 REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
 GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
 
@@ -57,17 +57,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Read the recipe of a PNG that rapm wrote.
 
     Raises:
-        InputError: The file is not an image, or has no recipe of rapm.
+        InputError: The file is no whole PNG, or has no recipe of rapm.
     """
-    regular_file(path, "give a PNG that rapm generate wrote")
     try:
-        with Image.open(path) as image:
-            text = image.info.get(RECIPE_KEY)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image", "give a PNG that rapm generate wrote") from error
-    try:
-        recipe = json.loads(text or "")
-    except (TypeError, ValueError, RecursionError):
+        recipe = json.loads(read_png(path).texts.get(RECIPE_KEY, ""))
+    except (ValueError, RecursionError):
         recipe = None
     if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in REQUIRED.items()):
         raise InputError(f"{path} has no recipe of rapm", "give a PNG that rapm generate wrote")
@@ -85,7 +79,7 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def contact_sheet(rows: dict[str, Tensor]) -> Image.Image:
-    """Draw one titled row of images for each entry.
+    """Place one titled row of images for each entry.
 
     Args:
         rows: Title to (B, 3, H, W) images in [0, 1], all of one shape; images of one column share prompt and noise.

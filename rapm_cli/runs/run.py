@@ -23,7 +23,7 @@ LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "resul
 CHECKPOINTS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
 SETTINGS = "settings.json"  # in every checkpoint
 SETTINGS_PREFIX = "settings-"  # of the names of folders that hold settings alone
-GOALS = ("iterations", "samples")  # how much a finished run has done; in the manifest of its settings
+TARGETS = ("iterations", "samples")  # how much a finished run has done; in the manifest of its settings
 DIFFUSERS_FORM = "-diffusers.safetensors"  # end of the name of an exported LoRA
 
 
@@ -75,7 +75,7 @@ class Run:
             done = self.result()
         except InputError:
             return False
-        return self.has_lora and bool(done) and all(done.get(name) == count for name, count in self._goals().items())
+        return self.has_lora and bool(done) and all(done.get(name) == count for name, count in self._targets().items())
 
     @property
     def has_diverged(self) -> bool:
@@ -120,11 +120,11 @@ class Run:
     def _folders(self) -> list[Path]:
         return sorted(self.checkpoints_dir.iterdir(), reverse=True) if self.checkpoints_dir.is_dir() else []
 
-    def _goals(self) -> dict[str, Any]:
+    def _targets(self) -> dict[str, Any]:
         """Return how much the newest settings ask for; empty if they cannot be read."""
         with contextlib.suppress(DamagedError, IndexError):
             about = read_manifest(self.settings_folders()[0]).about
-            return {name: about[name] for name in GOALS if name in about}
+            return {name: about[name] for name in TARGETS if name in about}
         return {}
 
     def raw_settings(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Run:
         return self.lora
 
     def is_complete(self, iterations: int, samples: int) -> bool:
-        """Return True if the run is finished, with an undamaged LoRA and exactly these goals.
+        """Return True if the run is finished, with an undamaged LoRA and exactly these targets.
 
         Args:
             iterations: Number of training iterations.

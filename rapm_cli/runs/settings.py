@@ -22,7 +22,7 @@ from rapm_cli.core.method.config import (
     to_json,
 )
 
-# Stored names of settings that may change when a run is resumed, because the work that is done stays valid. Only
+# Names in files of settings that may change when a run is resumed, because the work that is done stays valid. Only
 # --resume may change to or from a plan that rounds the base.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last", "cuda_graphs")
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison

@@ -4,15 +4,14 @@ import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.evaluate.evaluate import ModelResult
-from rapm_cli.evaluate.html import ChartsSection, PictureSection, Report, Section, TableSection, embedded
+from rapm_cli.evaluate.html import ChartsSection, ImageSection, Report, Section, TableSection, embedded
+from rapm_cli.evaluate.record import EVALUATIONS, Column, Record, table_of, value_column, value_record
 from rapm_cli.evaluate.training_curves import training_charts
 from rapm_cli.metrics import METRICS
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
@@ -21,30 +20,16 @@ from rapm_cli.runs.images import contact_sheet, png_bytes
 from rapm_cli.runs.retry import ready_folder, with_retries
 from rapm_cli.runs.versions import versions
 from rapm_cli.study.runs import evaluations_of, run_of, seconds_of
-from rapm_cli.study.scores import CLOSED, DIFFERENCE, scores
+from rapm_cli.study.scores import DIFFERENCE, GAP_CLOSED, scores
 from rapm_cli.study.study import Cells, Outcome
 
 JSON, MARKDOWN, SHEET, REPORT = "study.json", "study.md", "sheet.png", "report.html"
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
-
-    Args:
-        title: Title of the column.
-        cell: Record of a row to the text of its cell; empty if there is none.
-    """
-
-    title: str
-    cell: Callable[[Record], str]
 
 
 def to_record(outcome: Outcome) -> Record:
     """Return a study as JSON values; the first two rows are the teacher and the undistilled base."""
     study = outcome.study
-    samples = [[] if cells.failure else [_labelled(one) for one in cells.results if one] for cells in outcome.rows]
+    samples = [[] if row.failure else [_labelled(one) for one in row.results if one] for row in outcome.rows]
     first, second, *found = scores(_labelled(outcome.teacher), _labelled(outcome.base), samples)
     return {
         "title": study.title,
@@ -61,7 +46,7 @@ def to_record(outcome: Outcome) -> Record:
         "rows": [
             _row("teacher", [outcome.teacher], first),
             _row("base", [outcome.base], second),
-            *(_cells(cells, estimates) for cells, estimates in zip(outcome.rows, found, strict=True)),
+            *(_of_cells(row, estimates) for row, estimates in zip(outcome.rows, found, strict=True)),
         ],
     }
 
@@ -76,17 +61,12 @@ def _row(name: str, results: list[ModelResult], estimates: dict[str, Estimate]) 
         "name": name,
         "evaluations": results[0].model.evaluations if results else None,
         "seconds_per_picture": round(statistics.fmean(one.seconds for one in results), 4) if results else None,
-        "metrics": {name: _value(estimate) for name, estimate in estimates.items()},
+        "metrics": {name: value_record(estimate) for name, estimate in estimates.items()},
     }
 
 
-def _value(estimate: Estimate) -> Record:
-    interval = {"low": estimate.low, "high": estimate.high}
-    return {"mean": estimate.value, "spread": estimate.spread, **interval, "values": list(estimate.by_seed)}
-
-
-def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
-    results = [one for one in cells.results if one]
+def _of_cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
+    results, bare = [one for one in cells.results if one], cells.row.undistilled
     seeds = [_seed(settings.teacher.seed, run_of(settings), cells) for settings in cells.settings]
     trained = [one["training_seconds"] for one in seeds if not one["failure"]]
     asked = [one["training_evaluations"] for one in seeds if not one["failure"]]
@@ -95,7 +75,7 @@ def _cells(cells: Cells, estimates: dict[str, Estimate]) -> Record:
         "failure": cells.failure,
         "options": cells.chosen.options if cells.chosen else {},
         "recipe": cells.settings[0].recipe() if cells.settings else None,
-        "bare": dataclasses.asdict(cells.row.bare) if cells.row.bare else None,
+        "bare": dataclasses.asdict(bare) if bare else None,
         "training_seconds": round(statistics.fmean(trained), 2) if trained else None,
         "training_evaluations": statistics.fmean(asked) if asked else None,
         "training_mib": round(cells.peak_bytes / 2**20, 1) if trained else None,
@@ -123,60 +103,54 @@ def row_title(row: Record) -> str:
     return f"{row['name']} ({best})" if best else str(row["name"])
 
 
-def _estimate(name: str) -> Callable[[Record], str]:
-    """Return a function to the text of a value: mean, spread over the seeds, and interval."""
-    is_share = name in (CLOSED, DIFFERENCE) or METRICS[name].unit == "%"
-    scale, unit, form, rough = (100, "%", ".1f", ".1f") if is_share else (1, "", ".3g", ".2g")
-    sign = "+" if name == DIFFERENCE else ""
+def _number(name: str, title: str, form: str) -> Column:
+    return Column(title, lambda row: format(row[name], form) if row.get(name) else "")
+
+
+def _value(name: str) -> Column:
+    metric = METRICS[name]
+    form, spread_form = (".1f", ".1f") if metric.unit else (".3g", ".2g")
+    return value_column(name, metric.column, form, metric.unit, spread_form=spread_form)
+
+
+def _first_value() -> Column:
+    """Return the column of a row's first value, or of the reason why the row has none."""
+    column = _value("attributes")
+    return Column(
+        column.title, lambda row: str(row["failure"]).split(":")[0] if row.get("failure") else column.cell(row)
+    )
+
+
+def _difference() -> Column:
+    """Return the column of the difference from the first row, which has none itself."""
+    column = value_column(DIFFERENCE, "more than the first row", ".1f", "%", sign="+")
 
     def cell(row: Record) -> str:
-        found = row["metrics"].get(name)
-        if found is None:
-            return ""
-        if name == DIFFERENCE and found["low"] == found["high"]:  # the first row compared with itself
-            return ""
-        spread = "" if found["spread"] is None else f" ±{found['spread'] * scale:{rough}}"
-        low, high = found["low"] * scale, found["high"] * scale
-        return f"{found['mean'] * scale:{sign}{form}}{unit}{spread} [{low:{form}},{high:{form}}]"
+        found = row["metrics"].get(DIFFERENCE)
+        return "" if found is None or found["low"] == found["high"] else column.cell(row)
 
-    return cell
-
-
-def _number(name: str, form: str) -> Callable[[Record], str]:
-    return lambda row: format(row[name], form) if row.get(name) else ""
-
-
-def _metric(name: str) -> Column:
-    return Column(METRICS[name].column, _estimate(name))
-
-
-def _first(row: Record) -> str:
-    """Return the first value of a row, or why there is none."""
-    return str(row["failure"]).split(":")[0] if row.get("failure") else _estimate("attributes")(row)
+    return Column(column.title, cell)
 
 
 COLUMNS = (
     Column("", row_title),
-    Column("NFE", _number("evaluations", "d")),
-    Column(_metric("attributes").title, _first),
-    _metric("pictures"),
-    _metric(DISTANCE),
-    Column("gap closed ↑", _estimate(CLOSED)),
-    Column("more than the first row", _estimate(DIFFERENCE)),
-    Column("training s", _number("training_seconds", ".3g")),
-    Column("training NFE", _number("training_evaluations", ",.0f")),
-    Column("training MiB", _number("training_mib", ",.0f")),
-    Column("s/image", _number("seconds_per_picture", ".3f")),
-    Column("LoRA", _number("parameters", ",d")),
+    EVALUATIONS,
+    _first_value(),
+    _value("pictures"),
+    _value(DISTANCE),
+    value_column(GAP_CLOSED, "gap closed ↑", ".1f", "%"),
+    _difference(),
+    _number("training_seconds", "training s", ".3g"),
+    _number("training_evaluations", "training NFE", ",.0f"),
+    _number("training_mib", "training MiB", ",.0f"),
+    _number("seconds_per_picture", "s/image", ".3f"),
+    _number("parameters", "LoRA", ",d"),
 )
 
 
 def table(record: Record) -> tuple[list[str], list[list[str]]]:
     """Return titles and cells of the columns that are not empty."""
-    cells = [[column.cell(row) for row in record["rows"]] for column in COLUMNS]
-    shown = [k for k, column in enumerate(cells) if any(column)]
-    rows = [[cells[k][row] for k in shown] for row in range(len(record["rows"]))]
-    return [COLUMNS[k].title for k in shown], rows
+    return table_of(COLUMNS, record["rows"])
 
 
 def summary(record: Record) -> str:
@@ -246,7 +220,7 @@ def _page(outcome: Outcome, record: Record, sheet: bytes, command: str) -> Repor
     """Return the study as a page: its table, images of all rows, and the training curves of each row's first seed."""
     sections: list[Section] = [
         TableSection("Table", *table(record), note=f"{summary(record)}. {setting(record)} {record['machine']}."),
-        PictureSection("The same prompts and noise", embedded(sheet), note="One row for each model."),
+        ImageSection("The same prompts and noise", embedded(sheet), note="One row for each model."),
     ]
     for cells in outcome.rows:
         charts = training_charts(run_of(cells.settings[0]).log) if cells.settings else []

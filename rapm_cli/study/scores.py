@@ -2,17 +2,18 @@
 
 import functools
 import statistics
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from rapm_cli.core.common.randomness import generator_for
-from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
-from rapm_cli.metrics.metric import Estimate, LabelledSamples, bootstrap_of
+from rapm_cli.metrics import bootstrap_of
+from rapm_cli.metrics.bootstrap import QUANTILES, resampled
+from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES, gap
+from rapm_cli.metrics.metric import Estimate, LabelledSamples
 
 SHARES = ("attributes", "pictures")
-CLOSED, DIFFERENCE = "closed", "difference"  # keys of the record
+GAP_CLOSED, DIFFERENCE = "closed", "difference"  # keys of the record
 Values = list[list[float]]  # for each model, one value for each of its seeds
 T_DRAWS = 20_000
 
@@ -22,7 +23,7 @@ def scores(
 ) -> list[dict[str, Estimate]]:
     """Return values by metric for the teacher, the base and every row.
 
-    `CLOSED` is the gap closed, (FD_base - FD_row) / (FD_base - FD_teacher). `DIFFERENCE` is a row's gap closed
+    `GAP_CLOSED` is the `gap` in Fréchet distances. `DIFFERENCE` is a row's gap closed
     less that of the first row. Both are missing for teacher and base, for too few samples, and if there is no gap.
 
     The interval of a mean adds two errors. The error of the prompts comes from a bootstrap with the same resamples for
@@ -40,11 +41,11 @@ def scores(
     for name in SHARES:
         for scored, estimate in zip(found, _share(models, name), strict=True):
             scored[name] = estimate
-    exact, draws = _resampled(models, DISTANCE, CLOSED)
-    for scored, estimate in zip(found, _estimates(exact, draws, bootstrap_of(DISTANCE).lowest), strict=True):
+    exact, resamples = _resampled(models, DISTANCE, "closed")
+    for scored, estimate in zip(found, _estimates(exact, resamples, bootstrap_of(DISTANCE).lowest), strict=True):
         scored[DISTANCE] = estimate
     if len(teacher) >= FEWEST_SAMPLES and exact[0] != exact[1]:
-        _add_closed(found[2:], exact, draws, has_first=bool(rows and rows[0]))
+        _add_gaps(found[2:], exact, resamples, has_first=bool(rows and rows[0]))
     left = iter(found[2:])
     return [*found[:2], *(next(left) if row else {} for row in rows)]
 
@@ -53,18 +54,19 @@ def _share(models: list[list[LabelledSamples]], name: str) -> list[Estimate]:
     return _estimates(*_resampled(models, name, name), bootstrap_of(name).lowest, bootstrap_of(name).highest)
 
 
-def _add_closed(found: list[dict[str, Estimate]], exact: Values, draws: list[Values], *, has_first: bool) -> None:
-    closed, drawn = _closed(exact), [_closed(draw) for draw in draws]
-    for scored, estimate in zip(found, _estimates(closed, drawn), strict=True):
-        scored[CLOSED] = estimate
+def _add_gaps(found: list[dict[str, Estimate]], exact: Values, resamples: list[Values], *, has_first: bool) -> None:
+    gaps, others = _gaps(exact), [_gaps(one) for one in resamples]
+    for scored, estimate in zip(found, _estimates(gaps, others), strict=True):
+        scored[GAP_CLOSED] = estimate
     if has_first:
-        for scored, gap in zip(found, _estimates(_gaps(closed), [_gaps(draw) for draw in drawn]), strict=True):
-            scored[DIFFERENCE] = gap
+        differences = _estimates(_differences(gaps), [_differences(one) for one in others])
+        for scored, estimate in zip(found, differences, strict=True):
+            scored[DIFFERENCE] = estimate
 
 
-def _gaps(closed: Values) -> Values:
+def _differences(gaps: Values) -> Values:
     """Return each row's gap closed less that of the first row."""
-    return [[value - other for value, other in _paired(row, closed[0])] for row in closed]
+    return [[value - other for value, other in _paired(row, gaps[0])] for row in gaps]
 
 
 def _paired(row: list[float], first: list[float]) -> list[tuple[float, float]]:
@@ -72,38 +74,35 @@ def _paired(row: list[float], first: list[float]) -> list[tuple[float, float]]:
     return list(zip(row, first if len(first) == len(row) else [statistics.fmean(first)] * len(row), strict=True))
 
 
-def _closed(distances: Values) -> Values:
+def _gaps(distances: Values) -> Values:
     """Return the gap closed by each row, from the distances of teacher, base and rows."""
     (teacher,), (base,), *rows = distances
-    return [[(base - value) / (base - teacher) for value in row] for row in rows]
+    return [[gap(teacher, base, value) for value in row] for row in rows]
 
 
 def _resampled(models: list[list[LabelledSamples]], name: str, purpose: str) -> tuple[Values, list[Values]]:
     """Return a metric's values, and its values for resampled prompts; an evaluation has the same resamples."""
-    count, metric = len(models[0][0]), bootstrap_of(name)
-    prompts = generator_for("bootstrap", purpose)
+    metric = bootstrap_of(name)
 
-    def values(chosen: Tensor | None) -> Values:
-        compute: Callable[[LabelledSamples], float] = metric.statistic
-        return [[compute(one if chosen is None else one[chosen]) for one in row] for row in models]
+    def values(prompts: Tensor) -> Values:
+        return [[metric.statistic(one[prompts]) for one in row] for row in models]
 
-    draws = [values(torch.randint(count, (count,), generator=prompts)) for _ in range(metric.draws)]
-    return values(None), draws
+    return resampled(values, len(models[0][0]), generator_for("bootstrap", purpose), metric.draws)
 
 
 def _estimates(
-    exact: Values, drawn: list[Values], lowest: float = -float("inf"), highest: float = float("inf")
+    exact: Values, resamples: list[Values], lowest: float = -float("inf"), highest: float = float("inf")
 ) -> list[Estimate]:
     """Return the means of the exact values; their intervals join the resampled means with the error of the seeds."""
     made = []
     for k, row in enumerate(exact):
         mean = statistics.fmean(row)
         spread = statistics.stdev(row) if len(row) > 1 else None
-        errors = torch.tensor([statistics.fmean(draw[k]) for draw in drawn], dtype=torch.float64)
+        errors = torch.tensor([statistics.fmean(one[k]) for one in resamples], dtype=torch.float64)
         errors = errors - errors.mean()  # a resample repeats rows, which biases distances
         if spread is not None:
             errors = (errors[:, None] + spread / len(row) ** 0.5 * _student_t(len(row) - 1)).flatten()
-        below, above = torch.quantile(errors, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        below, above = torch.quantile(errors, QUANTILES).tolist()
         made.append(Estimate(mean, max(mean + below, lowest), min(mean + above, highest), spread, by_seed=tuple(row)))
     return made
 

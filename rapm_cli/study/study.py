@@ -23,10 +23,10 @@ from rapm_cli.distill.resolve_run import settings_for, settings_without_weights
 from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, sheet_row
 from rapm_cli.evaluate.evaluate import ModelResult, evaluate_model
 from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
-from rapm_cli.evaluate.samples import labelled_plan
+from rapm_cli.evaluate.plan import labelled_plan
 from rapm_cli.formats.lora import apply_lora, load_lora
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.gap_closed import DISTANCE, FEWEST_SAMPLES
-from rapm_cli.metrics.metric import bootstrap_of
 from rapm_cli.runs.settings import MAX_SAMPLES, MIN_SAMPLES, Settings
 from rapm_cli.study.runs import finish, run_of, seconds_of
 
@@ -47,7 +47,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Bare:
+class Undistilled:
     """The undistilled base with few steps.
 
     Args:
@@ -74,13 +74,13 @@ class StudyRow:
 
     Args:
         name: Name in the table.
-        variants: Settings of the row; the best of several is shown. Empty for a row that distils nothing.
-        bare: The undistilled base, for a row that distils nothing.
+        variants: Settings of the row; the best of several is shown. Empty for a row without training.
+        undistilled: The undistilled base, for a row without training.
     """
 
     name: str
     variants: tuple[Variant, ...] = ()
-    bare: Bare | None = None
+    undistilled: Undistilled | None = None
 
 
 @dataclass(frozen=True)
@@ -213,18 +213,18 @@ class _PromptSet:
         self.plan = labelled_plan(base, samples, seed, held_out, reporter)
         self._scenes: tuple[Tensor, Conditioning] | None = None
 
-    def undistilled(self, config: TeacherConfig) -> list[ModelResult]:
+    def teacher_and_base(self, config: TeacherConfig) -> list[ModelResult]:
         """Return the results of the teacher, and of the undistilled base with the student's steps; with images."""
         loaded = self._load(config)
         return [
             self._result(loaded, model, with_images=True) for model in teacher_and_base(loaded, config, self._identity)
         ]
 
-    def bare(self, config: TeacherConfig, bare: Bare) -> ModelResult:
+    def few_steps(self, config: TeacherConfig, given: Undistilled) -> ModelResult:
         """Return the result of the undistilled base with few steps; with images."""
-        loaded, sampler = self._load(config), SAMPLERS[bare.sampler]
-        about = (loaded, config, self._identity, bare.steps)
-        model = renoised(*about, sampler) if sampler.is_renoised else few_steps(*about, bare.guidance)
+        loaded, sampler = self._load(config), SAMPLERS[given.sampler]
+        about = (loaded, config, self._identity, given.steps)
+        model = renoised(*about, sampler) if sampler.is_renoised else few_steps(*about, given.guidance)
         return self._result(loaded, model, with_images=True)
 
     def student(self, config: TeacherConfig, path: Path, *, with_images: bool = False) -> ModelResult:
@@ -244,7 +244,7 @@ class _PromptSet:
         if not with_images:
             return result
         self._scenes = self._scenes or fixed_scenes(self._base, loaded, self.plan.seed, [], COLUMNS)
-        images = sheet_row(model, loaded, self._scenes, self._base.defaults.picture_batch)
+        images = sheet_row(model, loaded, self._scenes, self._base.defaults.image_batch)
         return dataclasses.replace(result, images=images)
 
     def _load(self, config: TeacherConfig) -> LoadedBase:
@@ -271,7 +271,7 @@ class _Work:
         study = self.study
         self.reporter.say(f"{study.title!r}: {self._extent()}")
         self.reporter.say("teacher and base")
-        teacher, base = self.prompts.undistilled(self.settings.teacher)
+        teacher, base = self.prompts.teacher_and_base(self.settings.teacher)
         self.seconds |= {"teacher": teacher.seconds * study.samples, "base": base.seconds * study.samples}
         rows, is_patient = dict[int, Cells](), False
         while len(rows) < len(study.rows):
@@ -302,9 +302,9 @@ class _Work:
             LockedError: Another process works on one of its runs; the others are finished.
         """
         study, cells, place = self.study, Cells(row), f"row {count} of {len(self.study.rows)}"
-        if row.bare:
+        if row.undistilled:
             self.reporter.say(f"{place}: {row.name}")
-            result = self.prompts.bare(self.settings.teacher, row.bare)
+            result = self.prompts.few_steps(self.settings.teacher, row.undistilled)
             self.seconds[row.name] = result.seconds * study.samples
             cells.results = [result]
             return cells

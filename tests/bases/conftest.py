@@ -16,7 +16,7 @@ from tests.bases.hub_pipeline import REPO, a_pipeline
 from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl
 from tests.conftest import authors_scheduler
-from tests.runs.test_convert import as_kohya, with_alphas
+from tests.runs.test_authors_lora import as_kohya, with_alphas
 
 WRITERS = {"sdxl": write_sdxl, "sd15": write_sd15}
 CPU = torch.device("cpu")

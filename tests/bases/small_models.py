@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from rapm_cli.bases.demo.base import WEIGHTS
 
-SIDE = 64  # of SDXL's pictures; SD 1.5 halves its latents once more and has twice the side
+SIDE = 64  # of SDXL's images; SD 1.5 halves its latents once more and has twice the side
 BPE = json.loads((WEIGHTS / "base" / "tokenizer" / "tokenizer.json").read_text())["model"]
 START, END = "<|startoftext|>", "<|endoftext|>"
 XL_WIDTHS = (12, 20)  # of the encoders: unequal, so that no loader can mistake one for the other
@@ -194,7 +194,7 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
 
 
 def _enliven(module, generator: torch.Generator) -> None:
-    """Weights of a size at which every one of them shows in the pictures."""
+    """Weights of a size at which every one of them shows in the images."""
     for name, value in module.named_parameters():
         noise = torch.randn(value.shape, generator=generator)
         if value.dim() > 1:

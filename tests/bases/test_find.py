@@ -1,7 +1,5 @@
 """Which base a name means, and which models are refused before any work."""
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +34,7 @@ def hub(monkeypatch, originals):
     return asked
 
 
-@pytest.mark.parametrize("name", ["demo", "sdxl", "sd15"])
+@pytest.mark.parametrize("name", ["demo", "sdxl"])
 def test_a_registered_name_goes_before_a_folder_of_that_name(name, tmp_path, monkeypatch, originals):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).symlink_to(originals["sd15"], target_is_directory=True)
@@ -75,9 +73,7 @@ def test_a_repository_of_the_hub_costs_only_its_configurations_until_it_is_neede
     assert hub[1:] == [(repo, "0" * 40, PIPELINE)]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "demmo", "a/b/c", "./nowhere", "../nowhere", "/nowhere", "no/where.safetensors", "a b/c", "x" * 5000]
-)
+@pytest.mark.parametrize("name", ["", "demmo", "a/b/c", "./nowhere", "no/where.safetensors", "a b/c", "x" * 5000])
 def test_what_is_nothing_is_refused_without_asking_the_hub(hub, name):
     with pytest.raises(ConfigError) as caught:
         find_base(name, OUT)
@@ -187,13 +183,10 @@ def only_file(folder, part):
 
 SPOILED = {
     "inpainting": (config("unet", in_channels=9), (9, 4)),
-    "SD 3": (index(_class_name="StableDiffusion3Pipeline"), ("StableDiffusion3Pipeline",)),
     "Flux": (index(_class_name="FluxPipeline"), ("StableDiffusionXLPipeline", "StableDiffusionPipeline")),
-    "refiner": (index(_class_name="StableDiffusionXLImg2ImgPipeline"), ("StableDiffusionXLImg2ImgPipeline",)),
     "code for the pipeline": (index(_class_name=["mine", "Mine"]), ("['mine', 'Mine']",)),
     "code for a part": (index(unet=["mine", "MyUNet"]), ("['mine', 'MyUNet']", "unet")),
     "no text encoder": (index(text_encoder=[None, None]), ("[None, None]", "text_encoder")),
-    "another autoencoder": (index(vae=["diffusers", "AutoencoderTiny"]), ("vae", "AutoencoderKL")),
     "only pickles": (pickled, ("unet", "safetensors")),
     "another schedule": (scheduler(num_train_timesteps=500), (500, 1000)),
     "rescaled": (scheduler(rescale_betas_zero_snr=True), ("scaled_linear", "epsilon", "rescaled")),
@@ -201,23 +194,15 @@ SPOILED = {
     "no betas": (scheduler(beta_start=None), ("schedule",)),
     "predicts samples": (scheduler(prediction_type="sample"), ("scaled_linear", "sample")),
     "not square": (config("unet", sample_size=[8, 12]), ("[8, 12]",)),
-    "cut UNet": (cut("unet"), ("diffusion_pytorch_model.safetensors",)),
     "cut encoder": (cut("text_encoder"), ("model.safetensors",)),
-    "cut autoencoder": (cut("vae"), ("diffusion_pytorch_model.safetensors",)),
     "a shard is missing": (without_a_shard, ("unet", 2, 3)),
     "a tensor is missing": (without("unet", "conv_out.weight"), ("unet", "conv_out.weight")),
     "an encoder's tensor is missing": (
         without("text_encoder", "text_model.final_layer_norm.weight"),
         ("text_encoder", "final_layer_norm.weight"),
     ),
-    "an autoencoder's tensor is missing": (
-        without("vae", "post_quant_conv.bias"),
-        ("vae", "post_quant_conv.bias"),
-    ),
     "another width": (config("unet", block_out_channels=[8, 16, 24]), ("unet",)),
-    "another encoder": (config("text_encoder", hidden_size=16), ("text_encoder",)),
     "no configuration": (lambda folder: (folder / "unet" / "config.json").unlink(), ("config.json",)),
-    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ("tokenizer", "text_encoder")),
     "no vocabulary": (
         lambda folder: [(folder / "tokenizer_2" / name).unlink() for name in ("vocab.json", "merges.txt")],
         ("tokenizer", "text_encoder_2"),

@@ -64,11 +64,11 @@ def test_the_autoencoder_is_in_float32_unless_its_configuration_says_that_it_nee
     edit(folder, "vae/config.json", force_upcast=force_upcast)
     loaded = load(folder, torch.bfloat16)
     z = torch.randn(1, *loaded.latent_shape, generator=torch.Generator().manual_seed(0))
-    picture = loaded.decode(z)
+    image = loaded.decode(z)
     assert loaded._vae.dtype == dtype
-    assert picture.dtype == torch.float32
-    assert picture.isfinite().all()
-    assert (picture - load(folder).decode(z)).abs().mean() < (1e-6 if dtype == torch.float32 else 0.02)
+    assert image.dtype == torch.float32
+    assert image.isfinite().all()
+    assert (image - load(folder).decode(z)).abs().mean() < (1e-6 if dtype == torch.float32 else 0.02)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_narrow_card_decodes_in_tiles(originals, moves, memory, is_tiled):
 
 
 @pytest.mark.parametrize(("tile_px", "is_whole"), [(32, False), (64, True), (512, True)])
-def test_a_tile_is_smaller_than_a_large_picture(originals, moves, monkeypatch, tile_px, is_whole):
+def test_a_tile_is_smaller_than_a_large_image(originals, moves, monkeypatch, tile_px, is_whole):
     monkeypatch.setattr(loading_module, "TILE_PX", tile_px)
     loaded, tiles = moves(originals["sdxl"], NARROW - 1)[0], []
     loaded._vae.decoder.register_forward_hook(lambda module, given, made: tiles.append(made.shape[-1]))

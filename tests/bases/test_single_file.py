@@ -76,7 +76,7 @@ def parts_of(pipe):
     return {name: part.state_dict() for name in names if (part := getattr(pipe, name, None)) is not None}
 
 
-def drawn(pipe):
+def sample(pipe):
     generator = torch.Generator().manual_seed(3)
     return pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, generator=generator, output_type="pt").images
 
@@ -116,8 +116,8 @@ def test_diffusers_reads_what_it_would_have_merged_itself(originals, lora_of, tm
         for pipe in (ours, theirs)
     )
     assert all(one is two or torch.equal(one, two) for one, two in zip(said, expected, strict=True))
-    torch.testing.assert_close(drawn(ours), drawn(theirs), rtol=0, atol=1e-4)
-    assert (drawn(ours) - drawn(bare)).abs().max() > 0.05
+    torch.testing.assert_close(sample(ours), sample(theirs), rtol=0, atol=1e-4)
+    assert (sample(ours) - sample(bare)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -182,7 +182,7 @@ def test_seeds_count_up_and_do_not_depend_on_the_batch(rapm, short_run, tmp_path
     assert _size(tmp_path / "c" / "grid.png")[0] > 3 * 128
 
 
-def test_a_picture_can_be_made_again_from_itself(rapm, short_run, tmp_path):
+def test_an_image_can_be_made_again_from_itself(rapm, short_run, tmp_path):
     prompt = "a green ring in the snow"
     assert rapm("generate", prompt, "--seed", "3", "--lora", str(short_run), "--output", str(tmp_path / "a"))[0] == 0
     first = tmp_path / "a" / "000-seed3.png"
@@ -226,7 +226,7 @@ def test_prompts_come_from_files_and_standard_input(rapm, short_run, tmp_path, m
         assert torch.equal(_pixels(tmp_path / "a" / name), _pixels(tmp_path / "b" / name))
 
 
-def test_unknown_words_are_named_once_and_the_picture_is_drawn(rapm, short_run, tmp_path):
+def test_unknown_words_are_named_once_and_the_image_is_made(rapm, short_run, tmp_path):
     argv = ["generate", "a photo of a woman", "a woman in Paris", "--lora", str(short_run), "--output", str(tmp_path)]
     code, out, err = rapm(*argv)
     assert code == 0
@@ -253,7 +253,7 @@ def test_markup_and_escapes_in_prompts_are_text(rapm, short_run, tmp_path):
     assert "\x1b" not in err
 
 
-def test_a_compared_picture_is_made_again_with_its_teacher(rapm, short_run, tmp_path):
+def test_a_compared_image_is_made_again_with_its_teacher(rapm, short_run, tmp_path):
     argv = ["--lora", str(short_run), "--output", str(tmp_path)]
     assert rapm("generate", "a red cone at dusk", "--compare", *argv)[0] == 0
     first, again = tmp_path / "000-seed0-compare.png", tmp_path / "000-seed0-compare-1.png"
@@ -286,7 +286,7 @@ def test_a_lora_of_other_weights_is_used_with_a_warning(rapm, short_run, tmp_pat
     assert names(err, "warning:", "weights", "demo")
 
 
-def test_other_steps_than_the_loras_are_drawn_with_a_warning(rapm, short_run, tmp_path):
+def test_other_steps_than_the_loras_are_sampled_with_a_warning(rapm, short_run, tmp_path):
     argv = ["generate", "a red cube at dawn", "--lora", str(short_run), "--output", str(tmp_path)]
     code, out, err = rapm(*argv, "--steps", "2")
     assert code == 0
@@ -325,7 +325,7 @@ def test_eval_refuses_half_a_teacher(rapm, short_run, tmp_path):
     assert names(err, path, "teacher")
 
 
-def test_without_a_run_the_shipped_lora_draws(rapm, tmp_path):
+def test_without_a_run_the_shipped_lora_samples(rapm, tmp_path):
     code, out, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
     assert names(err, "LoRA", "demo")
@@ -355,7 +355,7 @@ def test_eval_reports_both_parts_with_intervals(rapm, short_run):
             assert all(m["low"] <= m["value"] <= m["high"] for m in row["metrics"].values())
 
 
-def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, monkeypatch):
+def test_teacher_images_are_read_once_and_remembered(rapm, short_run, home, monkeypatch):
     argv = [
         "eval",
         "--lora",
@@ -372,7 +372,7 @@ def test_teacher_pictures_are_read_once_and_remembered(rapm, short_run, home, mo
     assert len(list((home / "cache" / "readings").glob("*/MANIFEST.json"))) == 3
     with monkeypatch.context() as patch:
         for name in ("walk_teacher", "sample_student"):
-            patch.setattr(f"rapm_cli.evaluate.models.{name}", lambda *args: pytest.fail("drawn again"))
+            patch.setattr(f"rapm_cli.evaluate.models.{name}", lambda *args: pytest.fail("sampled again"))
         assert json.loads(rapm(*argv)[1])["parts"] == first
     damaged = next((home / "cache" / "readings").glob("*/readings.safetensors"))
     damaged.write_bytes(bytes(damaged.stat().st_size))

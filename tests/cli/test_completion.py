@@ -121,10 +121,10 @@ def test_shells_offer_run_names(candidates, home):
 def test_the_words_are_those_of_the_registries():
     from rapm_cli.bases import BASES
     from rapm_cli.distill.trackers import TRACKERS
-    from rapm_cli.metrics import METRICS
+    from rapm_cli.metrics import METRICS, NAMES
 
     assert set(completion.BASES) == set(BASES.names())
-    assert set(completion.METRICS) == set(METRICS.names())
+    assert set(NAMES) == set(METRICS.names())
     assert set(completion.TRACKERS) == set(TRACKERS.names())
     assert set(completion.studies("")) == {path.stem for path in completion.STUDIES.glob("*.toml")} != set()
 
@@ -157,6 +157,10 @@ def parameters():
 
 def test_every_option_has_help():
     assert [(name, parameter.name) for name, parameter in parameters() if not parameter.help] == []
+
+
+def test_help_texts_are_not_read_as_markup():
+    assert [(name, parameter.name) for name, parameter in parameters() if "[" in parameter.help] == []
 
 
 def test_choices_of_eval_are_those_of_its_registries():

@@ -1,6 +1,7 @@
-"""What a person sees while a job works."""
+"""Output of a job while it works."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -16,13 +17,13 @@ from rapm_cli.runs import signals
 CPU = torch.device("cpu")
 
 
-def on_a_terminal(monkeypatch, letters: int = 120) -> io.StringIO:
-    """Standard error as a terminal of so many letters."""
+def on_a_terminal(monkeypatch, columns: int = 120) -> io.StringIO:
+    """Make standard error a terminal of so many columns."""
     written = io.StringIO()
     real = console._Console
 
     def of(*, stderr=False, width=None, **options):
-        terminal = {"file": written, "width": letters, "force_terminal": True, "color_system": None}
+        terminal = {"file": written, "width": columns, "force_terminal": True, "color_system": None}
         return real(**terminal, **options) if stderr else real(**options)
 
     monkeypatch.setattr(console, "_Console", of)
@@ -65,22 +66,22 @@ def test_bytes_are_shown_in_units_that_people_read(monkeypatch, capsys):
     ("title", "total", "unit"),
     [("trajectories", 1000, "trajectory"), ("training", 20_000, "iteration"), ("teacher, 40 steps", 100, "picture")],
 )
-@pytest.mark.parametrize("letters", [80, console.ROOMY])
-def test_the_longest_bars_fit_into_the_line(monkeypatch, title, total, unit, letters):
+@pytest.mark.parametrize("columns", [80, console.ROOMY])
+def test_the_longest_bars_fit_into_the_line(monkeypatch, title, total, unit, columns):
     large = MemoryReading("GPU", *[int(99.9 * GIB)] * 4, others=int(9.9 * GIB))
     monkeypatch.setattr("rapm_cli.bases.memory.read_memory", lambda device: large)
-    written = on_a_terminal(monkeypatch, letters)
+    written = on_a_terminal(monkeypatch, columns)
     with Output().bar(title, total, unit, CPU) as bar:
         task = bar._progress.tasks[0]
         monkeypatch.setattr(type(task), "speed", 0.12)  # hours are left
         bar.advance(total // 2)
         bar._progress.refresh()
-    words = large.words(is_short=letters == 80)
+    words = large.words(is_short=columns == 80)
     lines = [
         line for line in re.split(r"[\r\n]", re.sub(r"\x1b\[\S*?[A-Za-z]", "", written.getvalue())) if title in line
     ]
     assert lines
-    assert all(line.rstrip().endswith(words) and len(line.rstrip()) <= letters for line in lines)
+    assert all(line.rstrip().endswith(words) and len(line.rstrip()) <= columns for line in lines)
     assert any(f"{total // 2}/{total} 0.12 {unit}/s" in line for line in lines)
 
 
@@ -185,5 +186,11 @@ def test_every_environment_variable_is_named_like_its_option():
             flag = next((flag for flag in option.opts if flag.startswith("--")), None)
             if flag and flag != "--help":
                 words = flag[2:].replace("-", "_").upper()
-                variable = option.envvar or f"RAPM_{name.upper()}_{option.name.upper()}"
-                assert variable in (f"RAPM_{words}", f"RAPM_{name.upper()}_{words}"), flag
+                own = f"RAPM_{name.upper()}_{words}"
+                assert own in (option.envvar, f"RAPM_{name.upper()}_{option.name.upper()}"), flag
+                assert option.envvar in (None, own, f"RAPM_{words}"), flag
+
+
+def test_json_can_be_set_for_one_command(rapm, shipped_lora, monkeypatch):
+    monkeypatch.setenv("RAPM_INSPECT_JSON", "1")
+    assert json.loads(rapm("inspect", str(shipped_lora))[1])["kind"] == "LoRA"

@@ -1,12 +1,12 @@
-"""Pictures in the terminal."""
+"""Images in the terminal."""
 
 import numpy as np
 from PIL import Image
 
-from rapm_cli.cli.preview import HALF, MOST_COLUMNS, preview
+from rapm_cli.cli.preview import HALF, MAX_COLUMNS, preview
 
 
-def test_a_letter_has_the_colours_of_two_pixels(tmp_path):
+def test_a_character_has_the_colours_of_two_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     text = preview(tmp_path / "x.png", 80)
@@ -19,14 +19,14 @@ def test_a_letter_has_the_colours_of_two_pixels(tmp_path):
     assert len(text.spans) == 15
 
 
-def test_a_large_picture_fits_and_keeps_its_shape(tmp_path):
+def test_a_large_image_fits_and_keeps_its_shape(tmp_path):
     Image.new("RGB", (400, 200), (10, 20, 30)).save(tmp_path / "x.png")
-    for columns, width in ((40, 40), (200, MOST_COLUMNS)):
+    for columns, width in ((40, 40), (200, MAX_COLUMNS)):
         lines = preview(tmp_path / "x.png", columns).plain.splitlines()
         assert (len(lines[0]), len(lines)) == (width, width // 4)
 
 
-def test_programs_get_no_picture(rapm, tmp_path):
+def test_programs_get_no_image(rapm, tmp_path):
     argv = ("generate", "a red cube", "--base", "demo", "--output", str(tmp_path), "--preview")
     code, out, err = rapm(*argv)
     assert code == 0

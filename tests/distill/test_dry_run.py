@@ -12,6 +12,7 @@ from rapm_cli.distill.loop import KEPT
 from tests.messages import names
 
 SHORT = ["distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "10", "--rank", "2"]
+FEWER = ["--iterations", "1", "--samples", "0", "--discriminator", "latent", "--quiet"]
 SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu"]
 
 
@@ -36,12 +37,12 @@ def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypat
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
     assert code == 0
     predicted = json.loads(out)["disk_bytes"]["trajectories"]
-    assert rapm(*SHORT, *SMALL, "--iterations", "1", "--samples", "0", "--quiet")[0] == 0
+    assert rapm(*SHORT, *SMALL, *FEWER)[0] == 0
     stored = sum(path.stat().st_size for path in home.glob("cache/trajectories/**/*.safetensors"))
     assert predicted == pytest.approx(stored, rel=0.02)
 
 
-def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, monkeypatch):
+def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, tiny, monkeypatch):
     monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(dry_run, "matmul_rate", lambda device, dtype: 1e9)
     monkeypatch.setattr(dry_run, "time_iteration", lambda *args: pytest.fail("it tries"))
@@ -57,7 +58,7 @@ def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, monkeypatch, processes):
+def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, tiny, monkeypatch, processes):
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")

@@ -15,7 +15,10 @@ from tests.bases.hub_server import running
 from tests.messages import names
 
 REPO, UNET = "someone/small-sdxl", "unet/diffusion_pytorch_model.fp16.safetensors"
-COUNTS = ["--iterations", "1", "--trajectories", "2", "--samples", "0"]
+COUNTS = [
+    "--iterations", "1", "--trajectories", "2", "--samples", "0", "--fine-steps", "2", "--rank", "1",
+    "--batch-size", "1", "--discriminator", "latent",
+]  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

@@ -37,6 +37,10 @@ WORK = [
     "2",
     "--fine-steps",
     "2",
+    "--rank",
+    "1",
+    "--discriminator",
+    "latent",
 ]
 PAIR = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rapm_cli"]
 
@@ -128,7 +132,11 @@ def two_with(home, *faults, more=()):
         names = {"RAPM_HOME": home, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = os.environ | {name: str(value) for name, value in names.items()}
         both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errs = [process.communicate(timeout=100)[1] for process in both]
+    try:
+        errs = [process.communicate(timeout=300)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()  # where the test has failed, so that the next ones have the machine
     return [process.returncode for process in both], errs
 
 

@@ -1,4 +1,4 @@
-"""A folder of COCO's shape: pictures under val2014, several captions each, in no order."""
+"""A folder of COCO's shape: images under val2014, several captions each, in no order."""
 
 import json
 

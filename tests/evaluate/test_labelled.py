@@ -19,7 +19,8 @@ from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.evaluate import samples as module
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact
 from rapm_cli.evaluate.models import EvalModel
-from rapm_cli.evaluate.samples import Labels, SamplePlan, SampleSet, labelled_plan
+from rapm_cli.evaluate.plan import Labels, SamplePlan, labelled_plan
+from rapm_cli.evaluate.samples import SampleSet
 
 QUIET = Output(quiet=True)
 
@@ -143,7 +144,7 @@ def labelled_set(count=4, batch=2):
 
 def test_answers_are_found_under_the_keys_of_older_versions():
     key = json.dumps(["some weights", 7, True, 2, ["prompt 2", "prompt 3"]])
-    assert labelled_set()._reading_chunk(range(2, 4)) == hashlib.sha256(key.encode()).hexdigest()[:24]
+    assert labelled_set()._feature_chunk(range(2, 4)) == hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def test_a_longer_list_of_labelled_prompts_begins_with_a_shorter_one():

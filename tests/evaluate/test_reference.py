@@ -10,7 +10,7 @@ from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.evaluate.reference import coco_pairs, files_digest, find_reference, list_digest, statistics_of
 from rapm_cli.extractors import Extractor
-from rapm_cli.extractors.preparation import Preparation, read_picture
+from rapm_cli.extractors.preparation import Preparation, read_image
 from rapm_cli.extractors.statistics import write_statistics
 from rapm_cli.metrics.moments import moments
 from tests.evaluate.coco_folder import write_coco
@@ -58,12 +58,12 @@ def test_a_folder_that_is_not_cocos_is_refused_with_what_is_missing(coco, tmp_pa
         coco_pairs(coco, 3)
 
 
-def test_statistics_of_pictures_are_those_of_their_features(coco):
+def test_statistics_of_images_are_those_of_their_features(coco):
     side = Preparation(32)
     reference = find_reference(f"coco:{coco}", 10)
     assert len(reference.paths) == 10
     made = statistics_of(reference, side, EYE, Output(quiet=True), keep=True)
-    features = np.stack([side(read_picture(path)).mean((0, 1)) for path in reference.paths])
+    features = np.stack([side(read_image(path)).mean((0, 1)) for path in reference.paths])
     torch.testing.assert_close(made.features, torch.tensor(features, dtype=torch.float32))
     torch.testing.assert_close(
         made.moments.covariance, moments(torch.tensor(features)).covariance, rtol=1e-5, atol=1e-5
@@ -73,12 +73,12 @@ def test_statistics_of_pictures_are_those_of_their_features(coco):
     assert statistics_of(reference, side, EYE, Output(quiet=True), keep=False).features is None
 
 
-def test_real_pictures_are_looked_at_once_until_one_changes(coco):
+def test_real_images_are_looked_at_once_until_one_changes(coco):
     reference, looked = find_reference(f"coco:{coco}", 10), []
 
-    def network(pictures):
-        looked.append(len(pictures))
-        return pictures.mean((2, 3))
+    def network(images):
+        looked.append(len(images))
+        return images.mean((2, 3))
 
     eye, side = replace(EYE, network=network), Preparation(32)
     first = statistics_of(reference, side, eye, Output(quiet=True), keep=True)

@@ -19,7 +19,7 @@ from rapm_cli.evaluate.html import (
     Chart,
     ChartsSection,
     FactsSection,
-    PictureSection,
+    ImageSection,
     Report,
     SheetRow,
     SheetSection,
@@ -95,15 +95,15 @@ class Page(HTMLParser):
 
 
 def report():
-    picture = embedded(png("red"))
+    image = embedded(png("red"))
     return Report(
         EVIL,
         EVIL,
         [
             TableSection("Figures", ["", "FID"], [[EVIL, "1"]], note=EVIL),
             ChartsSection("Curves", [Chart.of("Loss", [Line(EVIL, [1, 2])], [0, 1], "iteration", EVIL)]),
-            SheetSection("Side by side", ["prompt", EVIL], [SheetRow(EVIL, [picture], EVIL)]),
-            PictureSection(EVIL, picture),
+            SheetSection("Side by side", ["prompt", EVIL], [SheetRow(EVIL, [image], EVIL)]),
+            ImageSection(EVIL, image),
             FactsSection("Recipe", {EVIL: EVIL}, {EVIL: EVIL}),
         ],
     )
@@ -182,14 +182,14 @@ def test_the_demo_bases_page_opens_in_a_browser(short_run, home, tmp_path, schem
     ]
     assert main([*argv, "--output", str(tmp_path / "out"), "--quiet"]) == 0
     page = tmp_path / "out" / "report.html"
-    picture = tmp_path / "seen.png"
+    image = tmp_path / "seen.png"
     number = {"dark": 0, "light": 1}[scheme]
     subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,3000",
          f"--blink-settings=preferredColorScheme={number}",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", page.as_uri()],
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={image}", page.as_uri()],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
-    seen = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    seen = np.asarray(Image.open(image).convert("RGB")).astype(int)
     assert (seen[5, 5] > 200).all() == (scheme == "light")  # the paper
-    assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3)}) > 1000  # pictures are there
+    assert len({tuple(colour) for colour in seen[::7, ::7].reshape(-1, 3)}) > 1000  # images are there

@@ -11,7 +11,7 @@ from rapm_cli.extractors.clip import open_pair
 from rapm_cli.extractors.extractor import EXTRACTORS, Opening
 from rapm_cli.extractors.inception import SHA256, URL, find_inception, load_inception
 from tests.extractors.models import CPU, opening, write_clip, write_dino, write_inception
-from tests.extractors.test_preparation import picture
+from tests.extractors.test_preparation import image
 from tests.messages import naming
 from tests.metrics.peers import peer
 
@@ -24,7 +24,7 @@ def weights(tmp_path, monkeypatch):
 
 
 def test_inception_is_torch_fidelitys(weights):
-    made = [picture(64, 80), picture(299, 299)]
+    made = [image(64, 80), image(299, 299)]
     extractor = EXTRACTORS["inception"](opening(inception=weights))
     ours = torch.cat(list(extractor.features([lambda p=p: p for p in made])))
     theirs = peer("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
@@ -82,7 +82,7 @@ def test_both_sides_of_a_clip_are_transformers(tmp_path, form):
 
     folder = write_clip(tmp_path / "clip", form)
     extractor, reader = open_pair(opening(clip_model=str(folder)), prefix="A photo depicts ")
-    prompts, made = ["a red cube", "a cat " * 60], [picture(40, 60), picture(90, 70)]
+    prompts, made = ["a red cube", "a cat " * 60], [image(40, 60), image(90, 70)]
     model = CLIPModel.from_pretrained(folder)
     processor = CLIPProcessor.from_pretrained(folder, backend="pil")
     inputs = processor(
@@ -104,7 +104,7 @@ def test_dino_is_transformers(tmp_path, monkeypatch):
 
     folder = write_dino(tmp_path / "dino")
     monkeypatch.setattr("rapm_cli.extractors.dino.SOURCE", str(folder))
-    extractor, made = EXTRACTORS["dinov2"](opening()), picture(256, 256)
+    extractor, made = EXTRACTORS["dinov2"](opening()), image(256, 256)
     processor = BitImageProcessorPil(
         size={"shortest_edge": 224}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
     )

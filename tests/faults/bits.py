@@ -1,4 +1,4 @@
-"""Whether a stopped run ends with the bits of one that was not, on a device, and what `--deterministic` costs there.
+"""Compare the bits of a stopped and an uninterrupted run on a device, and measure what `--deterministic` costs there.
 
 python -m tests.faults.bits --device cuda
 """
@@ -28,9 +28,9 @@ class Result:
     """One distillation.
 
     Args:
-        title: How it was made.
-        seconds: Of each iteration, without commits.
-        is_equal: Whether it ended with the bits of the first one with the same flags.
+        title: Flags of the distillation, and whether it was stopped.
+        seconds: Time of one iteration, without checkpoints.
+        is_equal: True if it ended with the bits of the first one with the same flags.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Result:
 
 
 def only_run(home: Path) -> Run | None:
-    """The run of a home, once there is one."""
+    """Return the only run of a home, or None before it exists."""
     return next((Run(path) for path in home.glob("data/runs/*")), None)
 
 
@@ -52,7 +52,7 @@ def stop_halfway(argv: list[str], home: Path, log: Path, half: int) -> None:
 
 
 def distilled(argv: list[str], home: Path, log: Path, iterations: int) -> tuple[float, dict[str, str]]:
-    """Seconds of an iteration, and the sums of all files, of a command that is run to its end."""
+    """Run a command to its end; return the seconds of an iteration, and the checksums of all files."""
     assert processes.run(argv, home, log) == 0, log.read_text()
     run = only_run(home)
     assert run
@@ -61,7 +61,7 @@ def distilled(argv: list[str], home: Path, log: Path, iterations: int) -> tuple[
 
 
 def main(device: str = "cpu", iterations: int = 20, more: tuple[str, ...] = ()) -> list[Result]:
-    """Run it and print the table.
+    """Run all distillations, and print the table.
 
     Args:
         device: As `--device` takes it.

@@ -40,26 +40,26 @@ SETTINGS = Settings(
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that is committed.
+    """A kind of folder that is written as commits.
 
     Args:
-        title: In words.
-        prepare: Makes the old state in an empty folder.
-        act: Makes the new state from it.
-        look: What is there, in comparable form; fails where something damaged is visible.
-        recover: What the next process does first.
+        title: Name in the table.
+        prepare: Function that makes the old state in an empty folder.
+        act: Function that makes the new state from the old one.
+        state: Function that returns the folder's state, for comparison; it raises if damage is visible.
+        recover: Function that does what the next process does first.
     """
 
     title: str
     prepare: Callable[[Path], object]
     act: Callable[[Path], object]
-    look: Callable[[Path], object]
+    state: Callable[[Path], object]
     recover: Callable[[Path], object]
 
 
 @dataclass
 class Outcome:
-    """What was found after all kills of one subject."""
+    """States found after all kills of one subject."""
 
     kills: int = 0
     old: int = 0
@@ -107,12 +107,12 @@ def damaged_shard(folder: Path) -> None:
 
 
 def missing(folder: Path) -> object:
-    """What a process asks for before it makes trajectories."""
+    """Return which trajectories are missing, as a process does before it makes them."""
     return store(folder).missing()
 
 
 def stored(folder: Path) -> object:
-    """None where the shard is missing or known to be damaged: it is made again then."""
+    """Return the shard, or None where it is missing or found damaged, so that it is made again."""
     found = store(folder)
     return None if found.missing()[0] else found.stored()[torch.tensor([0])].z_teacher.mean().item()
 
@@ -122,7 +122,7 @@ def write_export(folder: Path) -> None:
 
 
 def exported(folder: Path) -> object:
-    """As a process finds it: no folder can be renamed over another, so the old one is put back first."""
+    """Return the state after the recovery that every process begins with, which puts the old folder back."""
     files.sweep(folder)
     return protocol.read_commit(folder / "model")[1]
 
@@ -199,7 +199,7 @@ def try_all(subject: Subject) -> Outcome:
         subject.prepare(place / "before")
         shutil.copytree(place / "before", place / "after") if (place / "before").exists() else None
         subject.act(place / "after")
-        old, new = subject.look(place / "before"), subject.look(place / "after")
+        old, new = subject.state(place / "before"), subject.state(place / "after")
         for boundary in range(1, 10_000):
             folder = place / "try"
             if (place / "before").exists():
@@ -213,14 +213,14 @@ def try_all(subject: Subject) -> Outcome:
             if code == 0:
                 break
             outcome.kills += 1
-            found = subject.look(folder)
+            found = subject.state(folder)
             outcome.old += found == old
             outcome.new += found == new
             outcome.neither += [f"boundary {boundary}: {found}"] if found not in (old, new) else []
             subject.recover(folder)
             outcome.litter += len(list(folder.rglob(".rapm-*"))) if folder.exists() else 0
             subject.act(folder)
-            outcome.redone += subject.look(folder) == new
+            outcome.redone += subject.state(folder) == new
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -228,7 +228,7 @@ def try_all(subject: Subject) -> Outcome:
 
 
 def main() -> dict[str, Outcome]:
-    """Run it and print the table."""
+    """Kill every subject at all boundaries, and print the table."""
     outcomes = {subject.title: try_all(subject) for subject in SUBJECTS}
     rows = [
         [title, *map(str, (made.kills, made.old, made.new, len(made.neither), made.litter, made.redone))]

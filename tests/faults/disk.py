@@ -25,15 +25,15 @@ DISKS, ROOMY = (256, 1_024, 8_192), 40_960  # KiB of a tmpfs
 
 @dataclass(frozen=True)
 class Result:
-    """What a full disk left.
+    """The state after a full disk.
 
     Args:
-        title: What was done.
-        code: Exit code with the full retry.
-        last: The newest commit then.
-        litter: Unfinished files.
-        is_equal: Whether the resumed run ends as the uninterrupted one, bit for bit.
-        line: What was said.
+        title: Kind of the limit.
+        code: Exit code after all retries.
+        last: Newest commit then.
+        litter: Number of unfinished files.
+        is_equal: True if the resumed run equals the uninterrupted one, bit for bit.
+        line: Error message.
     """
 
     title: str
@@ -59,8 +59,8 @@ def limit_files(size: int) -> Callable[[], None]:
     return limit
 
 
-def judge(title: str, code: int, home: Path, log: Path, wanted: dict[str, str]) -> Result:
-    """Look at what is left, then resume without the limit and compare."""
+def check(title: str, code: int, home: Path, log: Path, wanted: dict[str, str]) -> Result:
+    """Check what is left, then resume without the limit and compare."""
     line = log.read_text().strip().splitlines()[-1].replace(str(home), "HOME")
     commits = [*home.glob("data/runs/*/commits/[!.]*"), *home.glob("cache/trajectories/*/[0-9]*")]
     for commit in commits:
@@ -80,7 +80,7 @@ def with_file_limits(place: Path, wanted: dict[str, str], limits: tuple[int, ...
     for size in limits:
         home, log = place / f"limit-{size}", place / f"limit-{size}.txt"
         code = processes.run(ARGV, home, log, limit_files(size))
-        made.append(judge(f"RLIMIT_FSIZE {size:,} bytes", code, home, log, wanted))
+        made.append(check(f"RLIMIT_FSIZE {size:,} bytes", code, home, log, wanted))
     return made
 
 
@@ -95,7 +95,7 @@ def with_small_disks(place: Path, wanted: dict[str, str]) -> list[Result]:
         try:
             code = processes.run(ARGV, home, log, brief_waits)
             mount(home, ROOMY, "remount,")
-            made.append(judge(f"disk of {size:,} KiB", code, home, log, wanted))
+            made.append(check(f"disk of {size:,} KiB", code, home, log, wanted))
         finally:
             subprocess.run(["umount", home], check=True)
     for is_freed in (False, True):
@@ -105,14 +105,14 @@ def with_small_disks(place: Path, wanted: dict[str, str]) -> list[Result]:
             code = filled_while_training(home, log, is_freed=is_freed)
             (home / "filler").unlink(missing_ok=True)
             title = "filled by another program, " + ("freed while it waits" if is_freed else "not freed")
-            made.append(judge(title, code, home, log, wanted))
+            made.append(check(title, code, home, log, wanted))
         finally:
             subprocess.run(["umount", home], check=True)
     return made
 
 
 def filled_while_training(home: Path, log: Path, *, is_freed: bool) -> int:
-    """The exit code of a run whose disk fills up after its first commit of training."""
+    """Return the exit code of a run whose disk fills up after its first training checkpoint."""
     pid = processes.start(ARGV, home, log, (lambda: None) if is_freed else brief_waits)
     while (code := processes.wait(pid, 0.02)) is None and not list(home.glob("data/runs/*/commits/00000002")):
         pass
@@ -135,7 +135,7 @@ def mount(home: Path, size: int, how: str = "") -> bool:
 
 
 def main(*, is_short: bool = False) -> list[Result]:
-    """Run it and print the table."""
+    """Fill all disks, and print the table."""
     processes.preload()
     place = Path(tempfile.mkdtemp(prefix="rapm-disk-"))
     try:

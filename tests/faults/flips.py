@@ -25,7 +25,7 @@ Case = tuple[str, str, Path, bytes | None]  # class, file that must be named, pa
 
 
 def write_large(folder: Path, iterations: int) -> None:
-    """A checkpoint as large as the demo base's at rank 8."""
+    """Write a checkpoint as large as the demo base's at rank 8."""
     parts = {
         name: {f"layer.{k}": torch.full((size // 64,), float(iterations)) for k in range(64)}
         for name, size in (("student", 843_008), ("student-optimizer", 1_686_016), ("discriminators", 120_000))
@@ -48,7 +48,7 @@ def every_bit(commit: Path) -> Iterator[Case]:
 
 
 def places(data: bytes) -> dict[str, range]:
-    """Where the parts of a safetensors file lie."""
+    """Return the ranges of the parts of a safetensors file."""
     end = 8 + struct.unpack("<Q", data[:8])[0]
     return {"header length": range(8), "header": range(8, end), "tensor data": range(end, len(data))}
 
@@ -78,7 +78,7 @@ def whole_files(commit: Path, older: Path) -> Iterator[Case]:
 
 
 def try_case(run: Run, case: Case) -> tuple[bool, bool, bool]:
-    """Whether the damage is found, its file named, and the commit before used."""
+    """Return whether the damage is found, its file is named, and the checkpoint before it is used."""
     _, name, path, data = case
     good = path.read_bytes()
     path.unlink() if data is None else path.write_bytes(data)

@@ -175,7 +175,7 @@ def good_lora(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def good_picture(path: Path) -> bytes:
+def good_image(path: Path) -> bytes:
     from PIL import Image
 
     recipe = {"prompt": "a", "seed": 1, "steps": 4, "base": "demo", "precision": "fp32", "lora_sha256": "0"}
@@ -238,7 +238,7 @@ def prompt_files(place: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[ob
 
 def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[object], int]]]:
     """Name to what is drawn, and what is done with it."""
-    lora, picture = good_lora(place / "good.safetensors"), good_picture(place / "good.png")
+    lora, image = good_lora(place / "good.safetensors"), good_image(place / "good.png")
     run = place / "run"
     for k in (1, 2):
         write_checkpoint(run, k)
@@ -313,7 +313,7 @@ def targets(place: Path, canary: Path) -> dict[str, tuple[st.SearchStrategy, Cal
         "generate PROMPT": (
             st.text(st.characters(), max_size=2100), lambda prompt: command("generate", "--lora", "no", "--", prompt),
         ),
-        "generate --from FILE": (mutations(picture) | st.binary(max_size=200), with_file("generate", "--from", name)),
+        "generate --from FILE": (mutations(image) | st.binary(max_size=200), with_file("generate", "--from", name)),
         "distill --config FILE": (
             toml | toml | text | st.binary(max_size=200),
             with_file("distill", "--base", "demo", "--config", name, "--output", str(place)),  # which is not empty

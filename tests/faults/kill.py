@@ -19,19 +19,20 @@ from tests.faults import processes
 
 SAVE_EVERY = 3
 LONG = "--trajectories 128 --fine-steps 2 --iterations 24 --rank 2 --batch-size 2 --samples 0"
-SHORT = "--trajectories 6 --fine-steps 2 --iterations 6 --rank 1 --batch-size 1 --samples 0 --discriminator latent"
+SHORT = "--trajectories 4 --fine-steps 2 --iterations 4 --rank 1 --batch-size 1 --samples 0 --discriminator latent"
 
 
 @dataclass
 class Tally:
-    """What happened.
+    """Counts of one run of this program.
 
     Args:
-        kills: By what was going on.
+        kills: Kills by what the distillation was doing.
         runs: Finished runs.
-        equal: Those whose every file equals the uninterrupted run's.
-        most_repeated: Iterations that one kill made to be done again, at most.
-        shards_lost: Committed trajectories that were gone after a kill.
+        equal: Finished runs that equal the uninterrupted one in every file.
+        most_repeated: Largest number of iterations that one kill made the run repeat.
+        shards_lost: Finished shards of trajectories that were gone after a kill.
+        litter: Unfinished files that the last command left.
         differences: Files that differ.
     """
 
@@ -45,7 +46,7 @@ class Tally:
 
 
 def results(home: Path) -> dict[str, str]:
-    """sha256 of every file that a finished run must have the same; times and parents are not among them."""
+    """Return the sha256 of all files in which finished runs must be equal; times and parents are left out."""
     (run,) = [path for path in (home / "data" / "runs").iterdir() if path.is_dir()]
     newest = Run(run).checkpoint_folders()[0]
     files = [path for path in newest.iterdir() if path.name != "MANIFEST.json"]
@@ -56,7 +57,7 @@ def results(home: Path) -> dict[str, str]:
 
 
 def progress(home: Path) -> tuple[int, int, int]:
-    """Iterations in the log, iterations in the newest good commit, and shards of trajectories."""
+    """Return the iterations in the log and in the newest good checkpoint, and the shards of trajectories."""
     from rapm_cli.core.storage.commit import verify
 
     shards = len(list((home / "cache" / "trajectories").glob("*/[0-9]*")))
@@ -76,7 +77,7 @@ def progress(home: Path) -> tuple[int, int, int]:
 def interrupt(
     argv: list[str], folder: Path, wanted: dict[str, str], tally: Tally, dice: random.Random, kills: int, longest: float
 ) -> None:
-    """One distillation from its start to its end, killed again and again until `kills` are spent."""
+    """Run one distillation to its end, killed again and again until all `kills` are spent."""
     home, log, is_begun = folder / "home", folder / "log.txt", False
     while True:
         again = ["distill", "--resume"] if is_begun and dice.random() < 0.5 else argv
@@ -105,7 +106,7 @@ def interrupt(
 
 
 def _phase(home: Path, shards: int, saved: int) -> str:
-    """How far the run had come, over all its processes, when it was killed."""
+    """Return the phase in which the run was killed."""
     if any((home / "data" / "runs").glob("*/lora.safetensors")):
         return "end"
     return "training" if saved >= 0 else "trajectories" if shards else "loading"

@@ -1,4 +1,4 @@
-"""What commits and checks cost the training rate: the same distillation with and without them, in pairs.
+"""Measure what checkpoints and checks cost the training rate: pairs of distillations with and without them.
 
 python -m tests.faults.overhead
 """
@@ -30,16 +30,16 @@ DEVICE = torch.device("cpu")
 
 
 def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, float]:
-    """Seconds of a training, those of them outside its steps, and those of the latter that went into commits.
+    """Return the seconds of a training, those outside its steps, and those that checkpoints took.
 
     Args:
-        settings: What to train.
-        folder: Run folder; None for bare training, without commits, log and signals.
+        settings: Settings of the run.
+        folder: Run folder; None for bare training, without checkpoints, log and signals.
     """
     out, base = Output(quiet=True), BASES["demo"]
     loaded = LoadedBase(base.locate(out), DEVICE, torch.float32)
     trajectories = collect_trajectories(loaded, settings, base.defaults.rollout_batch, is_strict=False, reporter=out)
-    trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=10, delta=1)
+    trainer = Trainer(loaded.backbone, settings.training, num_slots=4, fine_steps=settings.teacher.fine_steps, delta=1)
     in_steps = _timed_steps(trainer)
     begun, saving = time.perf_counter(), 0.0
     if folder is None:
@@ -53,7 +53,7 @@ def seconds_of(settings: Settings, folder: Path | None) -> tuple[float, float, f
 
 
 def _timed_steps(trainer: Trainer) -> list[float]:
-    """Seconds of each step of a trainer, filled as it trains."""
+    """Return the seconds of each step of a trainer, filled as it trains."""
     seconds: list[float] = []
     step = trainer.train_step
 
@@ -68,7 +68,7 @@ def _timed_steps(trainer: Trainer) -> list[float]:
     return seconds
 
 
-def main(pairs: int = 3, iterations: int = 30) -> float:
+def main(pairs: int = 3, iterations: int = 30, trajectories: int = 16, fine_steps: int = 10) -> float:
     """Run it and print the table: the median share of the training time that was spent outside its steps.
 
     That share holds commits, log, bars and signals, and the fetching of trajectories; the times of two trainings on a
@@ -77,10 +77,13 @@ def main(pairs: int = 3, iterations: int = 30) -> float:
     Args:
         pairs: Distillations with a commit every 10 iterations, each beside one without.
         iterations: Of each, at the base's own rank and batch size.
+        trajectories: What they learn from; making them is not timed.
+        fine_steps: Of the teacher in a slot.
     """
     home = Path(tempfile.mkdtemp(prefix="rapm-overhead-"))
     os.environ |= {"RAPM_HOME": str(home), "NO_COLOR": "1", **LIBRARY_SETTINGS}
-    given = {"iterations": iterations, "trajectories": 16, "samples": 0, "checkpoint_every": 10}
+    given = {"iterations": iterations, "trajectories": trajectories, "fine_steps": fine_steps}
+    given |= {"samples": 0, "checkpoint_every": 10}
     settings = settings_for(BASES["demo"], given, None, DEVICE, Output(quiet=True))
     rows, shares, ratios = [], [], []
     try:

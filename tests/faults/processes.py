@@ -1,4 +1,4 @@
-"""`rapm` in processes of its own that start fast: forks of one that has imported everything and computed nothing."""
+"""Start `rapm` in fast new processes: forks of a process that has imported everything and computed nothing."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ def preload() -> None:
 
 
 def start(argv: list[str], home: Path, log: Path, before=lambda: None) -> int:
-    """Fork a process that runs a command and exits with its code; its pid.
+    """Fork a process that runs a command and exits with its code, and return its pid.
 
     Args:
         argv: Of `rapm`.
@@ -49,7 +49,7 @@ def start(argv: list[str], home: Path, log: Path, before=lambda: None) -> int:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """The exit code of a process, minus the signal that ended it, or None where it is still at work."""
+    """Return the exit code of a process, minus the signal that ended it, or None while it still runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -60,11 +60,11 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> int:
-    """Send a signal and wait for the end: the exit code, or minus the signal."""
+    """Send a signal and wait for the end; return the exit code, or minus the signal."""
     os.kill(pid, number)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run(argv: list[str], home: Path, log: Path, before=lambda: None) -> int:
-    """A command from its start to its end: the exit code."""
+    """Run a command to its end, and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(start(argv, home, log, before), 0)[1])

@@ -23,6 +23,7 @@ def sample(loaded):
     return sample_student(loaded.backbone.student, noise, loaded.encode(["a red cube at dusk", "two blue cones"]), 4)[0]
 
 
+@pytest.mark.slow
 def test_fused_and_separate_updates_sample_the_same_latents():
     lora, fused, separate = load_lora(PATH), fresh(), fresh()
     assert fuse_lora(fused.backbone, lora, PATH)
@@ -33,6 +34,7 @@ def test_fused_and_separate_updates_sample_the_same_latents():
     assert (bare - theirs).abs().max() > 0.5
 
 
+@pytest.mark.slow
 def test_an_update_that_rounding_would_lose_is_not_fused():
     lora, loaded = load_lora(PATH), fresh(torch.bfloat16)
     lora.state.update({name: value / 100 for name, value in lora.state.items()})

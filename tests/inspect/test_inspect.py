@@ -23,12 +23,12 @@ FORMS = [
 
 @pytest.fixture
 def facts(rapm):
-    def look(*argv):
+    def ask(*argv):
         code, out, _ = rapm("inspect", *map(str, argv), "--json")
         assert code == 0
         return json.loads(out)
 
-    return look
+    return ask
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,7 +138,7 @@ def test_an_export_is_verified(facts, rapm, shipped_lora, tmp_path):
     assert (code, names(err, "README.md")) == (3, True)
 
 
-def test_a_picture_says_how_to_make_it_again(facts, rapm, tmp_path):
+def test_an_image_says_how_to_make_it_again(facts, rapm, tmp_path):
     from PIL import Image
 
     assert rapm("generate", "a red cube", "--base", "demo", "--seed", "5", "--output", str(tmp_path))[0] == 0

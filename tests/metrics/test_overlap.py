@@ -13,20 +13,20 @@ def drawn(count, width, seed, shift=0.0):
 
 @pytest.mark.parametrize(("count", "shift"), [(60, 0.0), (1500, 0.4), (1500, 2.0)])
 def test_precision_and_recall_are_torch_fidelitys(count, shift):
-    pictures, real = drawn(count, 6, 0, shift), drawn(count, 6, 1)
+    images, real = drawn(count, 6, 0, shift), drawn(count, 6, 1)
     theirs = peer("torch_fidelity.metric_prc").prc_features_to_metric(
-        pictures.double(), real.double(), prc_neighborhood=3, prc_batch_size=500, save_cpu_ram=False, verbose=False
+        images.double(), real.double(), prc_neighborhood=3, prc_batch_size=500, save_cpu_ram=False, verbose=False
     )
-    ours = overlap(pictures, real)
+    ours = overlap(images, real)
     assert ours.precision == pytest.approx(theirs["precision"], abs=1e-6)  # their means are float32
     assert ours.recall == pytest.approx(theirs["recall"], abs=1e-6)  # their means are float32
 
 
 def test_density_and_coverage_are_their_definition():
-    pictures, real = drawn(1100, 3, 0, 0.5).double().numpy(), drawn(900, 3, 1).double().numpy()
-    to_real = np.linalg.norm(pictures[:, None] - real[None], axis=2)
+    images, real = drawn(1100, 3, 0, 0.5).double().numpy(), drawn(900, 3, 1).double().numpy()
+    to_real = np.linalg.norm(images[:, None] - real[None], axis=2)
     among_real = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), axis=1)[:, 5]  # [0] is the row itself
-    found = overlap(torch.from_numpy(pictures), torch.from_numpy(real))
+    found = overlap(torch.from_numpy(images), torch.from_numpy(real))
     assert found.density == pytest.approx((to_real <= among_real).sum() / (5 * 1100))
     assert found.coverage == pytest.approx((to_real <= among_real).any(axis=0).mean())
 

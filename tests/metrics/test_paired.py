@@ -32,7 +32,7 @@ def test_the_exchange_of_signs_is_scipys_permutation_test():
 
 @pytest.mark.slow
 def test_few_prompts_prove_nothing_and_many_alike_neither():
-    """Five wins of five come by chance once in 16 times; p-values of equal contestants are spread evenly."""
+    """Five wins of five come by chance once in 16 times; p-values of equal models are spread evenly."""
     five = paired_difference(torch.ones(5) + torch.rand(5), torch.zeros(5), generator())
     assert five.p_value == pytest.approx(1 / 16, abs=0.01)
     assert five.p_sign == pytest.approx(1 / 16)
@@ -41,7 +41,7 @@ def test_few_prompts_prove_nothing_and_many_alike_neither():
     assert 0.04 < below < 0.17
 
 
-def test_equal_contestants_differ_in_nothing():
+def test_equal_models_differ_in_nothing():
     same = torch.rand(10)
     found = paired_difference(same, same, generator())
     assert (found.mean, found.low, found.high, found.first, found.second) == (0, 0, 0, 0, 0)

@@ -1,5 +1,6 @@
-"""Locks of folders and files, within one process: each FileLock is a holder of its own."""
+"""Locks of folders and files, within one process: each FileLock is a holder of its own. Then the same by commands."""
 
+import contextlib
 import json
 import os
 
@@ -8,6 +9,8 @@ import pytest
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import LockedError
 from rapm_cli.runs.lock import HOLDER, LOCK, locked, try_lock
+from tests.messages import names
+from tests.resuming import DISTILL, unfinished
 
 OUT = Output(quiet=True)
 
@@ -39,3 +42,33 @@ def test_an_error_inside_frees_the_lock(tmp_path):
         raise ValueError("inside")
     with try_lock(tmp_path / LOCK) as is_mine:
         assert is_mine
+
+
+def test_a_second_process_is_refused_with_the_firsts_pid(rapm, again):
+    unfinished(again, "00000004")
+    with locked(again.folder, OUT, "wait"):
+        code, _, err = rapm("distill", "--resume")
+    assert code == 8
+    assert names(err, again.folder, "pid", os.getpid())
+    with locked(again.folder, OUT, "wait"):
+        (again.folder / "lock.json").write_text("[")
+        assert rapm("distill", "--resume")[0] == 8
+    (again.folder / "lock.json").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01 00:00:00"}')
+    code, _, err = rapm("distill", "--resume")
+    assert code == 0
+    assert names(err, "pid", 1, "gone", "2026-01-01 00:00:00")
+
+
+def test_a_second_run_waits_for_the_trajectories_that_the_first_makes(rapm, again, home, monkeypatch):
+    """Runs with one teacher share them, and another process may be at work on them."""
+    from rapm_cli.runs import lock, signals
+
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0)
+    (store,) = (home / "cache" / "trajectories").iterdir()
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(store, OUT, "wait"))
+        monkeypatch.setattr(signals, "pause", lambda seconds: held.close())
+        code, _, err = rapm(*DISTILL[:-1], "1")
+    assert code == 0
+    assert names(err, "pid", os.getpid())
+    assert names(err, 4, "trajectories")

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from rapm_cli.metrics import bootstrap_of
 from rapm_cli.metrics.gap_closed import gap_closed
-from rapm_cli.metrics.metric import LabelledSamples, bootstrap_of
+from rapm_cli.metrics.metric import LabelledSamples
 from rapm_cli.study import scores as module
 from rapm_cli.study.scores import scores
 

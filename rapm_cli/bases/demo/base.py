@@ -5,11 +5,14 @@ import json
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from rapm_cli.bases.architectures import architecture_of
-from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.demo.captions import UNDERSTANDS, phrases, unknown_words
-from rapm_cli.bases.demo.labels import labelled_prompts
-from rapm_cli.bases.demo.world import Scene, random_scenes
+from rapm_cli.bases.base import BASES, Base, Defaults, LabelledPrompts
+from rapm_cli.bases.demo.captions import UNDERSTANDS, caption, phrases, unknown_words
+from rapm_cli.bases.demo.draw import draw
+from rapm_cli.bases.demo.world import SECOND, Scene, labels, random_scenes
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.common.randomness import generator_for
@@ -52,7 +55,27 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
 def training_prompts(count: int, seed: int) -> list[str]:
     """Generate captions for training, in varied wording."""
     wording = generator_for(seed, "demo training wording")
-    return [caption for caption, _ in phrases(training_scenes(count, seed), wording)]
+    return [text for text, _ in phrases(training_scenes(count, seed), wording)]
+
+
+def labelled_prompts(count: int, seed: int, held_out: bool) -> LabelledPrompts:
+    """Return the first `count` prompts of an endless list, with what their images must show.
+
+    Args:
+        count: Number of prompts; a longer list begins with a shorter one.
+        seed: Seed of the list.
+        held_out: True for scenes that no training sees, False for the others.
+    """
+    scenes = random_scenes(count, generator_for(seed, "exam", int(held_out)), held_out=held_out)
+    classes = labels(scenes)
+    asked = torch.ones_like(classes, dtype=torch.bool)
+    asked[[scene.second is None for scene in scenes], SECOND] = False
+
+    def true_images(numbers: range) -> Tensor:
+        images = [draw([scenes[k]], generator_for(seed, "exam drawing", int(held_out), k)) for k in numbers]
+        return torch.cat(images)
+
+    return LabelledPrompts([caption(scene) for scene in scenes], classes, asked, true_images, reader="demo")
 
 
 def warn(prompt: str) -> str:
@@ -79,7 +102,7 @@ BASES.add("demo")(
             warmup=3,
             checkpoint_every=20,
             rollout_batch=32,
-            picture_batch=16,
+            image_batch=16,
         ),
         locate=lambda reporter: Weights(verified() / "base", identity()),
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),

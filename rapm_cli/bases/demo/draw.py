@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rapm_cli.bases.demo.world import SHAPES, Scene, Solid
 
-PICTURE_PX = 128
+IMAGE_PX = 128
 RADII = {"small": 0.105, "large": 0.175}  # fraction of the image side
 PAINT = {
     "red": (0.86, 0.12, 0.12),
@@ -64,23 +64,23 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class _Placed:
-    """Solids flattened over a batch: entry k belongs to image `picture[k]`."""
+    """The solids of all images of a batch; solid k belongs to image number `image[k]`."""
 
     solids: list[Solid]
-    picture: Tensor  # (K,) int64
+    image: Tensor  # (K,) int64
     centre: Tensor  # (K, 2) x and y, fractions of the side
     radius: Tensor  # (K,)
     floor: Tensor  # (K,) y of the ground under the solid
     turn: Tensor  # (K,) radians about the vertical, for cubes
 
 
-def draw(scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PICTURE_PX) -> Tensor:
+def draw(scenes: Sequence[Scene], generator: torch.Generator, side_px: int = IMAGE_PX) -> Tensor:
     """Render images of scenes.
 
     Args:
-        scenes: What to draw, B of them.
+        scenes: B scenes.
         generator: CPU generator for places, sizes within their class, horizons and hills.
-        side_px: Width and height.
+        side_px: Width and height of the images in pixels.
 
     Returns:
         (B, 3, side_px, side_px) float32 RGB in [0, 1].
@@ -89,20 +89,29 @@ def draw(scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PIC
 
 
 def draw_with_solids(
-    scenes: Sequence[Scene], generator: torch.Generator, side_px: int = PICTURE_PX
+    scenes: Sequence[Scene], generator: torch.Generator, side_px: int = IMAGE_PX
 ) -> tuple[Tensor, Tensor]:
-    """Render like `draw`, and return the (B, 1, side_px, side_px) share of each pixel that a solid covers too."""
+    """Render images of scenes, and the share of each pixel that a solid covers.
+
+    Args:
+        scenes: As in `draw`.
+        generator: As in `draw`.
+        side_px: As in `draw`.
+
+    Returns:
+        The images of `draw`, and (B, 1, side_px, side_px) float32 shares in [0, 1].
+    """
     grid = (torch.arange(side_px) + 0.5) / side_px
     y, x = torch.meshgrid(grid, grid, indexing="ij")  # (H, W) each
     placed = _place(scenes, generator)
-    picture = _landscape(scenes, x, y, generator)
-    picture = picture * (1 - _shadows(scenes, placed, x, y))
+    image = _landscape(scenes, x, y, generator)
+    image = image * (1 - _shadows(scenes, placed, x, y))
     layers = _solids(scenes, placed, x, y, side_px)  # (K, 4, H, W)
     solid = torch.zeros(len(scenes), 1, side_px, side_px)
-    for k, owner in enumerate(placed.picture.tolist()):  # two solids of an image never overlap
-        picture[owner] += (layers[k, :3] - picture[owner]) * layers[k, 3]
+    for k, owner in enumerate(placed.image.tolist()):  # two solids of an image never overlap
+        image[owner] += (layers[k, :3] - image[owner]) * layers[k, 3]
         solid[owner] += layers[k, 3:]
-    return picture.clamp(0, 1), solid
+    return image.clamp(0, 1), solid
 
 
 def _place(scenes: Sequence[Scene], generator: torch.Generator) -> _Placed:
@@ -157,7 +166,7 @@ def _landscape(scenes: Sequence[Scene], x: Tensor, y: Tensor, generator: torch.G
 
 def _shadows(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor) -> Tensor:
     """Render the (B, 1, H, W) share of light that cast shadows remove."""
-    sun = torch.tensor([LIGHTS[scene.background].sun for scene in scenes])[placed.picture]  # (K, 3)
+    sun = torch.tensor([LIGHTS[scene.background].sun for scene in scenes])[placed.image]  # (K, 3)
     height = placed.floor - placed.centre[:, 1]
     reach = -sun[:, 0] / -sun[:, 1]  # length of a shadow per unit of height
     centre_x = placed.centre[:, 0] + reach * height * 0.75
@@ -168,10 +177,10 @@ def _shadows(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor) -> 
     v = (y - placed.floor.reshape(-1, 1, 1)) / half_height.reshape(-1, 1, 1)
     inside = 1 - torch.hypot(u, v)
     dark = torch.sigmoid(inside * 2.2 / soft.reshape(-1, 1, 1)) * torch.sigmoid(inside * 12 + 6)
-    strength = torch.tensor([LIGHTS[scene.background].shadow for scene in scenes])[placed.picture]
+    strength = torch.tensor([LIGHTS[scene.background].shadow for scene in scenes])[placed.image]
     lit = torch.ones(len(scenes), *x.shape)
-    for k, picture in enumerate(placed.picture.tolist()):
-        lit[picture] *= 1 - dark[k] * strength[k]
+    for k, image in enumerate(placed.image.tolist()):
+        lit[image] *= 1 - dark[k] * strength[k]
     return (1 - lit).unsqueeze(1)
 
 
@@ -187,7 +196,7 @@ def _solids(scenes: Sequence[Scene], placed: _Placed, x: Tensor, y: Tensor, side
         chosen = [k for k, solid in enumerate(placed.solids) if solid.shape == shape]
         if chosen:
             distance[chosen], normal[chosen] = _OUTLINES[shape](u[chosen], v[chosen], placed.turn[chosen])
-    lights = [LIGHTS[scenes[picture].background] for picture in placed.picture.tolist()]
+    lights = [LIGHTS[scenes[image].background] for image in placed.image.tolist()]
     sun = torch.tensor([light.sun for light in lights])
     sun = (sun / sun.norm(dim=1, keepdim=True)).reshape(-1, 3, 1, 1)
     half = sun + torch.tensor([0.0, 0.0, 1.0]).reshape(3, 1, 1)

@@ -1,7 +1,6 @@
 """The attribute reader: a small classifier of the solids and the background in a demo image.
 
-Its answers give the prompt accuracy, its features the Fréchet and kernel distances. These distances are called
-FD-demo and KD-demo, never FID or KID.
+The prompt accuracy is computed from its classes; FD-demo and KD-demo, which are not FID and KID, from its features.
 """
 
 from functools import cache
@@ -60,13 +59,13 @@ class Reader(nn.Module):
         self.deviation.copy_(raw.std(dim=0))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the logits of every attribute, in the order of `ATTRIBUTES`."""
+        """Return (B, classes) logits of each attribute for (B, 3, 128, 128) images, in the order of `ATTRIBUTES`."""
         features = nn.functional.silu(self.body(images * 2 - 1))
         return [head(features) for head in self.heads]
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """Return (B, 8) int64 classes, comparable with `world.labels`."""
+        """Return the (B, 8) int64 classes of (B, 3, 128, 128) images, in the columns of `world.labels`."""
         return torch.stack([logits.argmax(dim=1) for logits in self(images)], dim=1)
 
 

@@ -1,7 +1,7 @@
-"""The demo world: what a scene is, which scenes exist, and which of them training never sees.
+"""The scenes of the demo world, and the share of them that no training sees.
 
-A scene is one solid, or two solids in a relation, before a background. "A left of B" and "B right of A"
-are one scene: everything that must not depend on the wording works on `Scene.canonical()`.
+A scene is one solid, or two solids in a relation, in front of a background. "A left of B" and "B right of A" are the
+same scene: code that must not depend on the wording uses `Scene.canonical()`.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ RELATIONS = ("left of", "right of", "above", "below")
 LAYOUTS = ("alone", "side by side", "stacked")
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-SINGLE_SHARE = 0.15  # of drawn scenes, those with one solid
+SINGLE_SHARE = 0.15  # share of random scenes with one solid
 HELD_OUT_PARTS = 5  # one canonical scene in five is held out
 
 
 class Solid(NamedTuple):
-    """One solid of a scene."""
+    """One solid of a scene: names from `SHAPES`, `COLOURS` and `SIZES`."""
 
     shape: str
     colour: str
@@ -35,7 +35,7 @@ class Solid(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture's content: `first` alone, or `first` in `relation` to `second`, before `background`."""
+    """The content of an image: `first` alone, or `first` in `relation` to `second`, in front of `background`."""
 
     first: Solid
     second: Solid | None
@@ -43,7 +43,7 @@ class Scene(NamedTuple):
     background: str
 
     def canonical(self) -> "Scene":
-        """The same scene with the left or upper solid first."""
+        """Return the same scene with the left or upper solid first."""
         if self.relation in ("right of", "below"):
             assert self.second is not None
             return Scene(self.second, self.first, OPPOSITE[self.relation], self.background)
@@ -51,14 +51,14 @@ class Scene(NamedTuple):
 
     @property
     def layout(self) -> str:
-        """One of `LAYOUTS`."""
+        """Arrangement of the solids, one of `LAYOUTS`."""
         if self.relation is None:
             return "alone"
         return "side by side" if self.relation in ("left of", "right of") else "stacked"
 
     @property
     def is_held_out(self) -> bool:
-        """True for the fifth of all scenes, chosen by a hash, that no training ever sees."""
+        """True for the fifth of all scenes, chosen by a hash, that no training sees."""
         return _is_held_out(self.canonical())
 
 
@@ -68,7 +68,7 @@ def _is_held_out(scene: Scene) -> bool:
     return int.from_bytes(digest[:4], "little") % HELD_OUT_PARTS == 0
 
 
-# What can be read off a picture, in the order of a label's columns; the last class of a second solid is "absent".
+# Attributes of an image with their classes, in the order of a label's columns; a second solid can be "absent".
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "first shape": SHAPES,
     "first colour": COLOURS,
@@ -83,7 +83,7 @@ SECOND = slice(3, 6)  # columns that a one-solid scene leaves absent
 
 
 def labels(scenes: Sequence[Scene]) -> Tensor:
-    """Class of every attribute of every scene.
+    """Return the class of every attribute of B scenes.
 
     Returns:
         (B, 8) int64, columns as in `ATTRIBUTES`.
@@ -100,7 +100,7 @@ def labels(scenes: Sequence[Scene]) -> Tensor:
 
 
 def random_scene(draws: Draws) -> Scene:
-    """One scene drawn from the whole world, held-out scenes included."""
+    """Return one random scene of the whole world, which can be a held-out one."""
 
     def solid() -> Solid:
         return Solid(draws.pick(SHAPES), draws.pick(COLOURS), draws.pick(SIZES))
@@ -115,12 +115,12 @@ def random_scene(draws: Draws) -> Scene:
 
 
 def random_scenes(count: int, generator: torch.Generator, *, held_out: bool) -> list[Scene]:
-    """`count` scenes of one part of the world.
+    """Return random scenes of one part of the world.
 
     Args:
-        count: How many.
+        count: Number of scenes.
         generator: CPU generator; the same state gives the same scenes.
-        held_out: True for scenes that training never sees, False for the others.
+        held_out: True for scenes that no training sees, False for the others.
     """
     scenes: list[Scene] = []
     with Draws(generator) as draws:

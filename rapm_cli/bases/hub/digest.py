@@ -66,11 +66,3 @@ def _stamp(path: Path) -> Path:
     state = real.stat()
     key = hashlib.sha256(repr((str(real), state.st_size, state.st_mtime_ns)).encode()).hexdigest()
     return cache_dir() / "verified" / key
-
-
-class _NoBar:
-    def advance(self, count: int = 1, note: str = "") -> None:
-        pass
-
-
-NO_BAR = _NoBar()  # for work too short to show

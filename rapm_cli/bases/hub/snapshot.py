@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 
 from rapm_cli.bases.hub import remote
-from rapm_cli.bases.hub.digest import NO_BAR, SHA256, is_right, is_trusted, trust
+from rapm_cli.bases.hub.digest import SHA256, is_right, is_trusted, trust
 from rapm_cli.bases.hub.remote import COMMIT, DIGEST, Listing, UnreachableError
 from rapm_cli.bases.hub.selection import INDEX, LackingError, Selection, check_index
 from rapm_cli.core.common.errors import ConfigError, DiskError, InputError, Stopped, WeightsError
-from rapm_cli.core.common.progress import Bar, Reporter
+from rapm_cli.core.common.progress import NO_BAR, Bar, Reporter
 from rapm_cli.core.storage.files import is_plain, replace_file, sync
 from rapm_cli.core.storage.room import require_room
 
@@ -117,19 +117,19 @@ class _Fetcher:
         return self.folder / "blobs" / digest
 
     def _cached(self, commit: str) -> list[str]:
-        """The names of a commit's files in the cache; a link without its blob does not count."""
+        """Return the names of a commit's cached files, without links to missing blobs."""
         folder = self._path(commit)
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
     def _commit_of(self, revision: str | None) -> str | None:
-        """The commit that a branch or tag stood for when the hub was last asked; None if it never was."""
+        """Return the commit of a branch or tag at the last request to the hub; None before any request."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             commit = (self.folder / "refs" / (revision or "main")).read_text().strip()
             return commit if COMMIT.fullmatch(commit) else None
         return None
 
     def _complete(self, commit: str) -> list[str]:
-        """The names of the needed files of a commit if all of them are cached, else none."""
+        """Return the names of the needed files if all of them are cached; empty otherwise."""
         cached = self._cached(commit)
         try:
             names = self.selection.choose(cached, cached)
@@ -179,7 +179,7 @@ class _Fetcher:
 
     @contextmanager
     def _downloading(self, commit: str, sizes: dict[str, int]) -> Iterator[Bar]:
-        """Ask for room, say what is downloaded, and show a bar of bytes."""
+        """Check the free disk space, report the download, and show a bar of bytes."""
         total = sum(sizes.values())
         require_room(self.folder, total, f"downloading {self.repo}")
         count = f"{len(sizes)} file{'s'[: len(sizes) > 1]}"
@@ -188,7 +188,7 @@ class _Fetcher:
             yield bar
 
     def _verified(self, commit: str, names: list[str], listing: Listing | None) -> Snapshot:
-        """The snapshot, after each file that was never checked has been; damaged files are downloaded again."""
+        """Verify all files that were not verified before, download damaged ones again, and return the snapshot."""
         unchecked = [name for name in names if not is_trusted(self._path(commit, name))]
         digests = {name: self._digest(commit, name, listing) for name in unchecked}
         if not listing and not all(digests.values()):  # copies instead of links: only the hub knows their hashes
@@ -227,7 +227,7 @@ class _Fetcher:
         self._download(damaged, names, listing, again=True)
 
     def _digest(self, commit: str, name: str, listing: Listing | None) -> str | None:
-        """The hash that a file must have; None if neither rapm, the hub's answer nor the cache says it."""
+        """Return the expected hash of a file, from rapm, the hub or the blob's name; None if unknown."""
         if digest := SHA256.get(commit, {}).get(name):
             return digest
         if listing and name in listing.entries:
@@ -251,7 +251,7 @@ class _Fetcher:
         return InputError(f"{self._title(commit)} lacks {error}", "give a repository that has it")
 
     def _missing(self, commit: str | None, revision: str | None, error: UnreachableError) -> WeightsError:
-        """The error of files that are not cached, with the `hf download` command that fetches them."""
+        """Return the error for files that are not cached, with the `hf download` command that fetches them."""
         is_begun = bool(commit and self._cached(commit))
         wanted: Sequence[str] = self.selection.wider_globs if is_begun else self.selection.globs
         with contextlib.suppress(LackingError):
@@ -264,7 +264,7 @@ class _Fetcher:
         )
 
     def _listed(self, commit: str) -> list[str]:
-        """The names of all files of a commit if huggingface_hub has noted them, else none."""
+        """Return the names of all files of a commit, from huggingface_hub's own list; empty without that list."""
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -275,7 +275,7 @@ class _Fetcher:
         return []
 
     def _command(self, revision: str | None, wanted: Sequence[str]) -> str:
-        """The command of huggingface_hub's own program that fetches files."""
+        """Return the `hf download` command that fetches files."""
         words = ["hf", "download", self.repo, *(["--revision", revision] if revision else [])]
         if any("*" in name for name in wanted):
             words += [word for name in wanted for word in ("--include", name)]

@@ -1,4 +1,4 @@
-"""What a kind of scene is, and the light, views and styles that several kinds share.
+"""Kinds of scenes, and the light, views and styles that several kinds share.
 
 Bars separate word groups; an empty group leaves its place empty. Time of day and weather belong to the lights alone,
 so that no place contradicts them, and colour belongs to the finishes alone.
@@ -14,8 +14,8 @@ class Kind:
     Args:
         scenes: Rows of lists. One group of each list of a row, in order, is a scene, whichever they are: subjects bring
             their article, and what they do is a participle, so that number and sound agree.
-        lights: What follows a scene after a comma.
-        views: What stands before "of" and a scene.
+        lights: Word groups that follow a scene after a comma.
+        views: Word groups that stand before "of" and a scene.
     """
 
     scenes: tuple[tuple[str, ...], ...]

@@ -20,6 +20,14 @@ class Bar(Protocol):
         """
 
 
+class _NoBar:
+    def advance(self, count: int = 1, note: str = "") -> None:
+        pass
+
+
+NO_BAR: Bar = _NoBar()  # for work too short to show
+
+
 class Reporter(Protocol):
     """Receiver of a job's messages."""
 

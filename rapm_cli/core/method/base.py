@@ -23,16 +23,18 @@ class SlotResult:
     Args:
         loss: Scalar loss in the student's graph; None if the student has no turn in this slot.
         z_next: (B, C, H, W) latent that the next slot starts from, outside the graph.
-        targets: Latents that the losses of the slot are measured against, by name, outside the graph.
+        targets: Latents that the losses of the slot compare with, by name, outside the graph. If one is not finite, the
+            slot is skipped because of its target.
         metrics: Measurements to report.
-        fake: What the critics see of the student, outside the graph; empty if there are none.
+        fake_features: Frozen features (B, C_k, H_k, W_k) of the student's step, outside the graph, for discriminators
+            that need no second pass; empty if there are none.
     """
 
     loss: Tensor | None
     z_next: Tensor
     targets: dict[str, Tensor]
     metrics: DeviceMetrics
-    fake: tuple[Tensor, ...] = ()
+    fake_features: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class CriticResult:
 
 
 class Method(ABC):
-    """A way to train a student on a teacher's trajectories.
+    """How to train a student on a teacher's trajectories.
 
     Nothing in a method waits for the device.
 

@@ -9,13 +9,16 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from rapm_cli.core.common.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MethodName = Literal["rapm", "pcm", "lcm", "dmd2", "kd"]
 DiscriminatorName = Literal["unet", "unet-mid", "latent"]
@@ -36,23 +39,30 @@ class Option:
         panel: Heading on the help page.
         name: Name without dashes, where it is not the field's.
         is_bases: Whether each base has its own default.
-        before: What versions of rapm did that did not have the setting yet; None for the first settings.
+        shown_default: Default in words for the help page, where the setting computes it.
+        before: Value that describes runs of older versions, which lack the setting; None for the first settings.
     """
 
     panel: str
     name: str = ""
     is_bases: bool = False
+    shown_default: str = ""
     before: object = None
 
 
-LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}  # pydantic's names, in words
+# Pydantic's names of limits, and the starts of its names of type errors, in words.
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+TYPES = {
+    **{"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false"},
+    **{"string": "text", "list": "a list", "dict": "a table", "model": "a table", "tuple": "a list"},
+}
 METHOD, TRAINING, RUN = "Method", "Training", "Run"  # panels
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Checked:
-    """Base of the settings: an error of pydantic's becomes one line that names the option and its range."""
+    """Base of the settings. An error of pydantic becomes one line that names the option and its range."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -65,7 +75,10 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TeacherConfig(Checked):
-    """What identifies stored trajectories, together with their prompts. `base` is the name or folder of the model."""
+    """Settings of the teacher. With the prompts they identify stored trajectories.
+
+    `base` is the name or folder of the model.
+    """
 
     base: str
     num_slots: Annotated[int, Field(description="Steps that the student takes (N)."), Option(METHOD, "steps")] = 4
@@ -75,7 +88,9 @@ class TeacherConfig(Checked):
         Option(METHOD, is_bases=True),
     ] = 10
     delta: Annotated[
-        int, Field(ge=1, description="Teacher steps to the point ahead, below --fine-steps."), Option(METHOD)
+        int,
+        Field(ge=1, description="Teacher steps from the slot's start to z_ahead; below --fine-steps."),
+        Option(METHOD),
     ] = 1
     guidance_scale: Annotated[
         float,
@@ -105,7 +120,7 @@ class TeacherConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TrainConfig(Checked):
-    """What training does with the trajectories. Aliases are the names in files, which outlive a renamed option."""
+    """Settings of training. Aliases are the names in stored files, which stay when an option is renamed."""
 
     method: Annotated[
         MethodName,
@@ -133,7 +148,7 @@ class TrainConfig(Checked):
     ] = "student"
     discriminators: Annotated[
         Literal["both", "relative", "absolute", "none"],
-        Field(description="Targets that have a discriminator; pcm takes one or none."),
+        Field(description="Targets that have a discriminator. pcm has a single one; none disables it."),
         Option(METHOD),
     ] = "both"
     fake_updates: Annotated[
@@ -162,8 +177,8 @@ class TrainConfig(Checked):
     rank: Annotated[int, Field(ge=1, le=1024, description="LoRA rank."), Option(TRAINING, is_bases=True)] = 1
     alpha: Annotated[
         float,
-        Field(gt=0, allow_inf_nan=False, description="LoRA alpha: the update is alpha / rank x B A. [default: rank]"),
-        Option(TRAINING, is_bases=True),
+        Field(gt=0, allow_inf_nan=False, description="LoRA alpha: the update is alpha / rank x B A."),
+        Option(TRAINING, is_bases=True, shown_default="the rank"),
     ] = None  # type: ignore[assignment]  # becomes the rank
     lora_init: Annotated[
         Literal["kaiming", "gaussian"],
@@ -282,6 +297,7 @@ def option_name(name: str) -> str:
     return name.replace("_", "-")
 
 
+# Stored names of settings that older versions lack, with the value that describes their runs.
 LATER = {field.alias or name: option.before for name, field, option in options() if option.before is not None}
 
 
@@ -312,27 +328,48 @@ def out_of_range(option: str, value: object, wants: str) -> ConfigError:
     return ConfigError(f"--{option} {value} is out of range", f"give {wants}")
 
 
+def wanted(error: "ErrorDetails") -> str:
+    """Return the values that pydantic would have accepted, in words that follow "give"."""
+    context = error.get("ctx", {})
+    for key, words in LIMITS.items():
+        if key in context:
+            return f"{words} {context[key]}"
+    if error["type"] == "literal_error":
+        return str(context["expected"])
+    if error["type"] == "too_short":
+        return "a list with at least one entry"
+    return TYPES.get(error["type"].partition("_")[0], "another value")
+
+
 def _explained(kind: type[Checked], values: Any, error: ValidationError) -> ConfigError:
     """Return pydantic's first complaint as our error."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else kind.__name__
-    field = next((field for key, field in declared(kind).items() if name in (key, field.alias)), None)
-    if field is None or first["type"] == "missing":
-        return ConfigError(f"the setting {name!r} is {'unknown' if field is None else 'missing'}", "see --help")
-    return out_of_range(option_name(name), _shown(getattr(values, "kwargs", values)[name]), _range(field))
+    known = [(key, field) for key, field in declared(kind).items() if name in (key, field.alias)]
+    if not known:
+        return ConfigError(f"the setting {name!r} is unknown", "see --help")
+    key, field = known[0]
+    if first["type"] == "missing":
+        return ConfigError(f"the setting {name!r} is missing", "see --help")
+    if first["type"] == "unexpected_keyword_argument":  # under its old and its new name
+        return ConfigError(f"--{option_name(name)} is given twice, as {field.alias} and {key}", "give one of the two")
+    value = _shown(getattr(values, "kwargs", values)[name])
+    return out_of_range(option_name(name), value, _range(field) or wanted(first))
 
 
 def _range(field: FieldInfo) -> str:
-    """Return the values that a setting takes, in words."""
+    """Return the values that a setting takes, in words; empty where its type says all."""
     if get_origin(field.annotation) is Literal:
         *others, last = get_args(field.annotation)
         return f"{', '.join(others)} or {last}"
     limits = {key: getattr(one, key) for one in field.metadata for key in LIMITS if hasattr(one, key)}
     if "ge" in limits and "le" in limits:
         return f"{limits['ge']} to {limits['le']}"
-    return " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items()) or "a value of the option's type"
+    return " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
 
 
 def _shown(value: object) -> object:
-    """Return a value as it is typed: a list with commas."""
-    return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else value
+    """Return a value as a user types it: a list with commas."""
+    if not isinstance(value, tuple | list):
+        return value
+    return ",".join(f"{item:g}" if isinstance(item, int | float) else str(item) for item in value)

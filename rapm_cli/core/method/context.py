@@ -19,7 +19,7 @@ from rapm_cli.core.training.distributed import ALONE, World
 class TrainingContext:
     """The network and the grids of a training, and its random numbers.
 
-    Random numbers are drawn on the CPU for the whole batch; each process takes its own rows. Each number is a function
+    Random numbers are made on the CPU for the whole batch; each process takes its own rows. Each number is a function
     of the seed and of its purpose.
 
     Args:
@@ -79,18 +79,28 @@ class TrainingContext:
         return guided_noise(self.backbone.teacher, z, t, cond, uncond, self.guidance_scale)
 
     def noise(self, like: Tensor, *purpose: int | str) -> Tensor:
-        """Draw standard normal noise.
+        """Sample standard normal noise.
 
         Args:
-            like: A latent of this process, whose shape and device the noise takes.
+            like: (B, C, H, W) latent of this process, whose shape and device the noise takes.
             purpose: What the noise is for; it fixes the numbers together with the seed.
         """
         size = (len(like) * self.world.size, *like.shape[1:])
-        drawn = torch.randn(size, generator=generator_for(self.config.seed, *purpose))
-        return upload(drawn[self.world.shard(size[0])], like.device)
+        noise = torch.randn(size, generator=generator_for(self.config.seed, *purpose))
+        return upload(noise[self.world.shard(size[0])], like.device)
 
     def integers(self, low: int, high: int, count: int, *purpose: int | str) -> Tensor:
-        """Draw (count,) integers in [low, high) for this process's rows, on the CPU; `purpose` as in `noise`."""
+        """Sample integers for this process's rows.
+
+        Args:
+            low: Least integer.
+            high: One more than the greatest.
+            count: Number of rows of this process.
+            purpose: As in `noise`.
+
+        Returns:
+            (count,) int64 on the CPU.
+        """
         size = count * self.world.size
-        drawn = torch.randint(low, high, (size,), generator=generator_for(self.config.seed, *purpose))
-        return drawn[self.world.shard(size)]
+        numbers = torch.randint(low, high, (size,), generator=generator_for(self.config.seed, *purpose))
+        return numbers[self.world.shard(size)]

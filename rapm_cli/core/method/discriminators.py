@@ -49,7 +49,14 @@ class Discriminator(nn.Module):
             self.heads = nn.ModuleList(kind.head(channels) for channels in kind.channels(backbone))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Return the patch logits of each feature; they are high for what looks real."""
+        """Return the patch logits of each feature; they are high for what looks real.
+
+        Args:
+            features: (B, C_k, H_k, W_k) frozen features, in the order of the kind's `channels`.
+
+        Returns:
+            (B, 1, H, W) logits for each feature; the head fixes H and W.
+        """
         return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
 
 

@@ -38,8 +38,9 @@ class DistributionMatching(Method):
     """
 
     # Differs: the fake score is a LoRA of the student's rank, so that one network serves all; it and its
-    # discriminator's head have the discriminators' rate, not the student's; the head judges patches, so that images
-    # of any size fit. The teacher's images keep the noise of the first timestep, 2.9 %, and count as clean.
+    # discriminator's head have the discriminators' rate, not the student's; the gradient is clipped as for every
+    # method; the head scores patches, so that images of any size fit. The teacher's images keep the noise of the first
+    # timestep, 2.9 %, and count as clean.
     asks_teacher = True
     options = frozenset({"fake_updates", "discriminator_learning_rate"})
 
@@ -77,21 +78,22 @@ class DistributionMatching(Method):
         turn = (iteration + 1) * context.num_slots - 1 - n
         is_students = turn % context.config.fake_updates == 0
         with torch.set_grad_enabled(is_students):
-            sample = self._sample(real, cond, iteration, n)
+            sample = self._sample(real, cond, n, iteration)
         loss, metrics = None, DeviceMetrics()
         if is_students:
-            matching = self._matching_loss(sample, cond, iteration, n)
-            adversarial = softplus_mean(-self._logits(sample, cond, iteration, n, "student"))
+            matching = self._matching_loss(sample, cond, n, iteration)
+            adversarial = softplus_mean(-self._logits(sample, cond, n, iteration, "student"))
             loss = matching + STUDENT_GAN_WEIGHT * adversarial
             metrics = DeviceMetrics({"matching": matching.detach()}, {"real": adversarial.detach()})
-        return SlotResult(loss, z_start, {"fake": sample.detach(), "real": real}, metrics)
+        return SlotResult(loss, z_start, {"sample": sample.detach(), "real": real}, metrics)
 
     def critic_loss(self, slot: SlotResult, cond: Conditioning, n: int, iteration: int) -> CriticResult:
         """Compute the fake score's denoising loss on the sample, and its discriminator's loss."""
-        fake, real = slot.targets["fake"], slot.targets["real"]
-        score = self._score_loss(fake, cond, iteration, n)
-        fake_logits = self._logits(fake, cond, iteration, n, "judge", "fake")
-        real_logits = self._logits(real, cond, iteration, n, "judge", "real")
+        sample, real = slot.targets["sample"], slot.targets["real"]
+        score = self._score_loss(sample, cond, n, iteration)
+        # "judge" is a seed: renaming it would change every result.
+        fake_logits = self._logits(sample, cond, n, iteration, "judge", "fake")
+        real_logits = self._logits(real, cond, n, iteration, "judge", "real")
         adversarial = softplus_mean(fake_logits) + softplus_mean(-real_logits)
         metrics = DeviceMetrics(
             distance={"score": score.detach()},
@@ -101,7 +103,7 @@ class DistributionMatching(Method):
         )
         return CriticResult(score + CRITIC_GAN_WEIGHT * adversarial, metrics)
 
-    def _sample(self, like: Tensor, cond: Conditioning, iteration: int, n: int) -> Tensor:
+    def _sample(self, like: Tensor, cond: Conditioning, n: int, iteration: int) -> Tensor:
         """Walk from fresh noise and return the clean estimate at a random step; only that step has a gradient."""
         context, edges = self.context, self.context.edges
         chance = generator_for(context.config.seed, "last step", iteration, n)
@@ -114,37 +116,37 @@ class DistributionMatching(Method):
                 z = add_noise(clean, noise, edges[slot], context.schedule)
         return student_clean(context.student, z, edges[last + 1], cond)
 
-    def _matching_loss(self, sample: Tensor, cond: Conditioning, iteration: int, n: int) -> Tensor:
+    def _matching_loss(self, sample: Tensor, cond: Conditioning, n: int, iteration: int) -> Tensor:
         """Return a loss whose gradient is the difference of the two scores over their scale.
 
         The scale of an image is the mean distance of the sample from the teacher's clean estimate.
         """
         context, fake_score = self.context, self.context.backbone.fake_score
         with torch.no_grad():
-            z, t = self._noised(sample, MATCHING_TIMES, iteration, n, "matching")[:2]
+            z, t = self._noised(sample, MATCHING_TIMES, n, iteration, "matching")[:2]
             real = clean_estimate(z, context.teacher_noise(z, t, cond), t, context.schedule)
             fake = clean_estimate(z, fake_score(z, t, cond), t, context.schedule)
             scale = (sample - real).abs().mean(dim=(1, 2, 3), keepdim=True)
             target = sample - (fake - real) / scale
         return 0.5 * (sample - target).square().mean()
 
-    def _score_loss(self, sample: Tensor, cond: Conditioning, iteration: int, n: int) -> Tensor:
+    def _score_loss(self, sample: Tensor, cond: Conditioning, n: int, iteration: int) -> Tensor:
         """Return the mean squared error of the fake score's noise estimate on a noised sample."""
-        z, t, noise = self._noised(sample, (0, self.context.schedule.length), iteration, n, "score")
+        z, t, noise = self._noised(sample, (0, self.context.schedule.length), n, iteration, "score")
         return (self.context.backbone.fake_score(z, t, cond) - noise).square().mean()
 
-    def _logits(self, z: Tensor, cond: Conditioning, iteration: int, n: int, purpose: str, kind: str = "") -> Tensor:
+    def _logits(self, z: Tensor, cond: Conditioning, n: int, iteration: int, purpose: str, kind: str = "") -> Tensor:
         """Return the head's logits on the fake score's features of a latent noised to any time.
 
         All kinds of latents of one purpose share their times; each has its own noise.
         """
-        noised, t, _ = self._noised(z, (0, self.context.schedule.length), iteration, n, purpose, kind)
+        noised, t, _ = self._noised(z, (0, self.context.schedule.length), n, iteration, purpose, kind)
         features = self.context.backbone.fake_score.features(noised, upload(t, z.device), cond)
         logits: Tensor = self.head(features[-1])
         return logits
 
     def _noised(
-        self, z: Tensor, times: tuple[int, int], iteration: int, n: int, purpose: str, kind: str = ""
+        self, z: Tensor, times: tuple[int, int], n: int, iteration: int, purpose: str, kind: str = ""
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Noise a clean latent to random times in a range; return it, the times and the noise."""
         t = self.context.integers(*times, len(z), f"time of the {purpose}", iteration, n)

@@ -13,18 +13,18 @@ from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.method.base import METHODS, Method, SlotResult
 from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.samplers import LCM_TIMES, Sampler, lcm_sampler
+from rapm_cli.core.method.targets import CONSISTENCY
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Conditioning, Denoiser
 from rapm_cli.core.network.schedule import add_noise, clean_estimate, ddim_step
 from rapm_cli.core.training.step_metrics import DeviceMetrics
 
-CONSISTENCY = "consistency"
 SIGMA_DATA, TIME_SCALE = 0.5, 10.0  # of the consistency function, as in diffusers' script
 
 
 @METHODS.add("lcm")
 class LatentConsistency(Method):
-    """N updates in each iteration; in each, every image is at one of the `lcm_times` timesteps, by chance.
+    """N updates in each iteration; in each, every image is at one of the `lcm_timesteps` timesteps, by chance.
 
     The images that are noised are the teacher's own, because there are no real ones.
     """
@@ -36,7 +36,7 @@ class LatentConsistency(Method):
     @classmethod
     def sampler(cls, training: Mapping[str, Any]) -> Sampler:
         """Return LCM's sampler on the timesteps of the training."""
-        return lcm_sampler(training.get("lcm_times", LCM_TIMES))
+        return lcm_sampler(training.get("lcm_times", LCM_TIMES))  # the name of `lcm_timesteps` in files
 
     def student_loss(self, batch: Trajectories, n: int, z_start: Tensor, iteration: int) -> SlotResult:
         """Compare two clean latents of the student: from a noised image, and from one teacher step later."""
@@ -45,6 +45,7 @@ class LatentConsistency(Method):
         length = context.schedule.length // count
         place = context.integers(1, count + 1, len(cond), "fine step", iteration, n)
         t, s = place * length - 1, (place - 1) * length - 1
+        # "noised picture" is a seed: renaming it would change every result.
         noise = context.noise(clean, "noised picture", iteration, n)
         z = add_noise(clean, noise, t, context.schedule)
         with torch.no_grad():

@@ -23,7 +23,7 @@ LCM_TIMES = 50  # timesteps of LCM's training in diffusers' script; its sampler 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to walk from noise to a clean latent in N evaluations.
+    """How to walk from noise to a clean latent in N evaluations.
 
     Args:
         scheduler: diffusers' name of the scheduler, without the word Scheduler.
@@ -39,7 +39,18 @@ class Sampler:
     is_renoised: bool = False
 
     def recipe(self, num_slots: int, length: int = 1000) -> dict[str, Any]:
-        """Return the description of the sampler that goes into the headers of LoRA files."""
+        """Return the description of the sampler that goes into the headers of LoRA files.
+
+        Args:
+            num_slots: N.
+            length: Number of timesteps T of the schedule.
+
+        Returns:
+            diffusers' scheduler and its settings, N, the N timesteps, and a guidance scale of 1, as JSON values.
+
+        Raises:
+            ConfigError: The sampler cannot take N steps on this schedule.
+        """
         about = {"steps": num_slots, "timesteps": self.times(num_slots, length), "guidance_scale": 1.0}
         return {"scheduler": self.scheduler, **self.settings, **about}
 

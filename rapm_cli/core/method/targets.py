@@ -11,6 +11,8 @@ from torch import Tensor
 from rapm_cli.core.network.backbone import Conditioning, Denoiser
 from rapm_cli.core.network.schedule import ddim_step
 
+CONSISTENCY = "consistency"  # name of the one target of PCM and LCM, in the metrics
+
 
 def student_step(student: Denoiser, z: Tensor, t: int | Tensor, s: int | Tensor, cond: Conditioning) -> Tensor:
     """Take one DDIM step of the student from `t` to `s`; it has a gradient where gradients are on.
@@ -30,7 +32,18 @@ def student_step(student: Denoiser, z: Tensor, t: int | Tensor, s: int | Tensor,
 
 @torch.no_grad()
 def relative_target(student: Denoiser, z_ahead: Tensor, t_ahead: int, s: int, cond: Conditioning) -> Tensor:
-    """Return where the student arrives from the teacher's point ahead, `z_ahead` at `t_ahead`, in the same slot."""
+    """Return where the student arrives from the teacher's point ahead in the same slot.
+
+    Args:
+        student: The student.
+        z_ahead: (B, C, H, W) the teacher's latent at `t_ahead`, float32.
+        t_ahead: Timestep of the point ahead, inside the slot.
+        s: Timestep of the slot's clean edge.
+        cond: Conditioning of the prompts alone.
+
+    Returns:
+        (B, C, H, W) latent at `s`, outside the graph.
+    """
     return student_step(student, z_ahead, t_ahead, s, cond)
 
 
@@ -40,5 +53,8 @@ def absolute_target(z_teacher: Tensor, n: int) -> Tensor:
     Args:
         z_teacher: (B, N + 1, C, H, W) stored positions, cleanest edge first.
         n: Edge, in [0, N).
+
+    Returns:
+        (B, C, H, W) latent at edge n, outside the graph.
     """
     return z_teacher[:, n].detach()

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from rapm_cli.core.common.errors import ConfigError, require_shortage
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method import METHODS, sampler_of
-from rapm_cli.core.method.config import TrainConfig, to_json
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig, to_json
 from rapm_cli.core.method.context import TrainingContext
-from rapm_cli.core.method.discriminators import DISCRIMINATORS
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Backbone, Conditioning, Passes
@@ -64,10 +63,9 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
     """Check that settings fit `num_slots` slots, before any work is done.
 
     Raises:
-        ConfigError: The method or the discriminator is unknown, the method cannot be sampled in `num_slots` steps, or
-            the number of slot weights is not `num_slots`.
+        ConfigError: The method cannot be sampled in `num_slots` steps, or the number of slot weights is not
+            `num_slots`.
     """
-    DISCRIMINATORS[config.discriminator]
     sampler_of(to_json(config)).recipe(num_slots)
     if config.slot_weights and len(config.slot_weights) != num_slots:
         raise ConfigError(
@@ -76,7 +74,7 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
         )
 
 
-def check_heeded(named: Iterable[str], method: str) -> None:
+def check_options(named: Iterable[str], method: str) -> None:
     """Check that a method uses all the settings that the user gave.
 
     Args:
@@ -90,7 +88,7 @@ def check_heeded(named: Iterable[str], method: str) -> None:
     for name in named:
         if name not in used and any(name in METHODS[other].options for other in METHODS.names()):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is not heeded by --method {method}", "leave one of the two out"
+                f"--{name.replace('_', '-')} does not apply to --method {method}", "leave one of the two out"
             )
 
 
@@ -135,9 +133,25 @@ class Trainer:
         context = TrainingContext(backbone, config, num_slots, fine_steps, delta, guidance_scale, uncond, world)
         self.method = METHODS[config.method](context)
 
+    @classmethod
+    def of_teacher(
+        cls, backbone: Backbone, config: TrainConfig, teacher: TeacherConfig, uncond: Conditioning | None, **more: Any
+    ) -> Self:
+        """Return a trainer on the grid and with the guidance of a teacher; arguments as in `Trainer`."""
+        return cls(
+            backbone,
+            config,
+            num_slots=teacher.num_slots,
+            fine_steps=teacher.fine_steps,
+            delta=teacher.delta,
+            guidance_scale=teacher.guidance_scale,
+            uncond=uncond,
+            **more,
+        )
+
     @property
-    def learners(self) -> dict[str, GuardedAdamW]:
-        """The student and the method's critics, by name."""
+    def optimizers(self) -> dict[str, GuardedAdamW]:
+        """The optimizers of the student and of the method's critics, by name."""
         return {"student": self.student, **self.method.critics}
 
     def learning_rate(self, iteration: int) -> float:
@@ -162,9 +176,9 @@ class Trainer:
             The metrics of each slot, the noisiest first. If the trained weights are not finite afterwards, the last
             slot says so.
         """
-        for learner in self.learners.values():
-            learner.loss_scale = self._loss_scale
-            learner.set_rate(learner.learning_rate * self.rate_scale)
+        for optimizer in self.optimizers.values():
+            optimizer.loss_scale = self._loss_scale
+            optimizer.set_rate(optimizer.learning_rate * self.rate_scale)
         self.student.set_rate(self.learning_rate(iteration))
         report = []
         z = batch.z_teacher[:, -1]  # the noise
@@ -176,7 +190,7 @@ class Trainer:
                 break
         if self.average:
             self.average.follow(iteration)
-        if not nn.utils.get_total_norm([learner.weights.flat for learner in self.learners.values()]).isfinite():
+        if not nn.utils.get_total_norm([optimizer.weights.flat for optimizer in self.optimizers.values()]).isfinite():
             report[-1].skipped = NETWORK
         return report
 
@@ -200,32 +214,36 @@ class Trainer:
         Returns:
             (B, C, H, W) start of the next slot; the slot's measurements; what the updates found finite.
         """
+        losses: dict[str, Tensor] = {}
         slot = self.method.student_loss(batch, n, z_start, iteration)
         if slot.loss is not None:
-            self.student.backward(slot.loss)  # frees the student's graph before the critics need memory
+            losses["student"] = self.student.backward(slot.loss)  # frees its graph before the critics need memory
         critics = self.method.critic_loss(slot, batch.cond, n, iteration)
         if critics:
-            backward(critics.loss, *self.method.critics.values())
+            losses |= dict.fromkeys(self.method.critics, backward(critics.loss, *self.method.critics.values()))
         are_targets_finite = torch.stack([target.isfinite().all() for target in slot.targets.values()]).all()
-        flags = self._update(are_targets_finite)  # last: a slot that runs out of memory has changed nothing
+        flags = self._update(losses, are_targets_finite)  # last: a slot that runs out of memory has changed nothing
         return slot.z_next, slot.metrics | critics.metrics if critics else slot.metrics, flags
 
-    def _update(self, are_targets_finite: Tensor) -> UpdateFlags:
-        """Update every learner that has a gradient, but none if the loss or the gradient of the first is not finite.
+    def _update(self, losses: Mapping[str, Tensor], are_targets_finite: Tensor) -> UpdateFlags:
+        """Update the weights of these losses, but none if the loss or the gradient of the first is not finite.
 
         Before anything changes, all memory for the updates is taken, and the processes have averaged their gradients.
+
+        Args:
+            losses: Scalar losses by the name of their optimizer, as `backward` returned them; the student's is first.
+            are_targets_finite: Scalar True if every target of the slot is finite.
         """
-        ready = [(learner, learner.loss) for learner in self.learners.values() if learner.loss is not None]
-        losses = torch.stack([loss for _, loss in ready])
-        for learner, _ in ready:
-            learner.init_state()
-        gradients = [learner.weights.flat.grad for learner, _ in ready]
-        self.world.average([losses, *(gradient for gradient in gradients if gradient is not None)])
-        (first, _), *others = ready
+        first, *others = [self.optimizers[name] for name in losses]
+        means = torch.stack(list(losses.values()))
+        for optimizer in (first, *others):
+            optimizer.init_state()
+        gradients = [optimizer.weights.flat.grad for optimizer in (first, *others)]
+        self.world.average([means, *(gradient for gradient in gradients if gradient is not None)])
         max_norm = self.config.max_grad_norm
-        is_finite, is_skipped = first.update(losses[0], max_norm)
-        pairs = zip(others, losses[1:], strict=True)
-        skipped = [other.update(loss, max_norm, is_skipped)[1] for (other, _), loss in pairs]
+        is_finite, is_skipped = first.update(means[0], max_norm)
+        pairs = zip(others, means[1:], strict=True)
+        skipped = [other.update(loss, max_norm, is_skipped)[1] for other, loss in pairs]
         return UpdateFlags(are_targets_finite, is_finite, is_skipped, torch.stack(skipped).max() if skipped else None)
 
     @property
@@ -242,8 +260,8 @@ class Trainer:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return everything that iterations change, as parts of named tensors on the CPU; randomness has no state."""
         parts: dict[str, dict[str, Tensor]] = {}
-        for name, learner in self.learners.items():
-            parts |= {name: learner.weights.state(), f"{name}-optimizer": learner.state()}
+        for name, optimizer in self.optimizers.items():
+            parts |= {name: optimizer.weights.state(), f"{name}-optimizer": optimizer.state()}
         return parts | ({"average": self.average.state()} if self.average else {})
 
     def load_state(self, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -252,15 +270,25 @@ class Trainer:
         Raises:
             ValueError: A name or a shape differs, because the state is another trainer's.
         """
-        for name, learner in self.learners.items():
-            learner.weights.load_state(parts[name])
-            learner.load_state(parts[f"{name}-optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.weights.load_state(parts[name])
+            optimizer.load_state(parts[f"{name}-optimizer"])
         if self.average:
             self.average.load_state(parts["average"])
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
-    """Return the indices of one iteration's trajectories: epochs of random permutations, fixed by the seed."""
+    """Return the indices of one iteration's trajectories: epochs of random permutations, fixed by the seed.
+
+    Args:
+        seed: Seed of the training.
+        iteration: Counts from 0.
+        batch_size: Number of trajectories in the batch of all processes.
+        count: Number of trajectories in an epoch.
+
+    Returns:
+        (batch_size,) indices in [0, count), on the CPU.
+    """
     rows = []
     for position in range(iteration * batch_size, (iteration + 1) * batch_size):
         epoch, place = divmod(position, count)
@@ -269,7 +297,16 @@ def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Ten
 
 
 def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, first: int = 0) -> Iterator[Progress]:
-    """Run the iterations from `first` on and yield after each; a thread reads the next batch meanwhile."""
+    """Run the iterations from `first` on and yield after each; a thread reads the next batch meanwhile.
+
+    Args:
+        trainer: The trainer; its settings hold the batch size and the number of iterations.
+        trajectories: All trajectories, on the CPU or on disk.
+        first: Number of iterations that are done already.
+
+    Yields:
+        What each iteration did.
+    """
     config, world, count = trainer.config, trainer.world, len(trajectories)
 
     def fetch(iteration: int) -> tuple[Tensor, Trajectories]:

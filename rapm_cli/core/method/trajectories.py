@@ -41,7 +41,11 @@ class Trajectories:
         return Trajectories(z_teacher, z_ahead, cond)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, without those that are None."""
+        """Return all tensors by name, without those that are None.
+
+        Returns:
+            `z_teacher`, `z_ahead` and the parts of the conditioning: `tokens`, and for SDXL `pooled` and `time_ids`.
+        """
         named = {"z_teacher": self.z_teacher, "z_ahead": self.z_ahead, "tokens": self.cond.tokens}
         named |= {} if self.cond.pooled is None else {"pooled": self.cond.pooled}
         return named | ({} if self.cond.time_ids is None else {"time_ids": self.cond.time_ids})
@@ -59,7 +63,7 @@ class Trajectories:
 
 
 def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """Draw (B, C, H, W) standard normal noise; row i depends on the seed, the purpose and `indices[i]` alone."""
+    """Sample (B, C, H, W) standard normal noise; row i depends on the seed, the purpose and `indices[i]` alone."""
     rows = [torch.randn(shape, generator=generator_for(seed, purpose, index)) for index in indices]
     return torch.stack(rows)
 
@@ -102,8 +106,8 @@ def walk_teacher(
     Other arguments as in `guided_noise`.
 
     Raises:
-        ValueError: The base is rounded to 8 bits, so that this would be another teacher. Walk before
-            `prepare_trainer`.
+        ValueError: The base is rounded to 8 bits, so that this would be another teacher.
+            Walk before the base is rounded.
     """
     if teacher.backbone.is_rounded:
         raise ValueError("the base is rounded to 8 bits: it is no longer the teacher")

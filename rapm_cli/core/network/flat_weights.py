@@ -35,7 +35,7 @@ class MasterWeights:
 
     @property
     def masters(self) -> dict[str, Tensor]:
-        """The float32 values by name, detached; call `sync` after writing to them."""
+        """The float32 values by name, in the parameters' shapes: detached views; call `sync` after writing to them."""
         return self.parts(self.flat.detach())
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
@@ -44,7 +44,12 @@ class MasterWeights:
         return {name: part.view(value.shape) for (name, value), part in zip(self._named.items(), parts, strict=True)}
 
     def set_gradients(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Set the gradient of the masters from gradients of the parameters, which are `scale` times too large."""
+        """Set the gradient of the masters.
+
+        Args:
+            gradients: Gradients of `parameters`, in their order and shapes, in the network's dtype.
+            scale: Factor by which the gradients are too large.
+        """
         gradient = torch.cat([part.reshape(-1) for part in gradients]).float()
         self.flat.grad = gradient.div_(scale) if scale != 1 else gradient
 
@@ -55,7 +60,7 @@ class MasterWeights:
             self._working.copy_(self.flat)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the masters by name, on the CPU."""
+        """Return the masters by name: float32 copies on the CPU, in the parameters' shapes."""
         return self.parts(self.flat.detach().to("cpu", copy=True))
 
     def load_state(self, state: dict[str, Tensor]) -> None:

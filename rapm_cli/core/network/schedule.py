@@ -30,7 +30,16 @@ class NoiseSchedule:
     def scaled_linear(
         cls, start: float = 0.00085, end: float = 0.012, length: int = 1000, prediction_type: str = "epsilon"
     ) -> "NoiseSchedule":
-        """Return Stable Diffusion's schedule, whose betas are linear in their square roots."""
+        """Return Stable Diffusion's schedule, whose betas are linear in their square roots.
+
+        Args:
+            start: First beta.
+            end: Last beta.
+            length: Number of timesteps T.
+            prediction_type: What the network predicts, in diffusers' words: "epsilon" or "v_prediction".
+
+        Source: diffusers' `beta_schedule="scaled_linear"`.
+        """
         betas = torch.linspace(start**0.5, end**0.5, length, dtype=torch.float32) ** 2
         return cls(torch.cumprod(1 - betas, dim=0), prediction_type)
 

@@ -5,6 +5,7 @@ After a kill or a power cut at any point, the folder's name either does not exis
 holds the sha256 and size of each file and its own sha256; files that disagree with it are never used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -157,6 +158,13 @@ def read_manifest(folder: Path, fingerprint: str | None = None, *, is_movable: b
     if fingerprint not in (None, manifest.fingerprint):
         raise DamagedError(folder, "it was made with other settings")
     return manifest
+
+
+def try_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a commit, or None where it is missing or damaged."""
+    with contextlib.suppress(DamagedError):
+        return read_manifest(folder)
+    return None
 
 
 def verify(folder: Path, fingerprint: str | None = None, *, is_movable: bool = False) -> Manifest:

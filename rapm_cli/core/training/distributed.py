@@ -1,6 +1,6 @@
 """The processes that train together: which rows of a batch each takes, and how they agree.
 
-Random numbers are drawn for the whole batch, and each process takes its rows. So R processes with B trajectories each
+Random numbers are made for the whole batch, and each process takes its rows. So R processes with B trajectories each
 do what one process does with R times B.
 """
 
@@ -52,7 +52,11 @@ class World:
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one dtype by their means over all processes, in one all-reduce."""
+        """Replace tensors by their means over all processes, in one all-reduce.
+
+        Args:
+            tensors: Tensors of one dtype and one device; their shapes are the same in all processes.
+        """
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -34,7 +34,12 @@ class JobStore:
         self._is_there, self._has_left = True, False
 
     def report_exit(self, code: int, why: str) -> None:
-        """Report that this process has ended, with its exit code and the reason; only the first report counts."""
+        """Report that this process has ended; only the first report of all processes counts.
+
+        Args:
+            code: Exit code, in [0, 255].
+            why: The reason, in one line.
+        """
         with self._while_there():
             self._store.compare_set(ENDING, "", json.dumps([self.rank, code, why]))
 

@@ -17,7 +17,6 @@ class GuardedAdamW:
         weight_decay: Decoupled weight decay.
 
     Attributes:
-        loss: The loss whose gradient waits for an update; None if no gradient does.
         loss_scale: Factor of the loss in backward.
     """
 
@@ -31,7 +30,6 @@ class GuardedAdamW:
     ) -> None:
         self.weights, self.learning_rate = weights, learning_rate
         self.loss_scale = 1.0
-        self.loss: Tensor | None = None
         self._adam = torch.optim.AdamW(
             [weights.flat], lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -50,20 +48,21 @@ class GuardedAdamW:
                 self._adam.state.clear()  # torch would take a part of the moments for all of them
                 raise
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradient of a loss for the next update."""
-        backward(loss, self)
+    def backward(self, loss: Tensor) -> Tensor:
+        """Compute the gradient of a scalar loss for the next update; return the loss as `update` takes it."""
+        return backward(loss, self)
 
     def update(self, loss: Tensor, max_norm: float, must_skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the gradient, update the weights unless something is not finite, and drop the gradient.
 
         Args:
-            loss: Mean over all processes of the loss that the gradient belongs to.
+            loss: Scalar: the mean over all processes of what `backward` returned.
             max_norm: Greatest norm of the gradient.
-            must_skip: 1 to make no update whatever the gradient is, else 0.
+            must_skip: Scalar: 1 to make no update whatever the gradient is, else 0.
 
         Returns:
-            True if the loss is finite; 1 if the loss or the gradient is not finite, else 0. Both are on the device.
+            Scalar True if the loss is finite; scalar 1 if the loss or the gradient is not finite, else 0. Both are on
+            the device.
         """
         norm = nn.utils.clip_grad_norm_(self.weights.flat, max_norm)
         is_loss_finite = loss.isfinite()
@@ -75,7 +74,7 @@ class GuardedAdamW:
 
     def zero_grad(self) -> None:
         """Drop the gradient that waits for an update."""
-        self.weights.flat.grad = self.loss = None
+        self.weights.flat.grad = None
 
     def _step(self, skip: Tensor) -> None:
         if skip.device.type == "mps" and skip:
@@ -110,17 +109,25 @@ class GuardedAdamW:
         self._adam.load_state_dict({"state": {0: entry} if entry else {}, "param_groups": groups})
 
 
-def backward(loss: Tensor, *learners: GuardedAdamW) -> None:
-    """Compute the gradient of one loss for the next updates of several learners, in one backward pass."""
-    scale = learners[0].loss_scale
-    parameters = [learner.weights.parameters for learner in learners]
+def backward(loss: Tensor, *optimizers: GuardedAdamW) -> Tensor:
+    """Compute the gradient of one loss for the next updates of several optimizers, in one backward pass.
+
+    Args:
+        loss: Scalar loss in a graph that holds every weight of the optimizers, or none of some.
+        optimizers: Their weights receive the gradient, divided by the loss scale of the first.
+
+    Returns:
+        The loss outside its graph, float32, for `GuardedAdamW.update`.
+    """
+    scale = optimizers[0].loss_scale
+    parameters = [optimizer.weights.parameters for optimizer in optimizers]
     scaled = loss * scale if scale != 1 else loss
     gradients = torch.autograd.grad(scaled, [p for part in parameters for p in part], materialize_grads=True)
     start = 0
-    for learner, part in zip(learners, parameters, strict=True):
-        learner.weights.set_gradients(gradients[start : start + len(part)], scale)
-        learner.loss = loss.detach().float()
+    for optimizer, part in zip(optimizers, parameters, strict=True):
+        optimizer.weights.set_gradients(gradients[start : start + len(part)], scale)
         start += len(part)
+    return loss.detach().float()
 
 
 class WeightAverage:

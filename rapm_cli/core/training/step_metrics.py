@@ -36,7 +36,15 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class DeviceMetrics:
-    """The same measurements as tensors on the device, before anything waits for them; fields as in `StepMetrics`."""
+    """The measurements of `StepMetrics` as tensors on the device, before anything waits for them.
+
+    Args:
+        distance: Scalar distance to each target, by name.
+        adversarial: The student's scalar adversarial loss, by the discriminator's position.
+        discriminator: Scalar loss of each discriminator, by position.
+        real_logits: (K,) mean logit on each of K features of real latents, by position.
+        fake_logits: (K,) mean logit on each feature of the student's latents, by position.
+    """
 
     distance: dict[str, Tensor] = field(default_factory=dict)
     adversarial: dict[str, Tensor] = field(default_factory=dict)
@@ -59,10 +67,10 @@ class UpdateFlags:
 
     Args:
         are_targets_finite: False if a target holds a value that is not finite.
-        is_loss_finite: False if the loss of the first learner to be updated is not finite. That is the student, unless
+        is_loss_finite: False if the loss of the first optimizer that updates is not finite. That is the student, unless
             it has no turn.
-        is_skipped: 1 if that learner was not updated, else 0.
-        are_critics_skipped: 1 if a later learner was not updated, else 0; None if there is none.
+        is_skipped: 1 if that one made no update, else 0.
+        are_critics_skipped: 1 if a later one made no update, else 0; None if there is none.
     """
 
     are_targets_finite: Tensor

@@ -4,7 +4,16 @@ import pytest
 
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.registry import Registry
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig, from_json, to_json
+from rapm_cli.core.method.config import (
+    TeacherConfig,
+    TrainConfig,
+    declared,
+    from_json,
+    option_name,
+    options,
+    to_json,
+)
+from tests.messages import names, naming
 
 
 @pytest.mark.parametrize(
@@ -13,8 +22,10 @@ from rapm_cli.core.method.config import TeacherConfig, TrainConfig, from_json, t
         ("rank", 0), ("alpha", 0.0), ("alpha", float("nan")), ("iterations", 0), ("batch_size", 0),
         ("learning_rate", 0.0), ("learning_rate", 1.0), ("learning_rate", float("nan")),
         ("discriminator_learning_rate", 2.0), ("relative_weight", -1.0), ("absolute_weight", float("inf")),
-        ("adversarial_weight", -0.1), ("slot_weights", (1.0, -1.0)), ("start_from", "noise"),
-        ("discriminators", "neither"), ("warmup", -1), ("weight_decay", -0.1), ("max_grad_norm", 0.0),
+        ("adversarial_weight", -0.1), ("slot_weights", (1.0, -1.0)),
+        ("slot_weights", (float("nan"), 1.0)), ("start_from", "noise"),
+        ("discriminators", "neither"), ("warmup", -1), ("weight_decay", -0.1),
+        ("weight_decay", 1e300), ("seed", -3), ("max_grad_norm", 0.0),
         ("lora_init", "zeros"), ("min_lr_ratio", 1.1), ("ema_decay", 1.0),
         ("discriminator_noise", "some"), ("lcm_timesteps", 0), ("lcm_timesteps", 600), ("slot_weights", (0.0, 0.0)),
     ],
@@ -37,6 +48,30 @@ def test_teacher_values_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError) as refused:
         TeacherConfig(base="demo", **{field: value})
     assert str(value) in refused.value.message + refused.value.remedy
+
+
+def test_weights_that_are_no_numbers_are_named():
+    for values in (["a"], ("a", 1.0), [None], "a"):
+        with pytest.raises(ConfigError, match=naming("--slot-weights")):
+            TrainConfig(slot_weights=values)
+
+
+@pytest.mark.parametrize("name", ["lcm_timesteps", "gradient_checkpointing"])
+def test_a_setting_under_its_old_and_its_new_name_is_refused(name):
+    old = declared(TrainConfig)[name].alias
+    default = getattr(TrainConfig(), name)
+    with pytest.raises(ConfigError) as refused:
+        TrainConfig(**{old: default, name: default})
+    assert names(refused.value.message, f"--{name.replace('_', '-')}", old, name)
+
+
+def test_the_declaration_of_every_setting_names_its_range():
+    for name, *_ in options():
+        kind, rest = (TrainConfig, {}) if name in declared(TrainConfig) else (TeacherConfig, {"base": "demo"})
+        with pytest.raises(ConfigError) as refused:
+            kind(**rest, **{name: object()})
+        assert option_name(name) in refused.value.message
+        assert "another value" not in refused.value.remedy, name
 
 
 def test_a_run_without_any_loss_is_refused():

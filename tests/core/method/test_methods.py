@@ -7,11 +7,11 @@ import torch
 
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.method import METHODS
-from rapm_cli.core.method.config import TrainConfig
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.lcm import consistency
 from rapm_cli.core.method.losses import pseudo_huber_mean
 from rapm_cli.core.method.samplers import DDIM, LCM, RENOISED, lcm_sampler, sample_student
-from rapm_cli.core.method.trainer import Trainer, check_fit, check_heeded, train
+from rapm_cli.core.method.trainer import Trainer, check_fit, check_options, train
 from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone, Denoiser, Passes
 from rapm_cli.core.network.schedule import add_noise
@@ -113,16 +113,17 @@ def test_a_real_picture_that_is_not_finite_spares_the_student_of_dmd2(trainer_of
 
 
 @pytest.mark.slow
-def test_a_rehearsal_counts_the_weights_that_a_method_trains(make_cond, trainer_of):
+def test_an_estimate_counts_the_weights_that_a_method_trains(make_cond, trainer_of):
     """DMD2 has all that a method can have: a second LoRA, discriminators and a student that waits for its turn."""
-    from rapm_cli.core.method.memory_estimate import META, rehearse_training
+    from rapm_cli.bases.estimate import META, estimate_training
     from rapm_cli.core.network.schedule import NoiseSchedule
 
     with META:
         backbone = Backbone(tiny_unet(), NoiseSchedule.scaled_linear())
     cond = make_cond(1).map(lambda part: part.to(META))
-    made = rehearse_training(backbone, config_of("dmd2"), cond, (4, 8, 8), 4, GUIDANCE)
-    assert made.trained == sum(learner.weights.flat.numel() for learner in trainer_of("dmd2").learners.values())
+    teacher = TeacherConfig(base="tiny", guidance_scale=GUIDANCE)
+    made = estimate_training(backbone, config_of("dmd2"), teacher, cond, (4, 8, 8))
+    assert made.trained == sum(optimizer.weights.flat.numel() for optimizer in trainer_of("dmd2").optimizers.values())
     master, moments = 4 * made.trained, 2 * 4 * made.trained
     assert made.peak_bytes > sum(p.nbytes for p in tiny_unet().parameters()) + master + moments
 
@@ -140,8 +141,8 @@ def test_the_passes_of_an_iteration_are_counted(name, trainer_of, trajectories):
 
 
 def test_a_setting_that_a_method_does_not_heed_is_refused():
-    check_heeded(["rank", "relative_weight", "delta"], "rapm")
-    check_heeded(["rank", "adversarial_weight"], "pcm")
+    check_options(["rank", "relative_weight", "delta"], "rapm")
+    check_options(["rank", "adversarial_weight"], "pcm")
     for name, method in (
         ("relative_weight", "kd"),
         ("delta", "pcm"),
@@ -149,7 +150,7 @@ def test_a_setting_that_a_method_does_not_heed_is_refused():
         ("fake_updates", "rapm"),
     ):
         with pytest.raises(ConfigError, match=naming(f"--{name.replace('_', '-')}", method)):
-            check_heeded(["rank", name], method)
+            check_options(["rank", name], method)
     with pytest.raises(ConfigError, match=naming(50, 100)):
         check_fit(TrainConfig(method="lcm"), 100)
     with pytest.raises(ConfigError, match=naming("pmc")) as caught:

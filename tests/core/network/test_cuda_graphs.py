@@ -93,8 +93,8 @@ def test_recorded_passes_train_to_the_same_bits(schedule, batch, zeros, method):
     usual, expected = trained(schedule, batch, zeros, None, method=method, iterations=8)
     mine, losses = trained(schedule, batch, zeros, Imitating, method=method, iterations=8)
     assert losses == expected
-    for name, learner in usual.learners.items():
-        assert torch.equal(mine.learners[name].weights.flat, learner.weights.flat)
+    for name, optimizer in usual.optimizers.items():
+        assert torch.equal(mine.optimizers[name].weights.flat, optimizer.weights.flat)
     assert any(is_lasting for _, is_lasting in mine.backbone.recorder.made)
 
 
@@ -193,5 +193,5 @@ def test_a_gpu_records_and_trains_to_the_same_bits(schedule, batch, zeros, metho
     (expected, usual), (losses, mine) = made
     assert any(mine.backbone.recorder._made.values())
     assert losses == expected
-    for name, learner in usual.learners.items():
-        assert torch.equal(mine.learners[name].weights.flat, learner.weights.flat)
+    for name, optimizer in usual.optimizers.items():
+        assert torch.equal(mine.optimizers[name].weights.flat, optimizer.weights.flat)

@@ -1,7 +1,7 @@
 """`python -m rapm_cli.bases.demo.recipe --output DIR`: train every part of the demo base, in order, from scratch.
 
-A part that is already in DIR is kept, so a stopped run goes on with the next part; its minutes are then those of the
-last call alone. `DIR/package` is what ships, but for the distilled LoRA.
+A part that is already in DIR is kept, so the same command resumes a stopped run; the reported minutes are those of the
+last call. `DIR/package` holds all files that ship except the distilled LoRA.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=450)
     parser.add_argument("--reader-steps", type=int, default=900)
     parser.add_argument("--unet-steps", type=int, default=3400)
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch of the UNet")
+    parser.add_argument("--batch", type=int, default=32, help="images in a batch of the UNet")
     parser.add_argument("--pool", type=int, default=8_000, help="encoded scenes kept in memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for the UNet")
     options = parser.parse_args()
@@ -74,7 +74,7 @@ class _Recipe:
         reader = Reader().eval()
         reader.load_state_dict(load_file(self.folder / "reader.safetensors"))
         scores = score_reader(reader, vae, 2000, seed + 1)
-        self.report(f"reader on held-out pictures: {scores}")
+        self.report(f"reader on held-out images: {scores}")
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         provenance = {
             "command": "python -m rapm_cli.bases.demo.recipe",

@@ -23,7 +23,7 @@ def write_package(parts: Path, output: Path, provenance: dict[str, Any]) -> None
     Args:
         parts: Folder that the stages wrote.
         output: Folder to write; `rapm_cli/bases/demo/weights` is a copy of it.
-        provenance: How the weights were made.
+        provenance: Settings, machine, times and log of the training, as JSON values.
     """
     encoders = {
         "text_encoder": CLIPTextModel.from_pretrained(parts / "text_encoder"),

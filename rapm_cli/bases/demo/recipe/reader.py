@@ -16,10 +16,10 @@ POOL = 6144
 
 
 @torch.no_grad()
-def round_trip(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Encode and decode images in [0, 1]."""
+def round_trip(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Encode (B, 3, H, W) images in [0, 1], and return the decoded images, clamped to [0, 1]."""
     parts = []
-    for part in pictures.split(32):
+    for part in images.split(32):
         latent = vae.encode(part * 2 - 1).latent_dist.mean
         parts.append((vae.decode(latent).sample / 2 + 0.5).clamp(0, 1))
     return torch.cat(parts)
@@ -30,9 +30,9 @@ def train_reader(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[st
 
     Args:
         vae: Trained autoencoder.
-        steps: Optimizer steps on batches of 64 pictures.
-        seed: Seed of weights and pictures.
-        report: Receives a line of progress now and then.
+        steps: Optimizer steps on batches of 64 images.
+        seed: Seed of weights and images.
+        report: Function that gets lines of progress.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -46,10 +46,10 @@ def train_reader(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[st
     pool = pool.mul(255).round().byte()
     for step in range(steps):
         chosen = torch.randint(POOL, (64,), generator=generator)
-        pictures = pool[chosen].float() / 255
+        images = pool[chosen].float() / 255
         strength = 0.04 * torch.rand(64, 1, 1, 1, generator=generator)
-        pictures = (pictures + strength * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
-        answers = reader(pictures)
+        images = (images + strength * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+        answers = reader(images)
         loss = torch.stack([functional.cross_entropy(a, target[chosen][:, k]) for k, a in enumerate(answers)]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,8 +1,8 @@
 """Second stage of the demo base: tokenizers and the two text encoders, trained to read captions.
 
-SDXL's encoders were trained against pictures before SDXL was. These are trained against the attributes that a
-caption states, which at this size is the same lesson in minutes: from the end of the text on, every position
-of both encoders, and the pooled projection, tells what stands where. Then they are frozen, as SDXL's are.
+SDXL's encoders were trained on pairs of images and texts before SDXL was. These are trained to predict the attributes
+that a caption names, which takes minutes: from every position at or after the end of the text, and from the pooled
+projection, a linear classifier finds what is where in the image. Then they are frozen, as SDXL's are.
 """
 
 from collections.abc import Callable
@@ -70,8 +70,8 @@ def _config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextCo
 class _Heads(nn.Module):
     """Linear classifiers, used only in training.
 
-    They ask for each attribute twice: by place in the picture, which is what the UNet needs, and by order of
-    mention, which is learned first and leads to the other.
+    Each attribute is predicted twice: by place in the image, which the UNet needs, and by order of mention, which is
+    learned first and helps to learn the other.
     """
 
     def __init__(self, width: int) -> None:
@@ -100,7 +100,7 @@ def train_text(
     Args:
         steps: Optimizer steps on batches of 128 captions.
         seed: Seed of weights and captions.
-        report: Receives a line of progress now and then, with the accuracy on held-out scenes.
+        report: Function that gets lines of progress, with the accuracy on held-out scenes.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rapm_cli.bases.demo.captions import phrases
-from rapm_cli.bases.demo.draw import PICTURE_PX, draw
+from rapm_cli.bases.demo.draw import IMAGE_PX, draw
 from rapm_cli.bases.demo.recipe.common import cosine_with_warmup
 from rapm_cli.bases.demo.recipe.text import MAX_TOKENS, OMIT, WIDTHS
 from rapm_cli.bases.demo.world import random_scenes
@@ -81,12 +81,12 @@ def train_unet(
         tokenizers: Both tokenizers.
         encoders: Both trained text encoders.
         steps: Optimizer steps.
-        batch: Pictures in a batch.
+        batch: Images in a batch.
         pool_size: Encoded scenes in memory; four of them are replaced at every step.
         seed: Seed of weights, scenes and noise.
-        device: Where the UNet trains; scenes are drawn and encoded on the CPU.
-        report: Receives a line of progress now and then.
-        snapshot: Receives the averaged network now and then.
+        device: Device that trains the UNet; scenes are rendered and encoded on the CPU.
+        report: Function that gets lines of progress.
+        snapshot: Function that gets the averaged network every 500 steps.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +131,7 @@ def _denoising_loss(
     t = torch.randint(1000, (batch,), generator=generator)
     alpha_bar = alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * noise
-    time_ids = torch.tensor([[PICTURE_PX, PICTURE_PX, 0, 0, PICTURE_PX, PICTURE_PX]]).float()
+    time_ids = torch.tensor([[IMAGE_PX, IMAGE_PX, 0, 0, IMAGE_PX, IMAGE_PX]]).float()
     added = {"text_embeds": pool.pooled[chosen] * kept.reshape(-1, 1), "time_ids": time_ids.expand(batch, -1)}
     predicted = unet(
         noisy.to(unet.device),

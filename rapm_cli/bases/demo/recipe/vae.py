@@ -45,7 +45,7 @@ def _start_as_box_filter(vae: AutoencoderKL) -> None:
 
     From random weights a network this narrow spends its first thousands of steps on finding colour. Residual
     branches start at zero; channels 0 to 2 pass through; channel 3 holds a constant so large that the group norms
-    at both ends divide by nearly the same number for every picture, and so keep its brightness.
+    at both ends divide by nearly the same number for every image, and so keep its brightness.
     """
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -102,9 +102,9 @@ def train_vae(steps: int, seed: int, report: Callable[[str], None]) -> Autoencod
     """Train on rendered images, and set the latent scale.
 
     Args:
-        steps: Optimizer steps on batches of 8 pictures.
+        steps: Optimizer steps on batches of 8 images.
         seed: Seed of weights and data.
-        report: Receives a line of progress now and then.
+        report: Function that gets lines of progress.
     """
     torch.manual_seed(seed)
     vae = build_vae()
@@ -121,9 +121,9 @@ def sharpen_vae(vae: AutoencoderKL, steps: int, seed: int, report: Callable[[str
 
     Args:
         vae: Autoencoder from `train_vae`.
-        steps: Optimizer steps on batches of 8 pictures.
+        steps: Optimizer steps on batches of 8 images.
         seed: Seed of the data.
-        report: Receives a line of progress now and then.
+        report: Function that gets lines of progress.
     """
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
@@ -140,10 +140,10 @@ def _fit(
     pool = torch.cat([_drawn(64, generator) for _ in range(0, POOL, 64)])
     for step in range(steps):
         chosen = pool[torch.randint(POOL, (8,), generator=generator)].float() / 255
-        picture, weight = chosen[:, :3] * 2 - 1, 1 + SOLID_WEIGHT * chosen[:, 3:]
-        posterior = vae.encode(picture).latent_dist
+        image, weight = chosen[:, :3] * 2 - 1, 1 + SOLID_WEIGHT * chosen[:, 3:]
+        posterior = vae.encode(image).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
-        loss = _weighted_distance(decoded - picture, weight)
+        loss = _weighted_distance(decoded - image, weight)
         loss = loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,14 +153,14 @@ def _fit(
         if step % 8 == 0:
             pool[torch.randint(POOL, (4,), generator=generator)] = _drawn(4, generator)
         if step % 50 == 0:
-            error = (decoded - picture).square().mean().item()
+            error = (decoded - image).square().mean().item()
             report(f"vae {step}: loss {loss.item():.4f}, PSNR {10 * math.log10(4 / error):.1f} dB")
 
 
 def _drawn(count: int, generator: torch.Generator) -> Tensor:
     """Render (count, 4, H, W) bytes: images, and the share of each pixel that a solid covers."""
-    picture, solid = draw_with_solids(random_scenes(count, generator, held_out=False), generator)
-    return torch.cat([picture, solid.clamp(0, 1)], dim=1).mul(255).round().byte()
+    image, solid = draw_with_solids(random_scenes(count, generator, held_out=False), generator)
+    return torch.cat([image, solid.clamp(0, 1)], dim=1).mul(255).round().byte()
 
 
 def _weighted_distance(difference: Tensor, weight: Tensor) -> Tensor:

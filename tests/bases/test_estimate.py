@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from rapm_cli.bases.architectures import ARCHITECTURES
-from rapm_cli.core.method.config import TrainConfig
-from rapm_cli.core.method.memory_estimate import META, rehearse_training
+from rapm_cli.bases.estimate import META, estimate_training
+from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.training.meta_profiler import Meter, flash_attention
 from tests.conftest import tiny_unet
@@ -49,14 +49,15 @@ def test_the_peak_of_a_plain_network_equals_a_count_by_hand():
 
 @pytest.mark.slow
 def test_recomputing_lowers_the_peak_and_adds_work(schedule, make_cond):
-    def rehearsed(parts):
+    def estimated(parts):
         backbone = Backbone(tiny_unet().to(META), schedule)
         if parts:
             backbone.enable_checkpointing(parts)
         cond = make_cond(1).map(lambda part: part.to(META))
-        return rehearse_training(backbone, TrainConfig(batch_size=4), cond, (4, 32, 32), 4, 1.0)
+        teacher = TeacherConfig(base="tiny", guidance_scale=1.0)
+        return estimate_training(backbone, TrainConfig(batch_size=4), teacher, cond, (4, 32, 32))
 
-    kept, some, none = rehearsed(()), rehearsed(("up_blocks",)), rehearsed(("down_blocks", "mid_block", "up_blocks"))
+    kept, some, none = estimated(()), estimated(("up_blocks",)), estimated(("down_blocks", "mid_block", "up_blocks"))
     assert kept.peak_bytes > some.peak_bytes > none.peak_bytes
     assert kept.flops < some.flops < none.flops
     assert kept.trained == some.trained == none.trained > 0

@@ -1,6 +1,6 @@
-"""SIGKILL at random moments of an evaluation: no picture is lost, none is there twice, and the figures are the same.
+"""SIGKILL at random moments of an evaluation: no sample is lost, none is there twice, and the scores are equal.
 
-python -m tests.faults.gallery --kills 20
+python -m tests.faults.samples --kills 20
 """
 
 import argparse
@@ -22,33 +22,33 @@ from tests.faults import processes
 
 @dataclass
 class Tally:
-    """What happened.
+    """Counts of one run of this program.
 
     Args:
-        kills: By what was going on.
-        evaluations: Brought to their ends.
-        equal: Those with the uninterrupted one's figures and every picture's bytes.
-        lost: Pictures that were kept and are gone after a kill.
-        litter: Unfinished files that the next command left.
+        kills: Kills by what the evaluation was doing.
+        evaluations: Evaluations that were finished.
+        equal: Evaluations with the scores and the images, byte for byte, of an uninterrupted one.
+        lost: Images that were kept and are gone after a kill.
+        litter: Unfinished files that the last command left.
     """
 
-    kills: dict[str, int] = field(default_factory=lambda: {"loading": 0, "drawing": 0, "looking": 0})
+    kills: dict[str, int] = field(default_factory=lambda: {"loading": 0, "sampling": 0, "extracting features": 0})
     evaluations: int = 0
     equal: int = 0
     lost: int = 0
     litter: int = 0
 
 
-def pictures(home: Path) -> dict[str, str]:
-    """sha256 of every picture that is kept."""
+def images(home: Path) -> dict[str, str]:
+    """Return the sha256 of every kept image, by path."""
     found = sorted((home / "cache" / "galleries").glob("*/[0-9]*/*.png"))
     return {path.relative_to(home).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
-def figures(log: Path) -> list[dict]:
-    """What the last command said, without what differs by its time."""
+def scores(log: Path) -> list[dict]:
+    """Return what the command printed, without times."""
     text = log.read_text()
-    record = json.loads(text[text.index("{") :])  # after what was said on standard error
+    record = json.loads(text[text.index("{") :])  # after the lines of standard error
     return [row["metrics"] for row in record["rows"]] + [record["fingerprint"], record["extractors"]]
 
 
@@ -56,12 +56,12 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
     """Run it and print the table.
 
     Args:
-        kills: How many SIGKILLs.
+        kills: Number of SIGKILLs.
         samples: Prompts of each evaluation.
-        longest: Seconds that a process lives at most.
-        seed: Of the moments.
+        longest: Longest time until a kill, in seconds.
+        seed: Seed of the moments.
     """
-    folder, dice, tally = Path(tempfile.mkdtemp(prefix="rapm-gallery-")), random.Random(seed), Tally()
+    folder, dice, tally = Path(tempfile.mkdtemp(prefix="rapm-samples-")), random.Random(seed), Tally()
     begun = time.perf_counter()
     options = ("--samples", samples, "--batch-size", 4, "--teacher-samples", 16, "--metrics", "clip,fidelity", "--json")
     argv = command(folder / "world", *options)
@@ -69,21 +69,21 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
         _make(folder / "world")
         processes.preload()
         assert processes.run(argv, folder / "whole", folder / "whole.txt") == 0, (folder / "whole.txt").read_text()
-        wanted = pictures(folder / "whole"), figures(folder / "whole.txt")
+        wanted = images(folder / "whole"), scores(folder / "whole.txt")
         while sum(tally.kills.values()) < kills:
             home = folder / f"home-{tally.evaluations}"
             log = _interrupt(argv, home, len(wanted[0]), tally, dice, kills, longest)
             tally.evaluations += 1
-            tally.equal += (pictures(home), figures(log)) == wanted
+            tally.equal += (images(home), scores(log)) == wanted
             tally.litter += sum(len(list(home.rglob(pattern))) for pattern in (".rapm-*", "*.claim"))
             shutil.rmtree(home)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [[f"SIGKILL, {where}", str(count)] for where, count in tally.kills.items()]
     rows += [
-        ["evaluations brought to their ends", str(tally.evaluations)],
-        ["of them with equal pictures and figures", str(tally.equal)],
-        ["pictures lost", str(tally.lost)],
+        ["finished evaluations", str(tally.evaluations)],
+        ["of them with equal images and scores", str(tally.equal)],
+        ["images lost", str(tally.lost)],
         ["unfinished files left", str(tally.litter)],
         ["minutes", f"{(time.perf_counter() - begun) / 60:.1f}"],
     ]
@@ -92,7 +92,7 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
 
 
 def _make(place: Path) -> None:
-    """In a process of its own: forks need a parent that has computed nothing."""
+    """Write the small world in a process of its own: forks need a parent that has computed nothing."""
     place.mkdir(parents=True)
     code = f"import pathlib, tests.evaluate.small_world as w; w.write_world(pathlib.Path({str(place)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -101,7 +101,7 @@ def _make(place: Path) -> None:
 def _interrupt(
     argv: list[str], home: Path, wanted: int, tally: Tally, dice: random.Random, kills: int, longest: float
 ) -> Path:
-    """One evaluation of so many pictures, killed again and again until `kills` are spent; its last log."""
+    """Run one evaluation, killed again and again until all `kills` are spent, and return its last log."""
     number = 0
     while True:
         log = home.parent / f"log-{tally.evaluations}-{number}.txt"
@@ -109,12 +109,12 @@ def _interrupt(
         is_last = sum(tally.kills.values()) >= kills
         code = processes.wait(pid, 600 if is_last else dice.uniform(0.2, longest))
         if code is None:
-            before = pictures(home)
+            before = images(home)
             processes.kill(pid)
-            after = pictures(home)
+            after = images(home)
             tally.lost += len(before.keys() - after.keys())
-            is_drawn = len(after) == wanted
-            tally.kills["looking" if is_drawn else "drawing" if after else "loading"] += 1
+            is_sampled = len(after) == wanted
+            tally.kills["extracting features" if is_sampled else "sampling" if after else "loading"] += 1
         elif code == 0:
             return log
         else:

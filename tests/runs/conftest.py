@@ -1,0 +1,1 @@
+from tests.resuming import again, whole  # noqa: F401  # fixtures

@@ -1,0 +1,69 @@
+"""How commands find a run folder among others."""
+
+import errno
+
+import pytest
+
+from rapm_cli.runs.run import Run
+from tests.messages import names
+from tests.resuming import DISTILL, state_of, unfinished
+
+
+@pytest.mark.parametrize("leftover", [["lock"], ["lock", "commits"], ["commits", "commits/.rapm-tmp-1-settings-001"]])
+def test_a_process_killed_before_its_first_commit_is_in_nobodys_way(rapm, again, tmp_path, leftover):
+    unfinished(again, "00000004")
+    for place in (tmp_path / "mine", again.folder.parent / "demo-newer"):
+        place.mkdir()
+        for name in leftover:
+            (place / name).touch() if name == "lock" else (place / name).mkdir()
+    code, _, err = rapm("distill", "--resume")
+    assert (code, names(err, again.folder)) == (0, True), err
+    code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "mine"))
+    assert code == 0, err
+    assert Run(tmp_path / "mine").has_lora
+
+
+def test_a_finished_runs_damaged_lora_is_named_and_made_again(rapm, again):
+    wanted = state_of(again)
+    data = again.lora.read_bytes()
+    again.lora.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    again_command = f"rapm distill --resume {again.folder.name}"
+    exports = [("export", str(place)) for place in (again.folder, again.lora)]
+    for argv in (*exports, ("generate", "a red cube"), ("eval", "--samples", "8")):
+        code, _, err = rapm(*argv, "--base", "demo") if argv[0] != "export" else rapm(*argv)
+        assert code == 3, err
+        assert names(err, again.lora.name, "sha256", again_command)
+    assert names(rapm("inspect", str(again.folder))[1], again_command)
+    assert rapm(*again_command.split()[1:])[0] == 0
+    assert state_of(again) == wanted
+
+
+def test_a_run_that_cannot_be_looked_into_is_in_nobodys_way(rapm, again, monkeypatch):
+    from rapm_cli.runs import run
+
+    unfinished(again, "00000004")
+    (again.folder.parent / "of-another-user").mkdir()
+    real = run._changed_at
+
+    def changed_at(folder):
+        if folder.name == "of-another-user":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(run, "_changed_at", changed_at)
+    code, _, err = rapm("distill", "--resume")
+    assert (code, names(err, again.folder)) == (0, True), err
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(home, monkeypatch):
+    from rapm_cli.runs.run import new_run
+
+    monkeypatch.setattr("time.strftime", lambda *a: "now")
+    assert len({new_run("demo", None).folder for _ in range(3)}) == 3
+
+
+def test_where_no_run_has_a_lora_yet_the_unfinished_one_is_named(rapm, again):
+    unfinished(again, "00000004")
+    code, _, err = rapm("inspect")
+    assert code == 3
+    assert names(err, f"rapm distill --resume {again.folder.name}")
