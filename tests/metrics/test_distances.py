@@ -189,6 +189,7 @@ def test_pairs_of_the_same_scene_do_not_make_it_too_low():
     assert mean < -4 * error
 
 
+@pytest.mark.slow
 def test_subsets_have_the_mean_of_the_whole():
     a, b = features(1200, 4, 0), features(1200, 4, 1) + 0.5
     whole = kernel_distance(a, b, are_paired=True)
@@ -230,6 +231,7 @@ def test_the_interval_of_a_kernel_distance_holds_the_true_one_nineteen_times_in_
     assert 0.91 < np.mean(held) < 0.98
 
 
+@pytest.mark.slow
 def test_some_rows_tell_the_error_of_a_kernel_distance_as_well_as_all(monkeypatch):
     a, b = features(3000, 4, 0), features(2500, 4, 1) + 0.5
     whole = distance_error(a, b, torch.Generator().manual_seed(0))

@@ -30,6 +30,7 @@ def test_discriminators_look_at_the_times_that_they_are_told(trainer_of, traject
     assert all(torch.equal(noised, z) for _, noised in seen) == (times == "edge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRIMINATORS.names())
 def test_every_discriminator_keeps_the_contract(name, backbone, make_cond, latents):
     kind = DISCRIMINATORS[name]
