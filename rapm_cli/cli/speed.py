@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rapm_cli.bases import Base
     from rapm_cli.distill.benchmark import Benchmark
 
-GIB, MIB, HOUR = 2**30, 2**20, 3600
+MIB, HOUR = 2**20, 3600
 SLOWEST = 10  # operations of a profile that are printed
 
 
@@ -23,6 +23,7 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
         device: Value of `--device`.
     """
     from rapm_cli.bases.device import find_device
+    from rapm_cli.bases.plans import GIB
     from rapm_cli.distill.dry_run import dry_run as predict
     from rapm_cli.distill.dry_run import to_record
     from rapm_cli.distill.resolve_run import settings_without_weights
@@ -68,6 +69,7 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     """
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
+    from rapm_cli.bases.plans import GIB
     from rapm_cli.distill.benchmark import benchmark as measure
     from rapm_cli.distill.benchmark import to_record
     from rapm_cli.distill.resolve_run import settings_without_weights

@@ -149,9 +149,8 @@ class Training:
         self.follow(line)
 
     def _save_where_due(self) -> None:
-        is_regular = (
-            self.done % self.settings.checkpoint_every == 0 and not self.health.skips
-        )  # training may go back to it
+        # Training may return to a regular checkpoint.
+        is_regular = self.done % self.settings.checkpoint_every == 0 and not self.health.skips
         if signals.take_save_request() or is_regular or self.done == self.total:
             self._save(is_regular=is_regular)
         number = self.trainer.world.request_stop(signals.pending())  # sent to any of the processes
