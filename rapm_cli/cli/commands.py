@@ -25,7 +25,7 @@ def generate(
     lora: options.Lora = None,
     from_image: Annotated[
         Path | None,
-        typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate the same image again."),
+        typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate its image again."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Place the teacher's image on the left.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also write one image that shows all.")] = False,

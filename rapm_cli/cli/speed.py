@@ -69,7 +69,6 @@ def benchmark(out: Output, name: str, device: str, precision: str, *, is_profile
     """
     from rapm_cli.bases import find_base
     from rapm_cli.bases.device import find_device
-    from rapm_cli.bases.plans import GIB
     from rapm_cli.distill.benchmark import benchmark as measure
     from rapm_cli.distill.benchmark import to_record
     from rapm_cli.distill.resolve_run import settings_without_weights
