@@ -17,7 +17,7 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-REMEDY = "give a LoRA in safetensors format"
+REMEDY = "give a file in safetensors format"
 LOOKALIKES = (  # first bytes, kind and remedy of files that are often given as safetensors
     (b"version https://git-lfs", "a git-lfs pointer, not weights", "run: git lfs pull"),
     (b"PK\x03\x04", "a zip, as torch.save writes, which can hold code", "ask for a safetensors file"),
@@ -134,12 +134,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
+def has_header(start: bytes) -> bool:
+    """Return True for the first bytes of a safetensors file: the length of its header, and the header's `{`."""
+    return start[8:9] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= MAX_HEADER
+
+
 def is_lookalike(start: bytes) -> bool:
     """Return True for the first bytes of a file that is often given as safetensors, and is something else."""
     return any(start.startswith(sign) for sign, _, _ in LOOKALIKES)
 
 
 def _not_safetensors(path: Path, start: bytes) -> InputError:
+    if has_header(start):
+        return InputError(f"{path} is truncated: it ends within its header", "copy or download it again")
     for sign, kind, remedy in LOOKALIKES:
         if start.startswith(sign):
             return InputError(f"{path} is {kind}, not a safetensors file", remedy)

@@ -10,14 +10,13 @@ from rapm_cli.bases.places import runs_dir
 from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
-from rapm_cli.formats.header import SUFFIX, is_lookalike, read_header
+from rapm_cli.formats.header import SUFFIX, has_header, is_lookalike, read_header
 from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
 from rapm_cli.formats.png import MAGIC, RECIPE_KEY, read_png
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.inspect.disk_usage import trajectories_at
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
-LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 START_BYTES = 32  # enough to tell the kinds of files apart
 FOLDER_PROGRAMS = ["diffusers (from_pretrained)", "rapm (--base)"]
 
@@ -47,10 +46,11 @@ def inspect(name: str) -> dict[str, Any]:
     start = _first_bytes(path)
     if start.startswith(MAGIC):
         return _image(path)
+    if has_header(start):  # before pickles, whose first byte can be the lowest of a header's length
+        return _safetensors(path)
     if is_pickle(start):
         return _pickle(path)
-    has_header = start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
-    if not (path.suffix == SUFFIX or has_header or is_lookalike(start)):
+    if not (path.suffix == SUFFIX or is_lookalike(start)):
         raise InputError(f"{path} is not a kind of file that rapm shows", "rapm inspect --help says what it shows")
     return _safetensors(path)
 

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases.demo.base import WEIGHTS
+from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.describe import FACTOR_KEY
 from rapm_cli.formats.fuse import lora_update
 from rapm_cli.formats.lora import load_lora
+from rapm_cli.inspect.inspect import inspect
 from tests.formats import lora_forms
-from tests.messages import names
+from tests.messages import names, naming
 
 FORMS = [
     lora_forms.peft, lora_forms.peft_without_prefix, lora_forms.peft_wrapped, lora_forms.diffusers_new,
@@ -183,6 +185,21 @@ def test_a_pickle_is_never_opened(facts, rapm, tmp_path, monkeypatch, protocol):
     torch.save({"weights": torch.ones(2), "more": Evil()}, path)
     assert facts(path)["unusual"] == [f"{os.mkdir.__module__}.mkdir"]
     assert names(rapm("inspect", str(path))[2], f"{os.mkdir.__module__}.mkdir")
+
+
+def test_a_header_of_any_length_is_no_pickle(tmp_path):
+    path = tmp_path / "x.safetensors"
+    lengths = set()
+    for count in range(0, 256, 8):
+        save_file({"weights": torch.ones(2)}, path, {"padding": "x" * count})
+        lengths.add(path.read_bytes()[0])
+        assert inspect(str(path))["kind"] == "tensors"
+    assert len(lengths) == 32  # every multiple of 8 below 256, with the first byte of a pickle among them
+    while path.read_bytes()[0] != 0x80:
+        save_file({"weights": torch.ones(2)}, path, {"padding": "x" * (count := count - 8)})
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match=naming("truncated")):
+        inspect(str(path))
 
 
 @pytest.mark.parametrize(
