@@ -8,22 +8,18 @@ from pathlib import Path
 
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.families import family_of
+from rapm_cli.bases.checkpoint import V_TENSOR, checkpoint_kind
+from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published
+from rapm_cli.bases.support import V_PREDICTION, judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
+from rapm_cli.formats.header import read_header
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends like this means a file, even if it does not exist
-# Prefixes of tensor names in a complete checkpoint in the original layout, and of each family's text encoders.
-MARKS = ("model.diffusion_model.", "first_stage_model.")
-ENCODERS = {
-    "sdxl": ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."),
-    "sd15": ("cond_stage_model.transformer.text_model.",),
-}
-LATENT_CHANNELS, FIRST_LAYER = 4, "model.diffusion_model.input_blocks.0.0.weight"
 MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
 PIECES, PIECE_BYTES = 2**12, 2**12  # hashed of each weight file: 4 KiB of every 1.3 MB of SDXL's UNet
 
@@ -60,15 +56,20 @@ def find_base(name: str, reporter: Reporter) -> Base:
 
 def _folder_base(folder: Path) -> Base:
     configs = Weights(folder, "")
-    defaults = family_of(configs).defaults
+    defaults = FAMILIES[judge(configs).family].defaults
     return _base(
         folder.name, str(folder), defaults, lambda _: Weights(folder, folder_identity(folder)), lambda _: configs
     )
 
 
 def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
-    family = family_of(published.outline(reporter))
-    return _base(published.repo, name, family.defaults, published.weights, published.outline)
+    outline = published.outline(reporter)
+    try:
+        family = judge(outline).family
+    except InputError as error:  # the folder in the cache means nothing to the user
+        error.message = f"{name} cannot be distilled: {error.message}"
+        raise
+    return _base(published.repo, name, FAMILIES[family].defaults, published.weights, published.outline)
 
 
 def _checkpoint_base(path: Path) -> Base:
@@ -76,8 +77,7 @@ def _checkpoint_base(path: Path) -> Base:
 
     def locate(reporter: Reporter) -> Weights:
         folder = PUBLISHED[family].configs(reporter).folder
-        identity = hashlib.sha256(repr(("file", _samples_sha256(path))).encode()).hexdigest()[:16]
-        return Weights(folder, identity, checkpoint=path, prediction_type=prediction_type)
+        return Weights(folder, checkpoint_identity(path), checkpoint=path, prediction_type=prediction_type)
 
     return _base(path.stem, str(path), BASES[family].defaults, locate, PUBLISHED[family].configs)
 
@@ -99,41 +99,6 @@ def _base(
     )
 
 
-def checkpoint_kind(path: Path) -> tuple[str, str | None]:
-    """Return the family of a checkpoint in the original layout, and its prediction type if it names one.
-
-    Raises:
-        InputError: The file is no such checkpoint, or its family is not supported.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no safetensors file, and others can run code", "give a .safetensors checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-            channels = file.get_slice(FIRST_LAYER).get_shape()[1] if FIRST_LAYER in names else 0
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}", "copy or download it again") from error
-    families = [family for family, starts in ENCODERS.items() if all(_has(names, start) for start in MARKS + starts)]
-    if not families:
-        raise InputError(
-            f"{path} is no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
-        )
-    if channels != LATENT_CHANNELS:
-        raise InputError(
-            f"{path} takes {channels} channels, not {LATENT_CHANNELS}: it is for inpainting or editing",
-            "give a text-to-image model",
-        )
-    if "ztsnr" in names:
-        raise InputError(f"{path} was trained down to zero signal, which rapm cannot distil", "give another base")
-    return families[0], "v_prediction" if "v_pred" in names else None
-
-
-def _has(names: set[str], start: str) -> bool:
-    return any(name.startswith(start) for name in names)
-
-
 def folder_identity(folder: Path) -> str:
     """Return a hash of a folder's configurations and of samples of its weights, the same wherever the folder is.
 
@@ -142,6 +107,17 @@ def folder_identity(folder: Path) -> str:
     files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     about = repr([(path.relative_to(folder).as_posix(), _samples_sha256(path)) for path in files])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def checkpoint_identity(path: Path) -> str:
+    """Return a hash of samples of a checkpoint, the same wherever the file is.
+
+    v-prediction that the header alone names counts too: versions that did not read it recorded wrong trajectories.
+    """
+    about: tuple[str, ...] = ("file", _samples_sha256(path))
+    if checkpoint_kind(path)[1] == V_PREDICTION and V_TENSOR not in read_header(path).tensors:
+        about += (V_PREDICTION,)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def _samples_sha256(path: Path) -> str:

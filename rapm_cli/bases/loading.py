@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rapm_cli.bases.families import family_of
-from rapm_cli.bases.parts import load_schedule, load_text, load_unet, load_vae
+from rapm_cli.bases.families import FAMILIES
+from rapm_cli.bases.parts import load_text, load_unet, load_vae
+from rapm_cli.bases.support import judge
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.network.backbone import Backbone, Conditioning
+from rapm_cli.core.network.schedule import NoiseSchedule
 
 END_OF_WORD = "</w>"  # suffix of a token that ends a word
 PROMPTS_AT_ONCE = 32  # batch of the text encoders
@@ -34,24 +35,16 @@ class LoadedBase:
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self._weights, self._dtype = device, weights, dtype
-        self._family = family_of(weights)
-        self._schedule = load_schedule(weights)
+        judged = judge(weights)
+        self._family = FAMILIES[judged.family]
+        self._schedule = NoiseSchedule.scaled_linear(
+            judged.beta_start, judged.beta_end, prediction_type=judged.prediction_type
+        )
         for part in self._family.parts:
             weights.check(part)
-        unet, vae = weights.config("unet"), weights.config("vae")
-        side = unet.get("sample_size")
-        if type(side) is not int:
-            raise InputError(f"{weights.origin} has non-square latents: {side}", "give a model of square images")
-        scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-        self.latent_shape: tuple[int, int, int] = (unet.get("in_channels", 4), side, side)
-        self._time_ids = self._family.time_ids(side * scale)
-        self._scaling: float = vae.get("scaling_factor", 0.18215)
-        if self.latent_shape[0] != vae.get("latent_channels", 4):
-            raise InputError(
-                f"{weights.origin} takes {self.latent_shape[0]} channels and its autoencoder makes "
-                f"{vae.get('latent_channels', 4)}: it is for inpainting or editing",
-                "give a text-to-image model",
-            )
+        self.latent_shape = judged.latent_shape
+        self._time_ids = self._family.time_ids(judged.side_px)
+        self._scaling = judged.scaling_factor
 
     def load(self) -> None:
         """Read every part now, so that a damaged file is reported before hours of work.

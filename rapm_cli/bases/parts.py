@@ -10,10 +10,9 @@ from torch import nn
 from rapm_cli.bases.families import Family
 from rapm_cli.bases.weights import WHOLE, Weights
 from rapm_cli.core.common.errors import InputError, is_out_of_memory
-from rapm_cli.core.network.schedule import NoiseSchedule
+from rapm_cli.formats.original_layout import CLIP_PREFIXES, INSIDE_CLIP, clip_name
 
 T = TypeVar("T")
-STEPS = 1000  # length of the noise schedules that rapm supports
 FEWEST_TOKENS = 512  # two for each byte; transformers creates an empty vocabulary if the file is missing
 
 
@@ -34,7 +33,8 @@ def load_text(weights: Weights, family: Family, dtype: torch.dtype) -> Any:
 
     def load() -> Any:
         if weights.checkpoint:
-            return kind.from_single_file(str(weights.checkpoint), config=str(weights.folder), dtype=dtype, **common)
+            origin, clip = str(weights.checkpoint), _clip_of_checkpoint(weights, dtype)
+            return kind.from_single_file(origin, config=str(weights.folder), dtype=dtype, text_encoder=clip, **common)
         encoders = {
             part: _from_folder(weights, part, getattr(transformers, name), dtype)
             for part, name in family.encoders.items()
@@ -74,26 +74,18 @@ def load_vae(weights: Weights, dtype: torch.dtype) -> nn.Module:
     return _load_model(weights, "vae", diffusers.AutoencoderKL, torch.float32 if overflows else dtype)
 
 
-def load_schedule(weights: Weights) -> NoiseSchedule:
-    """Read the noise schedule that the network was trained with.
+def _clip_of_checkpoint(weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """Load a checkpoint's CLIP, also where its names lack `text_model.`, which diffusers cannot read."""
+    from safetensors import safe_open
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    Raises:
-        InputError: rapm does not support the schedule.
-    """
-    config = weights.config("scheduler", "scheduler_config.json")
-    predicts = weights.prediction_type or config.get("prediction_type", "epsilon")
-    is_known = config.get("beta_schedule") == "scaled_linear" and predicts in ("epsilon", "v_prediction")
-    is_known = is_known and all(type(config.get(name)) is float for name in ("beta_start", "beta_end"))
-    is_rescaled = bool(config.get("rescale_betas_zero_snr"))
-    if not is_known or is_rescaled or config.get("trained_betas") is not None:
-        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if is_rescaled else "")
-        raise InputError(
-            f"{weights.origin} has a noise schedule that rapm does not know: {about}",
-            "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
-        )
-    if (length := config.get("num_train_timesteps", STEPS)) != STEPS:
-        raise InputError(f"{weights.origin} has a noise schedule of {length} steps", f"give a base with {STEPS}")
-    return NoiseSchedule.scaled_linear(config["beta_start"], config["beta_end"], STEPS, predicts)
+    made: nn.Module = CLIPTextModel(CLIPTextConfig.from_pretrained(str(weights.folder / "text_encoder")))
+    with safe_open(str(weights.checkpoint), "pt") as file:
+        names = {clip_name(name): name for name in file.keys() if name.startswith(CLIP_PREFIXES)}  # noqa: SIM118
+        state = {name.rpartition(INSIDE_CLIP)[2]: file.get_tensor(source) for name, source in names.items()}
+    layers: nn.Module = getattr(made, "text_model", made)  # transformers 5.6 took this layer away
+    _refuse_missing(weights, "text_encoder", layers.load_state_dict(state, strict=False).missing_keys)
+    return made.to(dtype).eval()
 
 
 def _load_model(weights: Weights, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from rapm_cli.bases import Base, Weights
+from rapm_cli.bases.checkpoint import V_TENSOR
+from rapm_cli.bases.support import V_PREDICTION, judge
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
@@ -23,6 +25,7 @@ from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
+from rapm_cli.formats.original_layout import clip_name
 from rapm_cli.formats.programs import PROGRAMS, Verdict
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
@@ -187,14 +190,19 @@ def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
 
 def _original_outputs(weights: Weights, fuser: LoraFuser) -> dict[str, OutputTensor]:
     if weights.checkpoint:
-        return fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
+        fused = fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
+        return {clip_name(name): output for name, output in fused.items()} | _prediction_mark(weights)
     present = [part for part in PARTS if (weights.folder / part).is_dir()]
     for part in present:
         weights.check(part)
     outputs = fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
-    if read_json(weights.folder / SCHEDULER_CONFIG).get("prediction_type") == "v_prediction":
-        outputs |= {"v_pred": OutputTensor((), "F32", (0,))}  # ComfyUI looks for this name; the tensor is empty
-    return outputs
+    return outputs | _prediction_mark(weights)
+
+
+def _prediction_mark(weights: Weights) -> dict[str, OutputTensor]:
+    """Return the empty tensor by which ComfyUI and rapm know a checkpoint that predicts v; nothing for epsilon."""
+    predicts_v = judge(weights).prediction_type == V_PREDICTION
+    return {V_TENSOR: OutputTensor((), "F32", (0,))} if predicts_v else {}
 
 
 def _write_fused(

@@ -5,20 +5,18 @@ The only values that are read are a LoRA's alpha tensors, a few bytes each.
 
 import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.formats.header import DTYPE_BYTES, Header, TensorInfo
+from rapm_cli.formats.header import Header, TensorInfo, read_numbers
 from rapm_cli.formats.programs import OTHER_KINDS, key_format, verdicts
 from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, is_rapm_lora, parse_lora_header, parse_recipe
 
 FACTOR_KEY = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
 FAMILIES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by text width
-STRUCT_FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h"}
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 BLOCK_NAME = re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]?(\d+)?")
 PROVENANCE = {  # metadata keys of other programs, and the names that rapm shows them under
@@ -191,13 +189,7 @@ def _header_alpha(metadata: Mapping[str, str]) -> float | None:
 
 
 def _read_alpha(path: Path, one: TensorInfo) -> float | None:
-    if one.count != 1 or (one.dtype not in STRUCT_FORMATS and one.dtype != "BF16"):
-        return None
-    with path.open("rb") as file:
-        file.seek(one.start)
-        data = file.read(DTYPE_BYTES[one.dtype])
-    data, form = (b"\0\0" + data, "<f") if one.dtype == "BF16" else (data, STRUCT_FORMATS[one.dtype])
-    return float(struct.unpack(form, data)[0])
+    return next(iter(read_numbers(path, one)), None) if one.count == 1 else None
 
 
 def _base_family(layers: Mapping[str, LayerInfo]) -> str:

@@ -17,6 +17,7 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
+NUMBERS = {"F16": "e", "F32": "f", "F64": "d", "I64": "q", "I32": "i", "I16": "h"}  # by dtype, as struct names them
 REMEDY = "give a file in safetensors format"
 LOOKALIKES = (  # first bytes, kind and remedy of files that are often given as safetensors
     (b"version https://git-lfs", "a git-lfs pointer, not weights", "run: git lfs pull"),
@@ -132,6 +133,23 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) != len(pairs):
         raise ValueError("it names a tensor twice")
     return record
+
+
+def read_numbers(path: Path, one: TensorInfo) -> list[float]:
+    """Return the values of a small tensor, read from its bytes; empty for a dtype of other numbers.
+
+    Args:
+        path: File of the tensor.
+        one: Entry of the file's header.
+    """
+    if one.dtype not in (*NUMBERS, "BF16"):
+        return []
+    with path.open("rb") as file:
+        file.seek(one.start)
+        data = file.read(one.nbytes)
+    if one.dtype == "BF16":  # the upper half of a float32
+        data = b"".join(b"\0\0" + data[k : k + 2] for k in range(0, len(data), 2))
+    return list(map(float, struct.unpack(f"<{one.count}{NUMBERS.get(one.dtype, 'f')}", data)))
 
 
 def has_header(start: bytes) -> bool:

@@ -13,6 +13,7 @@ CLIP_XL, OPEN_CLIP, CLIP = (
     "conditioner.embedders.1.model.",
     "cond_stage_model.transformer.",
 )
+CLIP_PREFIXES, INSIDE_CLIP = (CLIP_XL, CLIP), "text_model."  # which some files leave out
 PER_BLOCK = 3  # entries of the original's lists for each diffusers block: two resnets, and one down- or upsampler
 UNET_TOP_LEVEL = {
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -157,6 +158,12 @@ def _vae_layer(name: str, last: int) -> str:
     return f"{stem}.{kind.removesuffix('rs')}.{inside}"  # downsamplers.0.conv is downsample.conv
 
 
+def clip_name(name: str) -> str:
+    """Return the usual name of a checkpoint's tensor: with `text_model.` in CLIP, which some files leave out."""
+    prefix = next((prefix for prefix in CLIP_PREFIXES if name.startswith(prefix)), "")
+    return f"{prefix}{INSIDE_CLIP}{name.removeprefix(prefix).removeprefix(INSIDE_CLIP)}" if prefix else name
+
+
 def clip_tensors(shapes: Mapping[str, Shape], prefix: str) -> Iterator[OriginalTensor]:
     """Yield a CLIP text encoder's tensors in the original layout, whose names all contain `text_model.`.
 
@@ -165,7 +172,7 @@ def clip_tensors(shapes: Mapping[str, Shape], prefix: str) -> Iterator[OriginalT
         prefix: `CLIP_XL` or `CLIP`.
     """
     for name, shape in shapes.items():
-        yield OriginalTensor(f"{prefix}text_model.{name.removeprefix('text_model.')}", (name,), shape)
+        yield OriginalTensor(clip_name(prefix + name), (name,), shape)
 
 
 def open_clip_tensors(shapes: Mapping[str, Shape]) -> Iterator[OriginalTensor]:
@@ -184,7 +191,7 @@ def open_clip_tensors(shapes: Mapping[str, Shape]) -> Iterator[OriginalTensor]:
         if name == "text_projection.weight":
             yield OriginalTensor(f"{OPEN_CLIP}text_projection", (name,), shape[::-1], is_transposed=True)
             continue
-        inside = name.removeprefix("text_model.")
+        inside = name.removeprefix(INSIDE_CLIP)
         if inside in CLIP_TOP_LEVEL:
             yield OriginalTensor(OPEN_CLIP + CLIP_TOP_LEVEL[inside], (name,), shape)
         elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", inside):

@@ -3,10 +3,14 @@
 import contextlib
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.bases.places import runs_dir
+from rapm_cli.bases.support import judge
+from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
 from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
@@ -18,7 +22,8 @@ from rapm_cli.inspect.disk_usage import trajectories_at
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
 START_BYTES = 32  # enough to tell the kinds of files apart
-FOLDER_PROGRAMS = ["diffusers (from_pretrained)", "rapm (--base)"]
+RAPM = "rapm (--base)"  # among the programs that read a model
+FOLDER_PROGRAMS = ["diffusers (from_pretrained)", RAPM]
 
 
 def inspect(name: str) -> dict[str, Any]:
@@ -113,10 +118,29 @@ def _first_bytes(path: Path) -> bytes:
 
 def _safetensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
-    facts = describe_lora(path, header) if is_lora(header.tensors) else describe_model(path, header)
+    if not is_lora(header.tensors):
+        return _judged(describe_model(path, header), lambda: checkpoint_kind(path))
+    facts = describe_lora(path, header)
     run = Run(path.parent)
     if run.lora == path and (comparison := run.result().get("comparison")):
         facts["comparison"] = comparison
+    return facts
+
+
+def _judged(facts: dict[str, Any], check: Callable[[], object]) -> dict[str, Any]:
+    """Return facts about a model, with the reason where it looks like a base and rapm cannot distil it.
+
+    Args:
+        facts: Facts, with the programs that read a model of this kind.
+        check: Function that raises `InputError` for a base that rapm does not support.
+    """
+    if RAPM in facts["programs"]:
+        try:
+            check()
+        except InputError as error:
+            programs = [name for name in facts["programs"] if name != RAPM]
+            said = facts.get("said", {}) | {"not a base": f"rapm cannot distil it: {error.message}"}
+            return facts | {"programs": programs, "said": said}
     return facts
 
 
@@ -159,7 +183,7 @@ def _pickle(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     facts = {"folder": str(path), **_verified(path)}
     if (path / MODEL_INDEX).is_file():
-        return facts | _model(path)
+        return _judged(facts | _model(path), lambda: judge(Weights(path, "")))
     if store := trajectories_at(path):
         return facts | {"kind": "trajectories", **store}
     files = sorted(path.glob("*.safetensors"))

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rapm_cli.core.network.schedule import NoiseSchedule
+
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
@@ -62,7 +64,7 @@ def write_checkpoint(folder: Path, path: Path, **more: Tensor) -> Path:
     else:
         parts |= {"cond_stage_model.transformer.": first}
     state = {prefix + name: value.contiguous() for prefix, part in parts.items() for name, value in part.items()}
-    save_file(state | {"alphas_cumprod": torch.ones(1000)} | more, path)
+    save_file(state | {"alphas_cumprod": NoiseSchedule.scaled_linear().alphas_cumprod} | more, path)
     return path
 
 

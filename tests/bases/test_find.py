@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import BASES, find_base
+from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.bases.families import SD15_DEFAULTS, SDXL_DEFAULTS
-from rapm_cli.bases.find import checkpoint_kind, folder_identity
+from rapm_cli.bases.find import folder_identity
 from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Snapshot
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.cli.console import Output

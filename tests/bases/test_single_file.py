@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import LoadedBase, Weights, find_base
 from rapm_cli.bases.base import Base
-from rapm_cli.bases.find import checkpoint_kind
+from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
 from rapm_cli.core.network.student import attach_lora, lora_weights
