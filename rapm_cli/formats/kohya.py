@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import LoraFile
-from rapm_cli.formats.modelspec import SGM, model_spec, model_title, usage_hint
+from rapm_cli.formats.modelspec import SGM, model_spec, model_title
 from rapm_cli.formats.original_layout import attention_blocks, original_unet_layer
 from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER, write_tensors
+from rapm_cli.formats.sampling_advice import usage_hint
 
 KOHYA_PREFIX = "lora_unet_"
 BASE_VERSIONS = {True: "sdxl_base_v1-0", False: "sd_v1"}  # by is_xl; A1111 hides a LoRA of another version
