@@ -2,9 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rapm_cli.bases import BASES
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.png import read_png
 from rapm_cli.runs.images import contact_sheet, grid, read_recipe, save_png, to_image
+from rapm_cli.runs.resolve_lora import read_image_recipe
 from tests.messages import naming
 
 RECIPE = {"prompt": "a <b>cube</b> \x1b[31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
@@ -58,3 +60,12 @@ def test_a_contact_sheet_has_a_row_for_each_title():
     assert (0, 0, 0) in column
     assert (255, 255, 255) in column
     assert column.index((0, 0, 0)) < column.index((255, 255, 255))
+
+
+def test_an_image_of_the_lora_that_shipped_under_another_header_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAPM_HOME", str(tmp_path))
+    for sha256 in BASES["demo"].former_students:
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", RECIPE | {"lora_sha256": sha256})
+        assert read_image_recipe(tmp_path / "a.png", None).lora == BASES["demo"].student
+        with pytest.raises(InputError, match=sha256):
+            read_image_recipe(tmp_path / "a.png", str(tmp_path / "a.png"))
