@@ -61,6 +61,7 @@ class Base:
         architecture: Function that returns the shapes; it downloads configurations at most.
         training_prompts: Function (count, seed) -> prompts.
         student: Distilled LoRA that ships with the base, or None.
+        former_students: sha256 of files in which the same LoRA shipped before, under another header. Images name them.
         labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
         warn: Function from a prompt to a warning about words that the base does not know, or an empty string.
     """
@@ -72,6 +73,7 @@ class Base:
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None
+    former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
     warn: Callable[[str], str] = lambda prompt: ""
 

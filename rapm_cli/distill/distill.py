@@ -237,7 +237,7 @@ def _finalized(trainer: Trainer, settings: Settings) -> LoraFile:
     trainer.finalize()
     sampler = sampler_of(to_json(settings.training))
     recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
-    return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe)
+    return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe).folded()
 
 
 class _Clock:

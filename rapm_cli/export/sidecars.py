@@ -12,6 +12,7 @@ from rapm_cli.export.plan import CARD, SHEET, ExportedFile
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
+from rapm_cli.formats.sampling_advice import COMFYUI_SAMPLERS, COMFYUI_SCHEDULE, scheduler_of, steps_of
 from rapm_cli.runs.run import Run
 
 WORKFLOW = "comfyui.json"
@@ -19,10 +20,6 @@ PUBLISHED_FILES = {  # names of the single-file checkpoints on the hub
     "sdxl": f"sd_xl_base_1.0{SUFFIX}",
     "sd15": f"v1-5-pruned-emaonly{SUFFIX}",
 }
-COMFYUI_SAMPLERS = {"DDIM": "ddim", "LCM": "lcm"}  # ComfyUI's name by diffusers' name
-# Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
-# LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
-COMFYUI_SCHEDULER = "sgm_uniform"
 
 
 def build_sidecars(
@@ -92,7 +89,6 @@ def comfyui_workflow(
         side_px: Width and height of the images, in pixels.
         prompt: Prompt that the workflow starts with.
     """
-    sampler = recipe.get("sampler", {})
     nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
     model: list[Any] = ["1", 0]
     if lora:
@@ -106,8 +102,8 @@ def comfyui_workflow(
             "KSampler",
             {
                 "model": model, "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 0,
-                "steps": sampler.get("steps", 4), "cfg": 1.0, "denoise": 1.0, "scheduler": COMFYUI_SCHEDULER,
-                "sampler_name": COMFYUI_SAMPLERS.get(sampler.get("scheduler", "DDIM"), "ddim"),
+                "steps": steps_of(recipe), "cfg": 1.0, "denoise": 1.0, "scheduler": COMFYUI_SCHEDULE,
+                "sampler_name": COMFYUI_SAMPLERS[scheduler_of(recipe)],
             },
         ),
         "7": ("VAEDecode", {"samples": ["6", 0], "vae": ["1", 2]}),

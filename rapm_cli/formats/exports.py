@@ -1,7 +1,6 @@
 """The formats that a LoRA is exported in, and the check that an exported file applies the same update."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ def save_diffusers(path: Path, lora: LoraFile, target: LoraTarget, dtype: torch.
     """Write a LoRA under peft's keys, with rank and alpha in the header; arguments and errors as of `save_kohya`."""
     for module in lora.modules:
         target.kohya_name(module)
-    save_lora(path, replace(lora, state={name: value.to(dtype or value.dtype) for name, value in lora.state.items()}))
+    save_lora(path, lora, dtype)
 
 
 EXPORTS.add("kohya")(save_kohya)

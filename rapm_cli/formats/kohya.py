@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import LoraFile
-from rapm_cli.formats.modelspec import SGM, model_spec, model_title, usage_hint
+from rapm_cli.formats.modelspec import SGM, model_spec, model_title
 from rapm_cli.formats.original_layout import attention_blocks, original_unet_layer
 from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER, write_tensors
+from rapm_cli.formats.sampling_advice import usage_hint
 
 KOHYA_PREFIX = "lora_unet_"
 BASE_VERSIONS = {True: "sdxl_base_v1-0", False: "sd_v1"}  # by is_xl; A1111 hides a LoRA of another version
@@ -65,10 +66,11 @@ def save_kohya(path: Path, lora: LoraFile, target: LoraTarget, dtype: torch.dtyp
         VerificationError: The bytes read back differ from those written; no file is left.
     """
     state: dict[str, Tensor] = {}
+    folded = lora.folded(dtype).state
     for module in lora.modules:
-        name, (down, up) = target.kohya_name(module), (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
-        state[f"{name}.lora_down.weight"] = down.to(dtype or down.dtype)
-        state[f"{name}.lora_up.weight"] = (up.float() * (lora.alpha / lora.rank)).to(dtype or up.dtype)
+        name = target.kohya_name(module)
+        state[f"{name}.lora_down.weight"] = folded[f"{module}.lora_A.weight"]
+        state[f"{name}.lora_up.weight"] = folded[f"{module}.lora_B.weight"]
         state[f"{name}.alpha"] = torch.tensor(float(lora.rank))
     write_tensors(path, state, _metadata(path, lora, target))
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,27 @@ class LoraFile:
             digest.update(value.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def folded(self, dtype: torch.dtype | None = None) -> "LoraFile":
+        """Return the same update with its scale in B: alpha then equals the rank, and every program applies 1.
 
-def save_lora(path: Path, lora: LoraFile) -> None:
-    """Write a file that diffusers' `load_lora_weights` loads with the right scale, and verify it.
+        Args:
+            dtype: Dtype of the returned tensors; None keeps theirs. The scale is applied in float32 before.
+        """
+        scale = self.alpha / self.rank
+        state = {
+            name: (value.float() * scale if scale != 1 and ".lora_B." in name else value).to(dtype or value.dtype)
+            for name, value in self.state.items()
+        }
+        return replace(self, state=state, alpha=float(self.rank))
+
+
+def save_lora(path: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> None:
+    """Write a file that `load_lora_weights` of diffusers 0.30.3 and newer loads with the right scale, and verify it.
 
     Args:
         path: File to write; its folder is made.
         lora: LoRA to write.
+        dtype: Dtype of the written weights; None keeps the LoRA's own.
 
     Raises:
         DiskError: The file cannot be written.
@@ -76,13 +90,15 @@ def save_lora(path: Path, lora: LoraFile) -> None:
     # A LoRA that rapm trained has every layer of its kinds, so the kinds are enough. For any other LoRA each layer is
     # listed: by kinds, diffusers would look for layers that the LoRA lacks, and skip layers of other kinds.
     targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
-    adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, "lora_dropout": 0.0}
+    # diffusers 0.34 to 0.39 need the patterns. Those before ignore alpha, so the scale is in B.
+    adapter = {"r": lora.rank, "lora_alpha": float(lora.rank), "rank_pattern": {}, "alpha_pattern": {}}
+    adapter |= {"target_modules": targets, "lora_dropout": 0.0}
     metadata = {
         "format": "pt",
         ADAPTER_KEY: json.dumps({PREFIX + name: value for name, value in adapter.items()}, sort_keys=True),
         RECIPE_KEY: json.dumps(lora.recipe, sort_keys=True),
     }
-    write_tensors(path, {PREFIX + name: value for name, value in lora.state.items()}, metadata)
+    write_tensors(path, {PREFIX + name: value for name, value in lora.folded(dtype).state.items()}, metadata)
 
 
 def load_lora(path: Path) -> LoraFile:

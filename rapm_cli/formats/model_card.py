@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rapm_cli.formats.modelspec import model_title, training_method, usage_hint
+from rapm_cli.formats.modelspec import model_title, training_method
+from rapm_cli.formats.sampling_advice import fooocus_settings, usage_hint, webui_settings
 
 PAPER = "https://arxiv.org/abs/2503.20744"
 NOT_SCHEDULER_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
@@ -116,13 +117,13 @@ def _usage(content: CardContent) -> str:
         f"prompt = {content.prompt!r}",
         f"pipe(prompt, num_inference_steps={steps}, guidance_scale=1.0).images[0]",
     ]
-    code, name = "```python\n" + "\n".join(lines) + "\n```", "LCM" if scheduler.startswith("LCM") else "DDIM"
+    code = "```python\n" + "\n".join(lines) + "\n```"
     if not any("ComfyUI" in line.readers for line in content.files):
         return code
     loads = f"; it loads the base from `{_plain_text(content.checkpoint)}`" if content.is_lora else ""
     return (
         f"{code}\n\nComfyUI: open the workflow that lies beside it{loads}. "
-        f"A1111: {steps} steps, CFG scale 1, sampler {name}, schedule type SGM Uniform."
+        f"A1111 and Forge: {webui_settings(content.recipe)}. Fooocus: {fooocus_settings(content.recipe)}."
     )
 
 

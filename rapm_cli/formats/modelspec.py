@@ -9,23 +9,10 @@ from typing import Any
 
 from rapm_cli.formats.recipe import RECIPE_KEY
 from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER
+from rapm_cli.formats.sampling_advice import usage_hint
 
 ARCHITECTURES = {True: "stable-diffusion-xl-v1-base", False: "stable-diffusion-v1"}  # by is_xl
 SGM = "https://github.com/Stability-AI/generative-models"
-
-
-def usage_hint(recipe: Mapping[str, Any]) -> str:
-    """Return the sampling settings of a student in words; empty where its recipe has none."""
-    sampler = recipe.get("sampler", {})
-    if not sampler:
-        return ""
-    steps = sampler.get("steps", 4)
-    hint = f"{steps} steps, CFG scale 1, {sampler.get('scheduler', 'DDIM')}"
-    if spacing := sampler.get("timestep_spacing"):
-        hint += f" with {spacing} timesteps"
-    if times := sampler.get("timesteps"):
-        hint += f" {', '.join(map(str, times))}"
-    return hint
 
 
 def training_method(recipe: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rapm_cli.core.common.errors import DiskError, InputError
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.formats.png import RECIPE_KEY, read_png
+from rapm_cli.formats.sampling_advice import infotext
 
 REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
 GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
@@ -44,9 +45,7 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
     if "prompt" in recipe:
-        sampler = "DDIM trailing" if recipe.get("sampler", {}).get("scheduler", "DDIM") == "DDIM" else "LCM"
-        settings = f"Steps: {recipe['steps']}, Sampler: {sampler}, CFG scale: 1, Seed: {recipe['seed']}"
-        info.add_itxt("parameters", f"{recipe['prompt']}\n{settings}")
+        info.add_itxt("parameters", infotext(recipe, image.height))  # a comparison is wider than its images
     try:
         replace_file(path, png_bytes(image, info))
     except OSError as error:

@@ -228,8 +228,9 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
         return ImageRecipe(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
     known_loras = [*all_loras(), *shipped, *authors_lora.converted_loras()]
+    same = shipped if base and recipe["lora_sha256"] in base.former_students else []
     for place in [find_lora(lora_name)] if lora_name else known_loras:
-        if place.is_file() and file_sha256(place) == recipe["lora_sha256"]:
+        if place.is_file() and (place in same or file_sha256(place) == recipe["lora_sha256"]):
             return ImageRecipe(**known, base=base.name if base else None, lora=place)
     raise InputError(
         f"the LoRA that made {path} is not {'that one' if lora_name else 'among the runs here'}",

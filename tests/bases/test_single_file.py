@@ -177,7 +177,10 @@ def test_the_header_says_how_to_draw(originals, lora_of, tmp_path):
         said = file.metadata()
     assert json.loads(said["rapm_recipe"]) == RECIPE
     assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
-    assert said["modelspec.usage_hint"] == "4 steps, CFG scale 1, DDIM 999, 749, 499, 249"
+    hint = "4 steps, CFG scale 1, sampler Euler, schedule type SGM Uniform"
+    assert (
+        said["modelspec.usage_hint"] == f"{hint} (ComfyUI: ddim with sgm_uniform; diffusers: DDIM 999, 749, 499, 249)"
+    )
     data = output.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     assert said["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data[start:]).hexdigest()}"

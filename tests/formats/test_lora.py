@@ -146,6 +146,41 @@ def test_a_file_comes_back_as_it_was_written(path):
     assert any(name.endswith(tuple(f"{module}.lora_A.weight" for module in TARGET_MODULES)) for name in lora.state)
 
 
+def test_the_scale_is_in_b_and_the_header_has_what_every_diffusers_asks_for(path):
+    """diffusers 0.33 ignores alpha; 0.34 to 0.39 raise KeyError without the patterns."""
+    from safetensors.torch import load_file
+
+    rank = load_lora(path).rank
+    said = {name.removeprefix("unet."): value for name, value in json.loads(adapter_header(path)).items()}
+    assert (said["r"], said["lora_alpha"], said["rank_pattern"], said["alpha_pattern"]) == (rank, rank, {}, {})
+    assert all(name.startswith("unet.") for name in load_file(path))
+
+
+def adapter_header(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()["lora_adapter_metadata"]
+
+
+def test_a_file_with_alpha_in_its_header_is_read_at_its_strength(tmp_path):
+    """As rapm wrote them before: alpha is not the rank, the patterns are missing, and B is not scaled."""
+    from safetensors.torch import save_file
+
+    down, up = torch.randn(2, 6), torch.randn(5, 2)
+    state = {"unet.mid_block.to_q.lora_A.weight": down, "unet.mid_block.to_q.lora_B.weight": up}
+    adapter = {"unet.r": 2, "unet.lora_alpha": 7.0, "unet.target_modules": ["to_q"], "unet.lora_dropout": 0.0}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter), "rapm_recipe": json.dumps(RECIPE)}
+    save_file(state, tmp_path / "before.safetensors", header)
+    before = load_lora(tmp_path / "before.safetensors")
+    save_lora(tmp_path / "after.safetensors", before)
+    after = load_lora(tmp_path / "after.safetensors")
+    for lora, alpha in ((before, 7.0), (after, 2.0)):
+        half = {name[-8]: value for name, value in lora.state.items()}
+        torch.testing.assert_close(lora_update(half["A"], half["B"], lora.alpha / lora.rank), 3.5 * up @ down)
+        assert (lora.rank, lora.alpha) == (2, alpha)
+
+
 def test_an_export_never_overwrites(path, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="there"):

@@ -2,8 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rapm_cli.bases import BASES
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.formats.png import read_png
 from rapm_cli.runs.images import contact_sheet, grid, read_recipe, save_png, to_image
+from rapm_cli.runs.resolve_lora import read_image_recipe
 from tests.messages import naming
 
 RECIPE = {"prompt": "a <b>cube</b> \x1b[31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
@@ -13,6 +16,19 @@ RECIPE |= {"precision": "fp32", "lora_sha256": "0" * 64}
 def test_a_recipe_comes_back_as_it_was_written(tmp_path):
     save_png(to_image(torch.rand(3, 8, 8)), tmp_path / "a.png", RECIPE)
     assert read_recipe(tmp_path / "a.png") == RECIPE
+
+
+@pytest.mark.parametrize(("scheduler", "sampler"), [(None, "Euler"), ("DDIM", "Euler"), ("LCM", "LCM")])
+def test_a1111_gets_a_sampler_and_a_schedule_that_it_has(tmp_path, scheduler, sampler):
+    """A1111 reads the last line: names and values, of which at least three; its own DDIM has no schedule."""
+    recipe = RECIPE | {"sampler": {"scheduler": scheduler} if scheduler else {}}
+    save_png(Image.new("RGB", (2 * 8 + 6, 8)), tmp_path / "compare.png", recipe)
+    prompt, settings = read_png(tmp_path / "compare.png").texts["parameters"].split("\n")
+    assert prompt == RECIPE["prompt"]
+    assert [setting.split(": ") for setting in settings.split(", ")] == [
+        ["Steps", "4"], ["Sampler", sampler], ["Schedule type", "SGM Uniform"], ["CFG scale", "1"], ["Seed", "7"],
+        ["Size", "8x8"],
+    ]  # fmt: skip
 
 
 def test_pixels_are_rounded_not_cut_off():
@@ -44,3 +60,12 @@ def test_a_contact_sheet_has_a_row_for_each_title():
     assert (0, 0, 0) in column
     assert (255, 255, 255) in column
     assert column.index((0, 0, 0)) < column.index((255, 255, 255))
+
+
+def test_an_image_of_the_lora_that_shipped_under_another_header_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAPM_HOME", str(tmp_path))
+    for sha256 in BASES["demo"].former_students:
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", RECIPE | {"lora_sha256": sha256})
+        assert read_image_recipe(tmp_path / "a.png", None).lora == BASES["demo"].student
+        with pytest.raises(InputError, match=sha256):
+            read_image_recipe(tmp_path / "a.png", str(tmp_path / "a.png"))

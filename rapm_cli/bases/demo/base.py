@@ -20,6 +20,7 @@ from rapm_cli.core.storage.files import file_sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
 STUDENT = "rapm-demo.safetensors"
+FORMER_STUDENTS = frozenset({"fc48103bdc80afce9a74062da9c7190d8ec72626ba91116008dec447fde54c46"})  # the same tensors
 
 
 @cache
@@ -108,6 +109,7 @@ BASES.add("demo")(
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
+        former_students=FORMER_STUDENTS,
         labelled_prompts=labelled_prompts,
         warn=warn,
     )

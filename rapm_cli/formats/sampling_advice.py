@@ -1,0 +1,73 @@
+"""How other programs sample a student: their names for its sampler and schedule, for people and for their readers.
+
+Source: sampler and schedule names of A1111 1.10.1, Forge dfdcbab, ComfyUI 0.3.64 and Fooocus 2.5.5.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+DDIM = "DDIM"  # the scheduler of a recipe that names none
+# A1111's own DDIM ignores the schedule type and makes 3 evaluations of 4, at 751, 501 and 251. Its Euler walks the same
+# path as DDIM through the timesteps of its schedule.
+WEBUI_SAMPLERS = {DDIM: "Euler", "LCM": "LCM"}  # of A1111 and Forge, by diffusers' name
+WEBUI_SCHEDULE = "SGM Uniform"
+COMFYUI_SAMPLERS = {DDIM: "ddim", "LCM": "lcm"}  # ComfyUI's ddim is its euler
+FOOOCUS_SAMPLERS = {DDIM: "euler", "LCM": "lcm"}
+# Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
+# LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
+COMFYUI_SCHEDULE = "sgm_uniform"  # Fooocus has the same name
+
+
+def scheduler_of(recipe: Mapping[str, Any]) -> str:
+    """Return diffusers' name of a student's scheduler, without the word Scheduler; DDIM for an unknown one."""
+    name = recipe.get("sampler", {}).get("scheduler", DDIM)
+    return name if name in WEBUI_SAMPLERS else DDIM
+
+
+def steps_of(recipe: Mapping[str, Any]) -> int:
+    """Return a student's number of steps."""
+    return int(recipe.get("sampler", {}).get("steps", 4))
+
+
+def webui_settings(recipe: Mapping[str, Any]) -> str:
+    """Return the settings of A1111 and Forge, in the words of their page."""
+    sampler = WEBUI_SAMPLERS[scheduler_of(recipe)]
+    return f"{steps_of(recipe)} steps, CFG scale 1, sampler {sampler}, schedule type {WEBUI_SCHEDULE}"
+
+
+def fooocus_settings(recipe: Mapping[str, Any]) -> str:
+    """Return the settings of Fooocus, in the words of its page."""
+    sampler = FOOOCUS_SAMPLERS[scheduler_of(recipe)]
+    steps = f"Forced Overwrite of Sampling Step {steps_of(recipe)}"
+    return f"Guidance Scale 1; in Developer Debug Mode {steps}, Sampler {sampler}, Scheduler {COMFYUI_SCHEDULE}"
+
+
+def usage_hint(recipe: Mapping[str, Any]) -> str:
+    """Return the sampling settings of a student in words, for each program; empty where its recipe has none."""
+    sampler = recipe.get("sampler", {})
+    if not sampler:
+        return ""
+    scheduler = scheduler_of(recipe)
+    spacing, times = sampler.get("timestep_spacing"), sampler.get("timesteps")
+    diffusers = scheduler + (f" with {spacing} timesteps" if spacing else "")
+    diffusers += f" {', '.join(map(str, times))}" if times else ""
+    comfyui = f"{COMFYUI_SAMPLERS[scheduler]} with {COMFYUI_SCHEDULE}"
+    return f"{webui_settings(recipe)} (ComfyUI: {comfyui}; diffusers: {diffusers})"
+
+
+def infotext(image: Mapping[str, Any], side_px: int) -> str:
+    """Return the text `parameters` of a PNG, as A1111 and Forge write and read it.
+
+    Args:
+        image: Recipe of the image, with prompt, seed, steps and sampler.
+        side_px: Width and height of the image, in pixels.
+    """
+    settings = {
+        "Steps": image["steps"],
+        "Sampler": WEBUI_SAMPLERS[scheduler_of(image)],
+        "Schedule type": WEBUI_SCHEDULE,
+        "CFG scale": 1,
+        "Seed": image["seed"],
+        "Size": f"{side_px}x{side_px}",
+    }
+    return f"{image['prompt']}\n{', '.join(f'{name}: {value}' for name, value in settings.items())}"
