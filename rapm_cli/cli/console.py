@@ -235,12 +235,19 @@ class _PlainBar(_Bar):
         left = (self._total - self._done) / rate if rate else 0.0
         parts = [
             f"{self._title} {_amount(self._done, self._total, self._unit)}",
-            _rate(rate, self._unit),
-            f"{left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s",
+            _rate(rate, self._unit) if rate else "",
+            _time(seconds, left, is_done=self._done >= self._total),
             "" if self._unit == BYTE else read_memory(self._device).words(),
             self._note,
         ]
         self._output.say(", ".join(part for part in parts if part))
+
+
+def _time(seconds: float, left: float, *, is_done: bool) -> str:
+    """Return the time spent on finished work, else the time left as far as it is known."""
+    if is_done:
+        return f"{seconds:.0f} s"
+    return f"{left:.0f} s left" if left else ""
 
 
 class _RateColumn(ProgressColumn):

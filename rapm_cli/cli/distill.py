@@ -54,6 +54,14 @@ def distill(
     preview_every: Annotated[
         int, typer.Option(help="Iterations between sheets of sample images; 0 disables them.", rich_help_panel=RUN)
     ] = 0,
+    preview_prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts of these sheets, at most 8; a file as for --prompts.",
+            show_default="those of the contact sheet",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at damaged data instead of computing it again.", rich_help_panel=RUN)
     ] = False,
@@ -84,18 +92,18 @@ def distill(
     is_follower = launcher.is_follower()
     out = Output(as_json=json, quiet=quiet or is_follower)
     out.say("starting")
+    if alone := launcher.lone_process_warning():
+        out.warn(alone)
     from rapm_cli.distill import resolve_run, workers
-    from rapm_cli.distill.callbacks import CallbackOptions
     from rapm_cli.distill.distill import distill as run_distill
     from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
-    callback_options = CallbackOptions(options.parse_names(report_to), preview_every)
     if resume and (new or output):
         raise ConfigError("--resume does not go with --new or --output", "leave them out")
     if run and not resume:
         raise ConfigError(f"unexpected argument {run!r}", f"to resume that run, give --resume {run}")
-    given = options.given(context)
+    given = {} if is_follower else _with_files(options.given(context), out)
     if dry_run:
         if resume:
             raise ConfigError("--dry-run estimates a whole run", "leave out --resume")
@@ -129,6 +137,24 @@ def distill(
             is_strict=strict,
             reporter=out,
             world=world,
-            callback_options=callback_options,
         )
     show.distilled(out, begun, done)
+
+
+def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
+    """Return the user's options with the prompts of the previews, and with the names of trackers that are installed.
+
+    Raises:
+        ConfigError: A tracker is unknown or not installed.
+        InputError: The prompts cannot be read.
+    """
+    from rapm_cli.runs.prompts import read_prompts
+
+    if "report_to" in given:
+        from rapm_cli.distill.trackers import check_trackers
+
+        given["report_to"] = options.parse_names(given["report_to"])
+        check_trackers(given["report_to"])
+    if "preview_prompts" in given:
+        given["preview_prompts"] = tuple(read_prompts(given["preview_prompts"], out))
+    return given

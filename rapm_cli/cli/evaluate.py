@@ -136,6 +136,8 @@ def evaluate(
     is_follower = launcher.is_follower()
     out = Output(as_json=json, quiet=quiet or is_follower)
     out.say("starting")
+    if alone := launcher.lone_process_warning():
+        out.warn(alone)
     if study is not None:
         from rapm_cli.cli import study as studies
 

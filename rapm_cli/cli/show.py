@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
 
+NO_VERDICT = "none, because there is no comparison; see the contact sheet"
 MOSTLY = 0.5  # share of an update lost to rounding that is worth a warning
 
 if TYPE_CHECKING:
@@ -17,15 +18,14 @@ if TYPE_CHECKING:
 
 def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
     """Print the result of a distillation."""
-    from rapm_cli.evaluate.record import gap_in_words, split_record, split_title, table
+    from rapm_cli.evaluate.record import split_record, split_title, table
 
     comparison = split_record(done.comparison) if done.comparison else None
     if comparison:
         out.table(split_title(comparison), *table(comparison))
-        if gap := gap_in_words(comparison):
-            out.data(gap)
     spent = ", ".join(f"{name} {seconds:.{0 if seconds >= 1 else 1}f} s" for name, seconds in done.seconds.items())
     out.say(f"{spent}; peak memory {done.peak_mib:.0f} MiB; {done.machine}")
+    out.fact("verdict", done.verdict or NO_VERDICT)
     run_folder(out, begun)
     out.result(
         {
@@ -36,6 +36,7 @@ def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
             "peak_mib": done.peak_mib,
             "machine": done.machine,
             "comparison": comparison,
+            "verdict": done.verdict,
         }
     )
 
@@ -43,8 +44,11 @@ def distilled(out: Output, begun: "ResolvedRun", done: "Distilled") -> None:
 def finished(out: Output, begun: "ResolvedRun") -> None:
     """Print a run that was already finished."""
     out.say(f"this run is finished; give --iterations above {begun.settings.training.iterations} to continue it")
+    result = begun.run.result()
+    if words := result.get("verdict"):  # not in results of older versions
+        out.fact("verdict", str(words))
     run_folder(out, begun)
-    out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **begun.run.result()})
+    out.result({"run": str(begun.run.folder), "lora": str(begun.run.lora), **result})
 
 
 def run_folder(out: Output, begun: "ResolvedRun") -> None:

@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
+from rapm_cli.core.common.progress import time_in_words
 
 if TYPE_CHECKING:
     from rapm_cli.bases import Base
     from rapm_cli.distill.benchmark import Benchmark
 
-MIB, HOUR = 2**20, 3600
+MIB = 2**20
 SLOWEST = 10  # operations of a profile that are printed
 
 
@@ -48,13 +49,6 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
     if world_size() > 1:
         out.fact("processes", f"predicted for one process; {world_size()} were started")
     out.result(to_record(made) | {"settings": settings.recipe()})
-
-
-def time_in_words(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours, whichever reads best."""
-    if seconds < 2 * 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"
 
 
 def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:

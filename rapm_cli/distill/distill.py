@@ -19,14 +19,16 @@ from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.core.storage.files import file_sha256, replace_file
 from rapm_cli.core.training.distributed import ALONE, World
-from rapm_cli.distill.callbacks import NO_CALLBACKS, CallbackOptions, Callbacks
+from rapm_cli.distill.callbacks import Callbacks
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.prepare import loaded_base, prepare_trainer
 from rapm_cli.distill.trajectories import collect_trajectories
-from rapm_cli.evaluate.contact_sheet import make_sheet, sheet_rows
-from rapm_cli.evaluate.evaluate import Comparison, SplitResult
+from rapm_cli.evaluate.comparison import Comparison
+from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, make_sheet, sheet_rows
+from rapm_cli.evaluate.evaluate import SplitResult
 from rapm_cli.evaluate.models import EvalModel, student, teacher_and_base
 from rapm_cli.evaluate.record import split_record
+from rapm_cli.evaluate.verdict import verdict
 from rapm_cli.formats.lora import LoraFile, save_lora
 from rapm_cli.runs.checkpoints import Checkpoints
 from rapm_cli.runs.lock import locked
@@ -35,8 +37,6 @@ from rapm_cli.runs.retry import with_retries
 from rapm_cli.runs.run import Run
 from rapm_cli.runs.settings import Settings
 
-QUICK_METRICS = ["attributes", "pictures", "kd-demo"]  # a Fréchet distance needs ten times more images
-
 
 @dataclass(frozen=True)
 class Distilled:
@@ -44,7 +44,8 @@ class Distilled:
 
     Args:
         run: The run folder.
-        comparison: Comparison on held-out prompts; None without labelled prompts or samples.
+        comparison: Comparison of teacher, base and student; None if it was left out.
+        verdict: One sentence on the comparison; empty without one.
         seconds: Seconds of each phase in this process, but of training in all processes that resumed it. "saving" is
             the part of the training that was spent on checkpoints.
         peak_mib: Peak memory in MiB.
@@ -53,6 +54,7 @@ class Distilled:
 
     run: Run
     comparison: SplitResult | None
+    verdict: str
     seconds: dict[str, float]
     peak_mib: float
     machine: str
@@ -67,7 +69,6 @@ def distill(
     is_strict: bool,
     reporter: Reporter,
     world: World = ALONE,
-    callback_options: CallbackOptions = NO_CALLBACKS,
 ) -> Distilled:
     """Run or resume a distillation to its end.
 
@@ -79,7 +80,6 @@ def distill(
         is_strict: True to stop at damaged data, False to use an older checkpoint or to compute it again.
         reporter: Receives progress bars and messages.
         world: The processes that share the work; this is the first.
-        callback_options: Trackers and previews that follow the training.
 
     Raises:
         LockedError: Another process holds the run.
@@ -91,7 +91,7 @@ def distill(
             if settings.deterministic:
                 be_deterministic()
             _warn_of_damage(run, reporter)
-            return _distill(run, settings, base, device, is_strict, world, callback_options, reporter)
+            return _distill(run, settings, base, device, is_strict, world, reporter)
     except DiskError as error:
         if run.is_begun:
             error.remedy = f"free space, and resume with: {run.resume_command}"
@@ -117,7 +117,6 @@ def _distill(
     device: torch.device,
     is_strict: bool,
     world: World,
-    callback_options: CallbackOptions,
     reporter: Reporter,
 ) -> Distilled:
     clock = _Clock()
@@ -131,7 +130,7 @@ def _distill(
     clock.lap("trajectories")
     samples = _Sampled(base, loaded, settings, reporter, is_strict=is_strict)
     clock.lap("teacher and base")
-    callbacks = Callbacks(callback_options, run, settings, base, loaded, samples.teacher, reporter)
+    callbacks = Callbacks(run, settings, base, loaded, samples.teacher, reporter)
     trainer = prepare_trainer(base, loaded, settings, world, reporter)
     with closing(callbacks):
         training = Training(
@@ -144,10 +143,10 @@ def _distill(
     _keep(run, reporter, run.lora, size, lambda: save_lora(run.lora, lora))
     clock.lap("training")
     clock.laps |= {"training": round(training.seconds, 2), "saving": round(training.saving_seconds, 2)}
-    comparison, sheet = samples.finish(lora)
+    comparison, words, sheet = samples.finish(lora)
     _keep(run, reporter, run.sheet, len(sheet), lambda: replace_file(run.sheet, sheet))
     clock.lap("student")
-    made = Distilled(run, comparison, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
+    made = Distilled(run, comparison, words, clock.laps, peak_memory_mib(device), describe_machine(device, world.size))
     record = _record(made, settings)
     _keep(run, reporter, run.folder, 0, lambda: run.write_result(record))
     return made
@@ -169,11 +168,12 @@ def _record(made: Distilled, settings: Settings) -> dict[str, object]:
         "peak_mib": made.peak_mib,
         "machine": made.machine,
         "comparison": split_record(made.comparison) if made.comparison else None,
+        "verdict": made.verdict,
     }
 
 
 class _Sampled:
-    """Teacher, base and student on held-out prompts and on the contact sheet.
+    """Teacher, base and student in the comparison and on the contact sheet.
 
     The teacher and the base are evaluated when this is made, and so before the base may be rounded.
 
@@ -188,12 +188,12 @@ class _Sampled:
     def __init__(
         self, base: Base, loaded: LoadedBase, settings: Settings, reporter: Reporter, *, is_strict: bool
     ) -> None:
-        self._base, self._loaded, self._settings, self._reporter = base, loaded, settings, reporter
+        self._loaded, self._settings, self._reporter = loaded, settings, reporter
         self._models = teacher_and_base(loaded, settings.teacher, settings.base_identity)
-        self._comparison = Comparison(
-            base, loaded, settings.samples, settings.teacher.seed, QUICK_METRICS, reporter, is_strict=is_strict
-        )
+        seed, prompts = settings.teacher.seed, settings.prompts
+        self._comparison = Comparison(base, loaded, settings.samples, seed, prompts, reporter, is_strict=is_strict)
         self._comparison.add(self._models)
+        self._scenes, self._size = fixed_scenes(base, loaded, seed, prompts, COLUMNS), base.defaults.image_batch
         self._rows = self._sheet_rows(self._models) if is_rounded(settings.training.vram) else {}
 
     @property
@@ -201,19 +201,20 @@ class _Sampled:
         """The guided teacher."""
         return self._models[0]
 
-    def finish(self, lora: LoraFile) -> tuple[SplitResult | None, bytes]:
-        """Evaluate the student that the network carries; return the comparison, if any, and the sheet as PNG."""
+    def finish(self, lora: LoraFile) -> tuple[SplitResult | None, str, bytes]:
+        """Evaluate the student that the network carries; return the comparison, its verdict and the sheet as PNG."""
         settings, loaded = self._settings, self._loaded
         identity = settings.base_identity + (" in 8 bits" if loaded.backbone.is_rounded else "")
         trained = student(loaded, settings.teacher, identity, lora)
         self._comparison.add([trained])
         self._reporter.say("making the contact sheet")
         rows = (self._rows or self._sheet_rows(self._models)) | self._sheet_rows([trained])
-        return self._comparison.result, make_sheet(rows)
+        compared = self._comparison.result
+        words = verdict(compared, is_renoised=lora.sampler.is_renoised)
+        return compared, words, make_sheet(rows, self._scenes.prompts)
 
     def _sheet_rows(self, models: list[EvalModel]) -> dict[str, Tensor]:
-        settings = self._settings
-        return sheet_rows(models, self._base, self._loaded, settings.teacher.seed, list(settings.prompts))
+        return sheet_rows(models, self._loaded, self._scenes, self._size)
 
 
 def _load(run: Run, settings: Settings, base: Base, device: torch.device, reporter: Reporter) -> LoadedBase:

@@ -13,7 +13,7 @@ from rapm_cli.core.method.config import to_json
 from rapm_cli.core.method.samplers import sample_student
 from rapm_cli.core.storage.files import make_folder, replace_file
 from rapm_cli.distill.memory_plan import free_memory
-from rapm_cli.evaluate.contact_sheet import fixed_scenes
+from rapm_cli.evaluate.contact_sheet import Scenes, fixed_scenes
 from rapm_cli.evaluate.models import EvalModel, SampleFunction
 from rapm_cli.runs.checkpoints import checkpoint_name
 from rapm_cli.runs.images import contact_sheet, png_bytes
@@ -23,7 +23,7 @@ from rapm_cli.runs.settings import Settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COLUMNS = 4  # prompts of a sheet
+COLUMNS = 4  # prompts of a sheet, if the user gives none
 
 
 class Previews:
@@ -32,7 +32,6 @@ class Previews:
     The teacher's row is sampled here, before 8-bit rounding.
 
     Args:
-        every: Iterations from one sheet to the next.
         run: The run; its folder receives the sheets.
         settings: Settings of the run.
         base: The base model.
@@ -43,7 +42,6 @@ class Previews:
 
     def __init__(
         self,
-        every: int,
         run: Run,
         settings: Settings,
         base: Base,
@@ -51,11 +49,14 @@ class Previews:
         teacher: EvalModel,
         reporter: Reporter,
     ) -> None:
-        self._every, self._folder, self._loaded, self._reporter = every, run.previews, loaded, reporter
+        self._every, self._folder, self._loaded, self._reporter = settings.preview_every, run.previews, loaded, reporter
         self._num_slots, self._title = settings.teacher.num_slots, teacher.title
         self._sampler = sampler_of(to_json(settings.training))
-        seed, prompts = settings.teacher.seed, list(settings.prompts)
-        self._noise, self._cond = fixed_scenes(base, loaded, seed, prompts, COLUMNS)
+        seed, prompts = settings.teacher.seed, list(settings.preview_prompts)
+        if prompts:
+            self._scenes = Scenes.of(prompts, loaded, seed)
+        else:
+            self._scenes = fixed_scenes(base, loaded, seed, settings.prompts, COLUMNS)
         self._teacher = self._sample(teacher.sample)
 
     def make_if_due(self, done: int) -> "Image | None":
@@ -88,15 +89,16 @@ class Previews:
         backbone.reset_graphs()  # frees the memory of training's CUDA graphs for the autoencoder
         free_memory(self._loaded.device)
         try:
-            return contact_sheet({name: self._decoded(latents) for name, latents in rows.items()})
+            decoded = {name: self._decoded(latents) for name, latents in rows.items()}
+            return contact_sheet(decoded, self._scenes.prompts)
         finally:
             self._loaded.offload()  # else a large card keeps the autoencoder, which the memory plan does not count
 
     def _sample(self, sample: SampleFunction) -> Tensor:
         """Return (B, C, h, w) latents on the CPU; sampled one by one, because training holds most of the memory."""
-        device = self._loaded.device
-        rows = (slice(k, k + 1) for k in range(len(self._noise)))
-        return torch.cat([sample(self._noise[row].to(device), self._cond[row].to(device))[0].cpu() for row in rows])
+        device, noise, cond = self._loaded.device, self._scenes.noise, self._scenes.cond
+        rows = (slice(k, k + 1) for k in range(len(noise)))
+        return torch.cat([sample(noise[row].to(device), cond[row].to(device))[0].cpu() for row in rows])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])

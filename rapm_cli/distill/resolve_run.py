@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from rapm_cli.core.method.trainer import check_fit, check_options
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
 from rapm_cli.runs.settings import Settings
+
+# Settings of a run beside those of its teacher and its training that an option may change when it is resumed.
+OWN = ("samples", "checkpoint_every", "deterministic", "report_to", "preview_every", "preview_prompts")
+MAX_PREVIEWS = 8  # prompts of a preview
 
 
 def settings_for(
@@ -60,11 +65,12 @@ def settings_without_weights(
     Raises:
         ConfigError: A setting is out of range or in conflict with another.
     """
-    values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64, "deterministic": False}
+    values: dict[str, Any] = dataclasses.asdict(base.defaults) | {"samples": 64}
     if stored:
         values |= {**dataclasses.asdict(stored.teacher), **dataclasses.asdict(stored.training)}
-        values |= {name: getattr(stored, name) for name in ("samples", "checkpoint_every", "deterministic")}
+        values |= {name: getattr(stored, name) for name in OWN}
     values |= given
+    values["preview_prompts"] = _preview_prompts(base, values, given, reporter)
     if stored is None or "batch_size" in given:
         values["batch_size"] *= processes
     if values["batch_size"] % processes:
@@ -76,25 +82,41 @@ def settings_without_weights(
     teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
     check_options(given, training.method)
-    if training.batch_size > teacher.trajectories:
-        reporter.warn(
-            f"--batch-size {training.batch_size} is above the {teacher.trajectories} --trajectories: some repeat"
-        )
     is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
     chosen = stored.prompts if stored and is_same else _training_prompts(base, teacher, prompts, reporter)
-    return Settings(
+    settings = Settings(
         source=base.source,
         base_name=base.name,
         base_identity="",
         teacher=teacher,
         training=training,
         prompts=tuple(chosen),
-        samples=values["samples"],
-        checkpoint_every=values["checkpoint_every"],
         device=device.type,
         machine=_machine(device, training, processes),
-        deterministic=values["deterministic"],
+        **{name: values[name] for name in OWN if name in values},
     )
+    for warning in _odd_values(settings, given):
+        reporter.warn(warning)
+    return settings
+
+
+def _odd_values(settings: Settings, given: Collection[str]) -> Iterator[str]:
+    """Yield a warning for each value that is valid and hardly meant: a whole run would show it only at its end."""
+    training, trajectories = settings.training, settings.teacher.trajectories
+    if training.batch_size > trajectories:
+        yield f"--batch-size {training.batch_size} is above the {trajectories} --trajectories: some repeat"
+    if training.warmup >= max(2, training.iterations):
+        yield (
+            f"--warmup {training.warmup} covers all {training.iterations} --iterations: the learning rate only rises; "
+            f"give --warmup {training.iterations // 10} or more --iterations"
+        )
+    if "checkpoint_every" in given and settings.checkpoint_every > training.iterations:
+        yield (
+            f"--checkpoint-every {settings.checkpoint_every} is above the {training.iterations} --iterations: "
+            "a crash loses all of the training"
+        )
+    if settings.preview_every > training.iterations:
+        yield f"--preview-every {settings.preview_every} is above the {training.iterations} --iterations: no previews"
 
 
 @dataclass(frozen=True)
@@ -283,6 +305,21 @@ def _training_prompts(base: Base, config: TeacherConfig, given: list[str] | None
     if warning := next((text for prompt in given[:count] if (text := base.warn(prompt))), ""):
         reporter.warn(warning)
     return [given[k % len(given)] for k in range(count)]
+
+
+def _preview_prompts(base: Base, values: dict[str, Any], given: Collection[str], reporter: Reporter) -> tuple[str, ...]:
+    """Return the prompts of the previews; those that the user has just given are checked."""
+    prompts: tuple[str, ...] = tuple(values.get("preview_prompts", ()))
+    if "preview_prompts" not in given:
+        return prompts
+    if not values.get("preview_every"):
+        raise ConfigError("--preview-prompts makes no previews by itself", "give --preview-every too, such as 100")
+    if len(prompts) > MAX_PREVIEWS:
+        reporter.warn(f"--preview-prompts: previews show the first {MAX_PREVIEWS} of {len(prompts)} prompts")
+    prompts = prompts[:MAX_PREVIEWS]
+    if warning := next(filter(None, map(base.warn, prompts)), ""):
+        reporter.warn(f"--preview-prompts: {warning}")
+    return prompts
 
 
 def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:

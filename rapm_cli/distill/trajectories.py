@@ -3,15 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
-from rapm_cli.core.common.errors import OutOfMemoryError, Stopped, require_shortage
-from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.common.errors import DamagedError, OutOfMemoryError, Stopped, require_shortage
+from rapm_cli.core.common.progress import Pace, Reporter
 from rapm_cli.core.method.config import TeacherConfig
 from rapm_cli.core.method.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.method.trajectories import Trajectories, initial_noise, rollout
@@ -46,18 +46,39 @@ def collect_trajectories(
         Stopped: A signal came; the shards computed so far are kept.
     """
     store = trajectory_store(settings, shard_size)
-    with locked(store.folder, reporter, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
-        missing, damage = store.missing()
-        if damage and is_strict:
-            raise damage[0]
-        for error in damage:
-            reporter.warn(f"{error.message}; making its trajectories again")
-        to_do = sum(map(len, missing))
-        if to_do < store.count:
-            reporter.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
+    found = store.missing() if store.kept() == store.count else None
+    if found is None or found[0]:
+        with locked(store.folder, reporter, "Ctrl-C leaves", is_patient=True):  # runs with one teacher share it
+            found = store.missing()
+            return _collect(base, settings, store, found, world, reporter, is_strict=is_strict)
+    return _collect(base, settings, store, found, world, reporter, is_strict=is_strict)  # perhaps another user's
+
+
+def _collect(
+    base: LoadedBase,
+    settings: Settings,
+    store: TrajectoryStore,
+    found: tuple[list[range], list[DamagedError]],
+    world: World,
+    reporter: Reporter,
+    *,
+    is_strict: bool,
+) -> StoredTrajectories:
+    """Compute what was found to be missing or damaged, and return all trajectories."""
+    missing, damage = found
+    if damage and is_strict:
+        raise damage[0]
+    for error in damage:
+        reporter.warn(f"{error.message}; making its trajectories again")
+    to_do, teacher = sum(map(len, missing)), settings.teacher
+    if to_do < store.count:
+        reporter.say(f"{store.count - to_do} of {store.count} trajectories found in {store.folder}")
+    if to_do:
         require_room(store.folder, to_do * _bytes_each(base, settings), f"storing {to_do} trajectories")
-        world.broadcast(json.dumps([rows.start for rows in missing]).encode())
-        return _compute_all(base, settings, store, missing, world, reporter)
+        steps = teacher.num_slots * teacher.fine_steps
+        reporter.say(f"computing {to_do} trajectories of {steps} teacher steps, {len(missing[0])} at a time")
+    world.broadcast(json.dumps([rows.start for rows in missing]).encode())
+    return _compute_all(base, settings, store, missing, world, reporter)
 
 
 def collect_share(
@@ -87,9 +108,10 @@ def _compute_all(
         Stopped: A signal came to a process; each has finished its shard.
     """
     words = f"these {len(missing[0])} trajectories" if missing else "these trajectories"
-    with signals.deferred(words):
+    pace = Pace()
+    with signals.deferred(words, pace.seconds_left):
         if missing:
-            _compute_share(base, settings, store, missing, world, reporter)
+            _compute_share(base, settings, store, missing, world, reporter, pace)
         number = world.barrier(signals.pending)
     if number is not None:
         raise Stopped(number, f"{store.kept()} of {store.count} trajectories are kept")
@@ -103,13 +125,16 @@ def _compute_share(
     missing: list[range],
     world: World,
     reporter: Reporter,
+    pace: Pace,
 ) -> None:
     """Compute this process's share; the progress bar assumes that all processes are equally fast."""
     to_do, mine = sum(map(len, missing)), missing[world.rank :: world.size]
     conds = _conditionings(base, settings.prompts, mine, store.shard_size)
     with reporter.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as bar:
         for k, (rows, cond) in zip(range(0, len(missing), world.size), conds, strict=False):
-            _make(base, settings, store, rows, cond, reporter)
+            pace.begin(settings.teacher.num_slots * settings.teacher.fine_steps)
+            _make(base, settings, store, rows, cond, reporter, lambda: bar.advance(0, f"step {pace.advance()}"))
+            pace.end()
             bar.advance(sum(map(len, missing[k : k + world.size])))
             if world.request_stop(signals.pending()) is not None:
                 break
@@ -149,8 +174,9 @@ def _make(
     rows: range,
     cond: Conditioning,
     reporter: Reporter,
+    on_step: Callable[[], object],
 ) -> None:
-    made = _rollout_in_memory(base, settings.teacher, cond, rows)
+    made = _rollout_in_memory(base, settings.teacher, cond, rows, on_step)
     size = len(rows) * _bytes_each(base, settings)
     if not made.is_finite:
         reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
@@ -174,10 +200,12 @@ def bytes_per_trajectory(latent_shape: tuple[int, int, int], row: Conditioning, 
     return 4 * latents + sum(part.nbytes for part in row.parts if part is not None)
 
 
-def _rollout_in_memory(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+def _rollout_in_memory(
+    base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range, on_step: Callable[[], object]
+) -> Trajectories:
     """Compute the trajectories of some rows; if memory runs out, in two halves."""
     try:
-        return _rollout(base, config, cond, rows)
+        return _rollout(base, config, cond, rows, on_step)
     except RuntimeError as error:
         failure = require_shortage(error)
     if len(rows) == 1:
@@ -187,10 +215,12 @@ def _rollout_in_memory(base: LoadedBase, config: TeacherConfig, cond: Conditioni
     free_memory(base.device)
     half = len(rows) // 2
     parts = ((cond[:half], rows[:half]), (cond[half:], rows[half:]))
-    return Trajectories.cat([_rollout_in_memory(base, config, *part) for part in parts])
+    return Trajectories.cat([_rollout_in_memory(base, config, *part, on_step) for part in parts])
 
 
-def _rollout(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range) -> Trajectories:
+def _rollout(
+    base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range, on_step: Callable[[], object]
+) -> Trajectories:
     noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
     made = rollout(
         base.backbone.teacher,
@@ -201,5 +231,6 @@ def _rollout(base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: 
         fine_steps=config.fine_steps,
         delta=config.delta,
         guidance_scale=config.guidance_scale,
+        on_step=on_step,
     )
     return made.to(torch.device("cpu"))

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rapm_cli.bases import Base, LoadedBase
+from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
@@ -19,7 +19,7 @@ from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate import models
 from rapm_cli.evaluate.features import gather, reference_statistics
 from rapm_cli.evaluate.models import BASE, STUDENT, TEACHER, EvalModel, teacher_and_base
-from rapm_cli.evaluate.plan import SamplePlan, labelled_plan
+from rapm_cli.evaluate.plan import SamplePlan
 from rapm_cli.evaluate.request import Request
 from rapm_cli.evaluate.samples import SampleSet
 from rapm_cli.extractors.statistics import Statistics
@@ -42,12 +42,14 @@ class ModelResult:
         metrics: Values by metric, as far as the evidence suffices.
         evidence: Evidence that the values were computed from.
         images: (B, 3, H, W) images in [0, 1] for a contact sheet; None if there is no sheet.
+        shown: B prompts of these images.
     """
 
     samples: SampleSet
     metrics: dict[str, Estimate]
     evidence: Evidence
     images: Tensor | None = None
+    shown: tuple[str, ...] = ()
 
     @property
     def model(self) -> EvalModel:
@@ -165,58 +167,23 @@ def evaluate_model(
     reporter: Reporter,
     *,
     is_strict: bool = False,
+    teacher: SampleSet | None = None,
 ) -> ModelResult:
-    """Evaluate one model by its labelled samples alone.
+    """Evaluate one model without extractors of kept images.
 
     Args:
         model: The model.
-        plan: Labelled prompts.
-        metrics: Names of metrics on labelled prompts.
+        plan: Prompts and noise.
+        metrics: Names of metrics on labelled prompts, or on differences from the teacher.
         loaded: Base of the model, with the LoRA attached if it is a student.
         reporter: Reporter of progress.
         is_strict: Whether damage to kept samples is an error; otherwise they are sampled again.
+        teacher: The teacher's samples for the same plan, to compare the model with; None for no comparison.
     """
     samples = SampleSet(model, plan).sampled(loaded, reporter, is_strict=is_strict)
-    evidence = Evidence(prompts=plan.prompts, labelled=samples.labelled())
+    difference = samples.difference(teacher) if teacher else None
+    evidence = Evidence(prompts=plan.prompts, labelled=samples.labelled(), teacher=difference)
     return ModelResult(samples, _values(metrics, evidence), evidence)
-
-
-class Comparison:
-    """Comparison of models on held-out labelled prompts, added one by one while a base is loaded.
-
-    Args:
-        base: The base.
-        loaded: The same base, loaded.
-        count: Number of prompts; 0 for no comparison.
-        seed: Seed of prompts and noise.
-        metrics: Names of metrics on labelled prompts.
-        reporter: Reporter of progress.
-        is_strict: Whether damage to kept samples is an error; otherwise they are sampled again.
-
-    Attributes:
-        result: Result so far; None if no comparison is wanted, or if the base has no labelled prompts.
-    """
-
-    def __init__(
-        self,
-        base: Base,
-        loaded: LoadedBase,
-        count: int,
-        seed: int,
-        metrics: Sequence[str],
-        reporter: Reporter,
-        *,
-        is_strict: bool,
-    ) -> None:
-        self._loaded, self._metrics, self._reporter, self._is_strict = loaded, metrics, reporter, is_strict
-        is_wanted = count and base.labelled_prompts
-        self.result = SplitResult(labelled_plan(base, count, seed, True, reporter), []) if is_wanted else None
-
-    def add(self, models: Sequence[EvalModel]) -> None:
-        """Evaluate some models."""
-        if self.result:
-            about = (self.result.plan, self._metrics, self._loaded, self._reporter)
-            self.result.rows.extend(evaluate_model(model, *about, is_strict=self._is_strict) for model in models)
 
 
 def sample_all(

@@ -1,7 +1,7 @@
 """The request of an evaluation: complete, and refused before any work if it cannot be answered."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -251,7 +251,7 @@ def _prompts(protocol: Protocol, options: Options, chosen: ResolvedLora, samples
     if protocol.captions_sha256:
         _require(protocol, options.prompts)
     if options.prompts is None:
-        return _unseen_prompts(chosen.base, chosen, samples, options.seed)
+        return unseen_prompts(chosen.base, _seen_prompts(chosen), samples, options.seed)
     read = read_prompts(options.prompts, reporter)
     if options.samples and len(read) < samples:
         raise ConfigError(f"{options.prompts} has {len(read):,} prompts, not {samples:,}", "give a smaller --samples")
@@ -268,15 +268,19 @@ def _require(protocol: Protocol, source: str | None) -> None:
         raise InputError(f"{source} is not the list of {protocol.name}: sha256 {found}", f"give {wanted}")
 
 
-def _unseen_prompts(base: Base, chosen: ResolvedLora, count: int, seed: int) -> list[str]:
-    """Return prompts of the base that the LoRA was not distilled on, as far as its file says.
+def _seen_prompts(chosen: ResolvedLora) -> set[str]:
+    """Return the prompts of the base that the LoRA was distilled on, as far as its file says."""
+    recipe = chosen.lora.recipe.get("teacher", {})
+    count, seed = recipe.get("trajectories"), recipe.get("seed")
+    return set(chosen.base.training_prompts(count, seed)) if count and seed is not None else set()
+
+
+def unseen_prompts(base: Base, seen: Collection[str], count: int, seed: int) -> list[str]:
+    """Return `count` prompts of the base that are not among those seen in training.
 
     Raises:
         ConfigError: There are not enough.
     """
-    recipe = chosen.lora.recipe.get("teacher", {})
-    trained, trained_seed = recipe.get("trajectories"), recipe.get("seed")
-    seen = set(base.training_prompts(trained, trained_seed)) if trained and trained_seed is not None else set()
     made = dict.fromkeys(p for p in base.training_prompts(SPARE * count, UNSEEN_SEED + seed) if p not in seen)
     if len(made) < count:
         raise ConfigError(f"there are only {len(made):,} prompts that training has not seen", "give --prompts FILE")

@@ -1,5 +1,6 @@
 """Samples of one model for numbered prompts: no stop loses any, and several processes share the work."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import features_dir, samples_dir
-from rapm_cli.core.common.errors import InputError, OutOfMemoryError, require_shortage
-from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.common.errors import DiskError, InputError, OutOfMemoryError, require_shortage
+from rapm_cli.core.common.progress import Pace, Reporter
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.storage.commit import read_manifest
@@ -157,7 +158,8 @@ class SampleSet:
         if missing:
             self._sample_missing(missing, loaded, reporter, share, done=total - left)
         for left_by_a_killed_process in self._claims.glob(f"*{CLAIM}"):
-            with try_lock(left_by_a_killed_process, remove=True):
+            # A claim of another user stays where it is.
+            with contextlib.suppress(DiskError), try_lock(left_by_a_killed_process, remove=True):
                 pass
         return replace(self, model=replace(self.model, sample=_already_sampled))
 
@@ -173,13 +175,16 @@ class SampleSet:
         numbers, others = {chunk: k for k, chunk in enumerate(self.plan.chunks)}, random.Random(os.getpid())
         left = deque(sorted(missing, key=lambda c: (numbers[c] % share[1] != share[0], others.random())))
         bar = reporter.bar(self.model.title, len(self.plan.prompts), "image", loaded.device, done=done)
-        with bar as shown, signals.deferred(f"these {len(missing[0])} images"):
+        pace = Pace()
+        with bar as shown, signals.deferred(f"these {len(missing[0])} images", pace.seconds_left):
             taken = 0  # batches in a row that other processes have
             while left:
                 chunk = left.popleft()
                 with try_lock(self._claims / f"{self._claim(chunk)}{CLAIM}", remove=True) as is_mine:
                     if is_mine and not self._is_intact(chunk):
+                        pace.begin()
                         self._make(chunk, loaded, reporter)
+                        pace.end()
                 if is_mine:
                     shown.advance(len(chunk), note=self.plan.name)
                     taken = 0

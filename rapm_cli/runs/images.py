@@ -2,11 +2,12 @@
 
 import io
 import json
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -16,7 +17,10 @@ from rapm_cli.formats.png import RECIPE_KEY, read_png
 from rapm_cli.formats.sampling_advice import infotext
 
 REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
-GAP, LABEL_PX, INK, PAPER = 6, 22, (30, 30, 34), (250, 250, 248)
+GAP, INK, PAPER = 6, (30, 30, 34), (250, 250, 248)
+TITLE_PX, LABEL_PX, CAPTION_PX = 14, 22, 12  # a title's letters, its strip, and a caption's letters
+USUAL_SIDE = 384  # pixels of an image from which letters grow with it, so that a sheet of large images can be read
+MAX_LINES, ELLIPSIS = 6, "..."  # of a caption
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -67,29 +71,107 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Place images of one size side by side, row by row."""
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), PAPER)
-    for k, image in enumerate(images):
-        sheet.paste(image, (k % columns * (width + GAP), k // columns * (height + GAP)))
-    return sheet
+def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] = ()) -> Image.Image:
+    """Place images of one size side by side, row by row.
+
+    Args:
+        images: The images.
+        columns: Number of images in a row.
+        captions: Text above each image; none for no texts.
+    """
+    rows = [range(k, min(k + columns, len(images))) for k in range(0, len(images), columns)]
+    width = columns * (images[0].width + GAP) - GAP
+    strips = []
+    for row in rows:
+        strips += [_captions([captions[k] for k in row], images[0].width)] if captions else []
+        strips += [_row([images[k] for k in row], width)]
+    return _stacked(strips)
 
 
-def contact_sheet(rows: dict[str, Tensor]) -> Image.Image:
+def contact_sheet(rows: dict[str, Tensor], captions: Sequence[str] = ()) -> Image.Image:
     """Place one titled row of images for each entry.
 
     Args:
         rows: Title to (B, 3, H, W) images in [0, 1], all of one shape; images of one column share prompt and noise.
+        captions: B prompts, which stand above the columns; none for no texts.
     """
-    font = ImageFont.load_default(size=14)
-    strips = [grid([to_image(pixels) for pixels in row], len(row)) for row in rows.values()]
-    width, height = strips[0].size
-    sheet = Image.new("RGB", (width + 2 * GAP, len(strips) * (height + LABEL_PX + GAP) + GAP), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for k, (title, strip) in enumerate(zip(rows, strips, strict=True)):
-        top = GAP + k * (height + LABEL_PX + GAP)
-        pen.text((GAP, top), title, fill=INK, font=font)
-        sheet.paste(strip, (GAP, top + LABEL_PX))
+    made = {title: [to_image(pixels) for pixels in row] for title, row in rows.items()}
+    side = next(iter(made.values()))[0].width
+    strips = [_captions(captions, side)] if captions else []
+    for title, images in made.items():
+        strip = _row(images)
+        strips.append(_stacked([_title(title, strip.width, side), strip], gap=0))
+    sheet = _stacked(strips)
+    return ImageOps.expand(sheet, GAP, PAPER)
+
+
+def _row(images: Sequence[Image.Image], width: int | None = None) -> Image.Image:
+    """Place images of one size side by side, on paper of that width."""
+    step = images[0].width + GAP
+    strip = Image.new("RGB", (width or len(images) * step - GAP, images[0].height), PAPER)
+    for k, image in enumerate(images):
+        strip.paste(image, (k * step, 0))
+    return strip
+
+
+def _stacked(strips: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
+    """Place strips below each other."""
+    height = sum(strip.height + gap for strip in strips) - gap
+    sheet, top = Image.new("RGB", (max(strip.width for strip in strips), height), PAPER), 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height + gap
     return sheet
+
+
+def _title(text: str, width: int, side: int) -> Image.Image:
+    """Return a strip with the title of a row of images that are `side` pixels wide."""
+    font = _font(TITLE_PX, side)
+    strip = Image.new("RGB", (width, round(LABEL_PX * font.size / TITLE_PX)), PAPER)
+    ImageDraw.Draw(strip).text((0, 0), text, fill=INK, font=font)
+    return strip
+
+
+def _captions(texts: Sequence[str], side: int) -> Image.Image:
+    """Return a strip of texts, each in lines of `side` pixels, as high as the longest of them."""
+    font = _font(CAPTION_PX, side)
+    blocks = [_lines(text, font, side) for text in texts]
+    step = round(1.3 * font.size)
+    strip = Image.new("RGB", (len(texts) * (side + GAP) - GAP, max(map(len, blocks)) * step), PAPER)
+    pen = ImageDraw.Draw(strip)
+    for k, lines in enumerate(blocks):
+        for number, line in enumerate(lines):
+            pen.text((k * (side + GAP), number * step), line, fill=INK, font=font)
+    return strip
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a text into at most `MAX_LINES` lines of some pixels; what does not fit is cut off with an ellipsis."""
+    lines, words = [""], deque(text.split())
+    while words:
+        word = words.popleft()
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif lines[-1] and len(lines) < MAX_LINES:
+            lines.append("")
+            words.appendleft(word)
+        else:  # the last line is full, or the word is wider than a line
+            rest = _fitting(f"{longer}{ELLIPSIS if words else ''}", font, width)
+            return [*lines[:-1], rest]
+    return lines
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return the beginning of a text that fits into some pixels, with an ellipsis where it is cut off."""
+    if font.getlength(text) <= width:
+        return text
+    kept = next((k for k in range(len(text), 0, -1) if font.getlength(text[:k] + ELLIPSIS) <= width), 0)
+    return text[:kept].rstrip() + ELLIPSIS
+
+
+def _font(size: int, side: int) -> ImageFont.FreeTypeFont:
+    """Return the font of a size, larger for images that are wider than `USUAL_SIDE` pixels."""
+    font = ImageFont.load_default(size=round(size * max(1.0, side / USUAL_SIDE)))
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font

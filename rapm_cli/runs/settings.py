@@ -26,6 +26,7 @@ from rapm_cli.core.method.config import (
 # --resume may change to or from a plan that rounds the base.
 CHANGEABLE = ("iterations", "checkpointing", "vram", "compile", "channels_last", "cuda_graphs")
 MIN_SAMPLES, MAX_SAMPLES = 8, 100_000  # prompts of a comparison
+Texts = Annotated[tuple[str, ...], Field(strict=False)]  # a JSON list is no tuple to pydantic's strict mode
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -44,6 +45,9 @@ class Settings(Checked):
         device: Kind of device that the run trains on.
         machine: Description of the machine, with everything that the bits of the result depend on.
         deterministic: Whether to use only algorithms that give the same bits each time.
+        report_to: Names of the trackers that the training reports to. These and the previews change no bit of the LoRA.
+        preview_every: Iterations from one preview to the next; 0 for none.
+        preview_prompts: Prompts of the previews; none for those of the contact sheet.
     """
 
     source: str
@@ -51,12 +55,15 @@ class Settings(Checked):
     base_identity: str
     teacher: TeacherConfig
     training: TrainConfig
-    prompts: Annotated[tuple[str, ...], Field(strict=False)]  # a JSON list is no tuple to pydantic's strict mode
+    prompts: Texts
     samples: int
     checkpoint_every: Annotated[int, Field(alias="save_every", ge=1)]
     device: str = "cpu"
     machine: str = ""
     deterministic: bool = False
+    report_to: Texts = ()
+    preview_every: Annotated[int, Field(ge=0)] = 0
+    preview_prompts: Texts = ()
 
     def __post_init__(self) -> None:
         if not (MIN_SAMPLES <= self.samples <= MAX_SAMPLES or self.samples == 0):

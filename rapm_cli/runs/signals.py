@@ -8,11 +8,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from rapm_cli.core.common.errors import UNHARMED, Stopped
+from rapm_cli.core.common.progress import time_in_words
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # those that the system has are handled
 POLL_SECONDS = 0.1
@@ -23,6 +24,7 @@ class _Requests:
     stop: int | None = None  # number of the signal that asked to stop
     save: bool = False
     unit: str = ""  # what the job finishes before it stops; empty outside `deferred`
+    seconds_left: Callable[[], float | None] = lambda: None  # for the unit, if that is known
     is_shown: bool = False  # the caller shows `notice` in its progress bar
     error: Stopped | None = None  # to raise in the main thread, for another thread
 
@@ -51,17 +53,19 @@ def handled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred(unit: str) -> Iterator[None]:
+def deferred(unit: str, seconds_left: Callable[[], float | None] = lambda: None) -> Iterator[None]:
     """Defer the first signal inside the context until the job calls `check`.
 
     Args:
         unit: What the job finishes first, such as "this iteration".
+        seconds_left: Function that returns the seconds that this still takes; None while they are not known.
     """
-    before, _requests.unit = _requests.unit, unit
+    before = _requests.unit, _requests.seconds_left
+    _requests.unit, _requests.seconds_left = unit, seconds_left
     try:
         yield
     finally:
-        _requests.unit = before
+        _requests.unit, _requests.seconds_left = before
 
 
 @contextlib.contextmanager
@@ -78,7 +82,9 @@ def notice() -> str:
     """Return the line about a deferred stop for the user; empty if there is none."""
     if _requests.stop is None or not _requests.unit:
         return ""
-    return f"stopping after {_requests.unit}; once more leaves at once"
+    seconds = _requests.seconds_left()
+    when = "" if seconds is None else f", in about {time_in_words(seconds)}"
+    return f"stopping after {_requests.unit}{when}; once more leaves at once"
 
 
 def check(saved: str = UNHARMED, remedy: str = "") -> None:

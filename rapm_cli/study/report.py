@@ -201,7 +201,7 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter
         for name, result in shown
         if result.images is not None
     }
-    sheet = png_bytes(contact_sheet(images))
+    sheet = png_bytes(contact_sheet(images, outcome.teacher.shown))
     files = {
         JSON: (json.dumps(record, indent=2) + "\n").encode(),
         MARKDOWN: markdown(record, command).encode(),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.bases.device import DTYPES, describe_machine
@@ -17,10 +16,9 @@ from rapm_cli.core.common.errors import ConfigError, LockedError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import MAX_GUIDANCE, TeacherConfig
 from rapm_cli.core.method.samplers import SAMPLERS
-from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.distill.memory_plan import predicted_peak
 from rapm_cli.distill.resolve_run import settings_for, settings_without_weights
-from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, sheet_row
+from rapm_cli.evaluate.contact_sheet import COLUMNS, Scenes, fixed_scenes, sheet_row
 from rapm_cli.evaluate.evaluate import ModelResult, evaluate_model
 from rapm_cli.evaluate.models import EvalModel, few_steps, renoised, student, teacher_and_base
 from rapm_cli.evaluate.plan import labelled_plan
@@ -211,7 +209,7 @@ class _PromptSet:
     ) -> None:
         self._base, self._identity, self._device, self._reporter = base, identity, device, reporter
         self.plan = labelled_plan(base, samples, seed, held_out, reporter)
-        self._scenes: tuple[Tensor, Conditioning] | None = None
+        self._scenes: Scenes | None = None
 
     def teacher_and_base(self, config: TeacherConfig) -> list[ModelResult]:
         """Return the results of the teacher, and of the undistilled base with the student's steps; with images."""
@@ -245,7 +243,7 @@ class _PromptSet:
             return result
         self._scenes = self._scenes or fixed_scenes(self._base, loaded, self.plan.seed, [], COLUMNS)
         images = sheet_row(model, loaded, self._scenes, self._base.defaults.image_batch)
-        return dataclasses.replace(result, images=images)
+        return dataclasses.replace(result, images=images, shown=tuple(self._scenes.prompts))
 
     def _load(self, config: TeacherConfig) -> LoadedBase:
         return LoadedBase(self._base.locate(self._reporter), self._device, DTYPES[config.precision])

@@ -1,6 +1,7 @@
 """Previews and trackers in a whole run: they see everything, and change nothing."""
 
 import contextlib
+import io
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from rapm_cli.cli.app import main
 from rapm_cli.distill.previews import Previews
 from rapm_cli.distill.trackers import TRACKERS
+from rapm_cli.evaluate.contact_sheet import Scenes
 
 TINY = (
     *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
@@ -104,20 +106,20 @@ def test_a_tracker_gets_every_iteration_as_the_log_has_it_and_the_previews(share
 def test_the_last_preview_shows_what_the_final_sheet_shows(shared):
     folder = shared / "seen"
     with Image.open(folder / "previews" / "00000002.png") as last, Image.open(folder / "sheet.png") as sheet:
-        width, row = last.width - 6, (last.height - 6) // 2
-        teacher, student = (crop(last, k, width, row) for k in (0, 1))
-        assert is_close(teacher, crop(sheet, 0, width, row))
-        assert is_close(student, crop(sheet, 2, width, row))  # the base is between them
-        assert not is_close(student, crop(sheet, 1, width, row))
+        width = last.width - 6
+        teacher, student = crop(last, 1, width), crop(last, 0, width)
+        assert is_close(teacher, crop(sheet, 2, width))
+        assert is_close(student, crop(sheet, 0, width))
+        assert not is_close(student, crop(sheet, 1, width))  # the base
     with Image.open(folder / "previews" / "00000001.png") as earlier:
-        assert is_close(teacher, crop(earlier, 0, width, row))
-        assert not is_close(student, crop(earlier, 1, width, row))
+        assert is_close(teacher, crop(earlier, 1, width))
+        assert not is_close(student, crop(earlier, 0, width))
 
 
-def crop(sheet, k, width, row):
-    """Pixels of the pictures of row `k`, without its title."""
-    top = 6 + k * row + 22
-    box = sheet.crop((6, top, width, top + row - 28)).convert("RGB")
+def crop(sheet, k, width):
+    """Pixels of the images of row `k` from below, without its title."""
+    top = sheet.height - 6 - 128 * (k + 1) - (22 + 6) * k
+    box = sheet.crop((6, top, width, top + 128)).convert("RGB")
     return torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).int()
 
 
@@ -149,6 +151,7 @@ def test_a_preview_leaves_training_the_room_of_the_autoencoder(error):
 
     previews = Previews.__new__(Previews)
     previews._loaded, previews._num_slots, previews._title, previews._sampler = Loaded(), 4, "teacher", "ddim"
+    previews._scenes = Scenes(["a cat", "a dog"], None, None)
     previews._teacher, previews._sample = torch.zeros(2, 4, 8, 8), lambda draw: torch.zeros(2, 4, 8, 8)
     with pytest.raises(torch.OutOfMemoryError) if error else contextlib.nullcontext():
         previews._sheet(1)
@@ -181,14 +184,37 @@ def test_a_run_goes_on_whoever_is_told_of_it(rapm, home, recorder, shared, tmp_p
     assert [iteration for iteration, _ in Recorder.made.logged] == [2]
 
 
+def test_a_resumed_run_keeps_its_previews_and_trackers_until_it_is_told_otherwise(
+    rapm, home, recorder, shared, tmp_path
+):
+    folder, prompts = tmp_path / "run", tmp_path / "prompts.txt"
+    shutil.copytree(shared / "plain", folder)
+    prompts.write_text("a red cube at dawn\na blue ring in the snow")
+    more = ["--preview-every", "1", "--preview-prompts", str(prompts), "--report-to", recorder]
+    assert rapm("distill", "--resume", str(folder), "--iterations", "3", *more)[0] == 0
+    prompts.unlink()
+    assert rapm("distill", "--resume", str(folder), "--iterations", "4")[0] == 0
+    assert [iteration for iteration, _ in Recorder.made.logged] == [3]
+    assert [path.name for path in sorted((folder / "previews").iterdir())] == ["00000003.png", "00000004.png"]
+    with Image.open(folder / "previews" / "00000004.png") as sheet:
+        assert sheet.width == 6 + 2 * (128 + 6)  # two prompts
+    assert (
+        rapm("distill", "--resume", str(folder), "--iterations", "5", "--preview-every", "0", "--report-to", "")[0] == 0
+    )
+    assert len(list((folder / "previews").iterdir())) == 2
+    assert [iteration for iteration, _ in Recorder.made.logged] == [3]
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
         (("--report-to", "nobody"), "'nobody'"),
         (("--preview-every", "-1"), "--preview-every"),
+        (("--preview-prompts", "-"), "--preview-every"),
     ],
 )
-def test_what_cannot_be_reported_is_refused_before_a_run_is_begun(rapm, tmp_path, argv, named):
+def test_what_cannot_be_reported_is_refused_before_a_run_is_begun(rapm, tmp_path, monkeypatch, argv, named):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a red cube")))
     code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "run"), *argv)
     assert code == 2
     assert named in err

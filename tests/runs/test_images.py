@@ -5,7 +5,7 @@ from PIL import Image
 from rapm_cli.bases import BASES
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.png import read_png
-from rapm_cli.runs.images import contact_sheet, grid, read_recipe, save_png, to_image
+from rapm_cli.runs.images import PAPER, contact_sheet, grid, read_recipe, save_png, to_image
 from rapm_cli.runs.resolve_lora import read_image_recipe
 from tests.messages import naming
 
@@ -69,3 +69,34 @@ def test_an_image_of_the_lora_that_shipped_under_another_header_is_made_again(tm
         assert read_image_recipe(tmp_path / "a.png", None).lora == BASES["demo"].student
         with pytest.raises(InputError, match=sha256):
             read_image_recipe(tmp_path / "a.png", str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("side", [16, 128, 1024])
+def test_captions_stand_above_their_images_and_change_no_pixel_of_them(side):
+    images = [Image.new("RGB", (side, side), (k, 0, 0)) for k in range(3)]
+    plain, labelled = grid(images, 3), grid(images, 3, ["a short one", "a long prompt " * 30, "x" * 500])
+    below = labelled.crop((0, labelled.height - side, labelled.width, labelled.height))
+    assert below.tobytes() == plain.tobytes()
+    above = labelled.crop((0, 0, labelled.width, labelled.height - side))
+    assert min(above.convert("L").tobytes()) < 100  # ink
+    for k in range(2):  # none reaches into the next column
+        gap = above.crop((k * (side + 6) + side + 1, 0, (k + 1) * (side + 6) - 1, above.height))
+        assert [colour for _, colour in gap.getcolors()] == [PAPER]
+
+
+def test_letters_grow_with_the_images_so_that_a_shrunk_sheet_can_be_read():
+    heights = [grid([Image.new("RGB", (side, side))], 1, ["a cat"]).height - side for side in (64, 384, 1536)]
+    assert heights[0] == heights[1]
+    assert heights[2] > 3 * heights[1]
+
+
+def test_a_contact_sheet_has_the_prompts_above_its_columns():
+    rows = {"teacher": torch.zeros(2, 3, 128, 128), "student": torch.ones(2, 3, 128, 128)}
+    plain, labelled = contact_sheet(rows), contact_sheet(rows, ["a cat", "a dog"])
+    more = labelled.height - plain.height
+    assert more > 0
+    same = (
+        labelled.crop((6, 6 + more, plain.width - 6, labelled.height)),
+        plain.crop((6, 6, plain.width - 6, plain.height)),
+    )
+    assert same[0].tobytes() == same[1].tobytes()

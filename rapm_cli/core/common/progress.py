@@ -1,11 +1,15 @@
 """Interface through which a job reports progress; the command line implements it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+HOUR = 3600
+DAYS = 4  # from which a duration is in days
 
 
 class Bar(Protocol):
@@ -48,3 +52,43 @@ class Reporter(Protocol):
 
     def warn(self, line: str) -> None:
         """Show a line that the user should not miss."""
+
+
+class Pace:
+    """Pace of a work that is done unit by unit: how long the present unit still takes, for a user who wants to stop."""
+
+    def __init__(self) -> None:
+        self._begun, self._parts, self._done, self._usual = time.monotonic(), 1, 0, 0.0
+
+    def begin(self, parts: int = 1) -> None:
+        """Begin a unit.
+
+        Args:
+            parts: Number of equal parts of the unit, each of which ends with `advance`.
+        """
+        self._begun, self._parts, self._done = time.monotonic(), parts, 0
+
+    def advance(self) -> str:
+        """End a part; return the number of parts done, of all."""
+        self._done += 1
+        return f"{self._done}/{self._parts}"
+
+    def end(self) -> None:
+        """End the unit, whose time is the guess for the next one."""
+        self._usual = time.monotonic() - self._begun
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds that the present unit still takes; None while nothing is known."""
+        spent = time.monotonic() - self._begun
+        if self._done:
+            return spent / self._done * (self._parts - self._done)
+        return max(0.0, self._usual - spent) if self._usual else None
+
+
+def time_in_words(seconds: float) -> str:
+    """Return a duration in seconds, minutes, hours or days, whichever reads best."""
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / HOUR:.1f} h" if seconds < DAYS * 24 * HOUR else f"{seconds / 24 / HOUR:,.0f} days"

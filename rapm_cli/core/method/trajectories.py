@@ -1,6 +1,6 @@
 """Phase 1: the guided teacher walks the fine grid; the positions that training needs are kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -128,6 +128,7 @@ def rollout(
     fine_steps: int,
     delta: int,
     guidance_scale: float,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Trajectories:
     """Compute a batch of teacher trajectories.
 
@@ -140,11 +141,14 @@ def rollout(
         fine_steps: M, the number of teacher steps in each slot.
         delta: Number of fine steps from an edge to `z_ahead`, in [1, M).
         guidance_scale: Guidance scale in diffusers' form.
+        on_step: Called after each of the N * M steps.
     """
     times = fine_grid(num_slots, fine_steps, teacher.schedule.length)
     positions: list[Tensor] = []
     ahead: list[Tensor] = []
     for k, position in enumerate(walk_teacher(teacher, z, times, cond, uncond, guidance_scale)):
+        if k:
+            on_step()
         if k % fine_steps == 0:
             positions.append(position)
         if k % fine_steps == delta:
