@@ -46,7 +46,7 @@ def generate(
 ) -> None:
     """Generate images with a distilled LoRA."""
     out = Output(as_json=json, quiet=quiet)
-    seeds = options.parse_seeds(seed, num_images)
+    seeds, output = options.parse_seeds(seed, num_images), options.parse_folder(output)
     wanted = options.parse_prompts(prompt, prompts, out, needed=from_image is None)
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
@@ -114,7 +114,7 @@ def export(
             envvar="RAPM_EXPORT_FORMAT",
             autocompletion=completion.list_of(*completion.FORMATS),
             help="Format of the LoRA: diffusers, kohya, or both with a comma.",
-            show_default="both",
+            show_default="both in a folder, one in a .safetensors file",
         ),
     ] = "",
     fuse: Annotated[

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from rapm_cli.cli.foreign_options import answer, own_name
 from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.storage.files import regular_file
@@ -39,7 +40,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: The file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(regular_file(path, "check the path").read_text(encoding="utf-8"))
+        return tomllib.loads(regular_file(path, "check the path").read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the path") from error
     except RecursionError as error:
@@ -63,7 +64,7 @@ def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, 
     known = {flag: p for flag, p in known.items() if flag not in ("config", "help")}
     values: dict[str, Any] = {}
     for key, value in table.items():
-        flag = current_name(command.name, key, where)
+        flag = own_name(current_name(command.name, key, where), known)
         if flag not in known:
             raise unknown_key(where, key, list(known), "see --help for the known ones")
         name = str(known[flag].name)
@@ -74,7 +75,9 @@ def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, 
 
 
 def unknown_key(where: str, key: str, known: list[str], otherwise: str) -> ConfigError:
-    """Return the error of an unknown key, with the nearest known one."""
+    """Return the error of an unknown key: why rapm has none of that name, or the nearest known one."""
+    if found := answer(key):
+        return ConfigError(f"{where} has a key {key!r}: {found[0]}", found[1])
     close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
     return ConfigError(f"{where} has an unknown key {key!r}", f"did you mean {close[0]!r}?" if close else otherwise)
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -17,7 +18,8 @@ from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.method.config import Option, option_name
 from rapm_cli.core.method.config import options as declared_options
 
-MAX_SEEDS = 100_000
+MAX_SEEDS, LAST_SEED = 100_000, 2**64 - 1  # of a command, and the last one that PyTorch's generators take
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")  # endings of a file's name
 PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN, or - for standard input."
 
 
@@ -158,16 +160,32 @@ def parse_seeds(text: str, count: int) -> list[int]:
     Raises:
         ConfigError: The text is neither a number nor a range, or has too many seeds.
     """
-    match = re.fullmatch(r"(\d{1,18})(?:\.\.(\d{1,18}))?", text.strip())
-    if not match:
-        raise ConfigError(f"--seed {text!r} is not a number", "give a number such as 7, or a range such as 7..12")
-    first = int(match[1])
-    last = int(match[2]) if match[2] else first + count - 1
+    match = re.fullmatch(r"([0-9]{1,40})(?:\.\.([0-9]{1,40}))?", text.strip())
+    first = int(match[1]) if match else LAST_SEED
+    last = int(match[2]) if match and match[2] else first + count - 1
+    if not match or max(first, last) > LAST_SEED:
+        raise ConfigError(
+            f"--seed {text!r} is not a seed from 0 to {LAST_SEED}", "give a number such as 7, or a range such as 7..12"
+        )
     if match[2] and count != 1:
         raise ConfigError("--seed has a range, so that --num-images does not apply", "give one of them")
     if not 0 <= last - first < MAX_SEEDS:
         raise ConfigError(f"--seed {text} is not a range of 1 to {MAX_SEEDS:,} seeds", "write it as LOW..HIGH")
     return list(range(first, last + 1))
+
+
+def parse_folder(path: Path | None) -> Path | None:
+    """Return the path of a folder for images.
+
+    Raises:
+        ConfigError: It has the name of an image, and is no folder.
+    """
+    if path is not None and path.suffix.lower() in IMAGES and not path.is_dir():
+        raise ConfigError(
+            f"--output {path} is the name of an image, and --output is a folder",
+            f"give --output {shlex.quote(str(path.with_suffix('')))}; numbers and seeds become the images' names",
+        )
+    return path
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -197,12 +215,18 @@ def parse_prompts(words: list[str] | None, file: str | None, out: Output, *, nee
         needed: Whether to read standard input if there is no prompt.
 
     Raises:
-        ConfigError: There is no prompt, and standard input is a terminal.
+        ConfigError: There is no prompt, and standard input is a terminal; or one prompt lacks its quotes.
         InputError: A prompt is empty, too long, or has control characters.
     """
-    from rapm_cli.runs.prompts import check_prompt, read_prompts
+    from rapm_cli.runs.prompts import check_prompt, read_prompts, warn_of_syntax
 
     given = [check_prompt(word, "a prompt") for word in words or [] if word != "-"]
+    if len(given) > 1 and not any(re.search(r"\s", word) for word in given):
+        raise ConfigError(
+            f"these are {len(given)} prompts of one word each",
+            f"put one prompt in quotes, {shlex.quote(' '.join(given))}; or write such prompts line by line in a file",
+        )
+    warn_of_syntax(given, out)
     if file is not None:
         given += read_prompts(file, out)
     elif "-" in (words or []):

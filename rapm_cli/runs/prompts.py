@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,17 @@ MAX_PROMPTS = 1_000_000  # of a file
 MAX_BYTES = 64_000_000  # of a file
 MAX_JSON_BYTES = 200_000_000  # of a .json file: COCO's captions_train2017.json has 92 MB, most of it no captions
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's Cc and Cs, without the tab
+COMMENT = "#"  # begins a line of a text file that is no prompt
+SYNTAX = {  # what other programs read in a prompt
+    "a weight": re.compile(r"\([^():]*[^():\s\d]\s*:\s*-?\d*\.?\d+\)"),
+    "a LoRA": re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE),
+    "an option": re.compile(r"(?<!\S)--[a-z]+(?= |$)"),
+}
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a cell in a spreadsheet's quotes
+UNREAD = re.compile(  # keys and columns that change an image in other programs
+    r"seed|size|width|height|steps|num_inference_steps|cfg|cfg_scale|guidance|guidance_scale|negative|negative_prompt"
+    r"|sampler|scheduler|loras?|num_images"
+)
 REMEDY = "give a text file with one prompt a line, a .jsonl, .csv or .tsv file, or COCO captions as .json"
 
 
@@ -59,7 +71,8 @@ def read_prompts(source: str, reporter: "Reporter") -> list[str]:
     Raises:
         InputError: The source cannot be read, does not have its form, or holds no prompt or too many.
     """
-    name, found = _find_prompts(source)
+    left: Counter[str] = Counter()
+    name, found = _find_prompts(source, left)
     prompts: list[str] = []
     for place, text in found:
         if text.strip():
@@ -72,6 +85,11 @@ def read_prompts(source: str, reporter: "Reporter") -> list[str]:
     if len(prompts) > 1:
         counted = f"{len(prompts):,} prompts from {name}"
         reporter.say(f"{repeated:,} of {counted} repeat" if repeated else counted)
+    if comments := left.pop(COMMENT, 0):
+        reporter.say(f"lines of {name} that begin with {COMMENT} are left out: {comments:,}")
+    if left:
+        reporter.warn(f"{name}: rapm does not read {', '.join(left)}, only prompts; options such as --seed are for all")
+    warn_of_syntax(prompts, reporter)
     return prompts
 
 
@@ -93,6 +111,15 @@ def check_prompt(prompt: str, place: str) -> str:
     if CONTROL.search(text):
         raise InputError(f"{place} has a control character or is not UTF-8", "remove it")
     return text
+
+
+def warn_of_syntax(prompts: list[str], reporter: "Reporter") -> None:
+    """Warn once about each kind of syntax of other programs, which the text encoders read as words."""
+    for kind, pattern in SYNTAX.items():
+        found = [match[0] for prompt in prompts if (match := pattern.search(prompt))]
+        if found:
+            more = f", in {len(found):,} prompts" if len(found) > 1 else ""
+            reporter.warn(f"{_shown(found[0])} is read as words, not as {kind}{more}")
 
 
 def warn_of_unread(base: "LoadedBase", prompts: list[str], reporter: "Reporter") -> None:
@@ -136,21 +163,26 @@ def captions_of_images(name: str, annotations: list[Any]) -> dict[int, Caption]:
     return chosen
 
 
-def _find_prompts(source: str) -> tuple[str, Found]:
-    """Return the source's name for messages, and an iterator over its prompts."""
+def _find_prompts(source: str, left: Counter[str]) -> tuple[str, Found]:
+    """Return the source's name for messages, and an iterator over its prompts.
+
+    Args:
+        source: As in `read_prompts`.
+        left: Receives, once prompts are read, the number of comments and the keys and columns that are not read.
+    """
     if source == "-":
         name = "standard input"
-        return name, _text(name, _decode(_read_stdin(), name, MAX_BYTES))
+        return name, _text(name, _decode(_read_stdin(), name, MAX_BYTES), left)
     path, column = _split_column(source)
     suffix, name = path.suffix.lower(), str(path)
     limit = MAX_JSON_BYTES if suffix == ".json" else MAX_BYTES
     text = _decode(_read(path, limit), name, limit)
     if suffix in TABLES:
-        column, found = _table(name, text, TABLES[suffix], column)
+        column, found = _table(name, text, TABLES[suffix], column, left)
         return f"column {column} of {name}", found
     if suffix == ".json":
-        return name, _json(name, text)
-    return name, (_json_lines if suffix in JSON_LINES else _text)(name, text)
+        return name, _json(name, text, left)
+    return name, (_json_lines if suffix in JSON_LINES else _text)(name, text, left)
 
 
 def _split_column(source: str) -> tuple[Path, str | None]:
@@ -191,27 +223,30 @@ def _decode(data: bytes, name: str, limit: int) -> str:
         raise InputError(f"{name} line {line} is not UTF-8 (byte {error.start})", "save it as UTF-8 text") from error
 
 
-def _text(name: str, text: str) -> Found:
+def _text(name: str, text: str, left: Counter[str]) -> Found:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if number == 1 and line.startswith('{"'):  # training on JSON source would be found out hours later
             raise InputError(f"{name} is read as text, and line 1 is JSON", "give JSON lines as a .jsonl file")
-        yield f"{name} line {number}", line
+        if line.lstrip().startswith(COMMENT):
+            left[COMMENT] += 1
+        else:
+            yield f"{name} line {number}", line
 
 
-def _json_lines(name: str, text: str) -> Found:
+def _json_lines(name: str, text: str, left: Counter[str]) -> Found:
     for number, line in enumerate(io.StringIO(text), 1):
         if line.strip():
             place = f"{name} line {number}"
-            yield place, _prompt_of(_parse(line, place), place)
+            yield place, _prompt_of(_parse(line, place), place, left)
 
 
-def _json(name: str, text: str) -> Found:
+def _json(name: str, text: str, left: Counter[str]) -> Found:
     """Read a list of prompts, or COCO captions, one for each image in the order of the image ids."""
     record = _parse(text, name)
     if isinstance(record, list):
         for number, value in enumerate(record, 1):
             place = f"{name} entry {number}"
-            yield place, _prompt_of(value, place)
+            yield place, _prompt_of(value, place, left)
     elif isinstance(record, dict) and isinstance(record.get("annotations"), list):
         for _, caption in sorted(captions_of_images(name, record["annotations"]).items()):
             yield caption.place, caption.text
@@ -219,15 +254,32 @@ def _json(name: str, text: str) -> Found:
         raise InputError(f"{name} is neither COCO captions nor a list of prompts", REMEDY)
 
 
-def _table(name: str, text: str, delimiter: str, column: str | None) -> tuple[str, Found]:
+def _table(name: str, text: str, delimiter: str, column: str | None, left: Counter[str]) -> tuple[str, Found]:
     """Return the name of the column that holds the prompts, and its cells."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    is_plain = delimiter == "\t" and _has_a_row_each_line(text)
+    quote = None if is_plain else '"'
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quotechar=quote)
     try:
-        header = [cell.strip() for cell in next(filter(any, rows), [])]
+        header = [_unquoted(cell, is_plain).strip() for cell in next(filter(any, rows), [])]
     except csv.Error as error:
         raise _bad_row(name, rows, error) from error
     index = _column_index(name, header, column)
-    return header[index], _cells(name, rows, len(header), index)
+    left.update(cell for k, cell in enumerate(header) if k != index and UNREAD.fullmatch(cell.lower()))
+    cells = _cells(name, rows, len(header), index)
+    return header[index], ((place, _unquoted(cell, is_plain)) for place, cell in cells)
+
+
+def _has_a_row_each_line(text: str) -> bool:
+    """Return True for TSV whose lines have one number of tabs, so that no quote holds a tab or a line break.
+
+    A quote within such a file is a character. Quotes around a whole cell are a spreadsheet's.
+    """
+    return len({line.count("\t") for line in io.StringIO(text, newline=None) if line.strip()}) == 1
+
+
+def _unquoted(cell: str, is_plain: bool) -> str:
+    """Return a cell of a table without a spreadsheet's quotes; the reader of other tables has removed them."""
+    return cell[1:-1].replace('""', '"') if is_plain and QUOTED.fullmatch(cell) else cell
 
 
 def _cells(name: str, rows: Any, width: int, index: int) -> Found:
@@ -284,12 +336,13 @@ def _parse(text: str, place: str) -> Any:
         raise InputError(f"{place} is not JSON that can be read", "correct it") from error
 
 
-def _prompt_of(value: Any, place: str) -> str:
-    """Return a string, or the value of an object's first key among `KEYS`."""
+def _prompt_of(value: Any, place: str, left: Counter[str]) -> str:
+    """Return a string, or the value of an object's first key among `KEYS`, and note the keys that are not read."""
     if isinstance(value, dict):
         key = next((key for key in KEYS if key in value), None)
         if key is None:
             raise InputError(f"{place} has no key {KEY_WORDS}", REMEDY)
+        left.update(name for name in value if UNREAD.fullmatch(name.lower()))
         return _on_one_line(_string(value[key], place, key))
     return _on_one_line(_string(value, place, "prompt"))
 

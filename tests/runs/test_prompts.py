@@ -58,6 +58,9 @@ def pipe(monkeypatch):
         ("x.csv", "\n\ndescription\na cat\na dog\n"),
         ("x.csv", 'text,n\n"a cat",1\n"a\ndog",2\n'),
         ("x.TSV", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals, \n"),
+        ("x.tsv", 'Prompt\tCategory\n"a cat"\tx\na dog\t"y"\n'),
+        ("x.tsv", 'Prompt\tCategory\n"a\ncat"\tx\na dog\t"y\tz"\n'),
+        ("x.txt", "# from a friend\na cat\n  #1\na dog\n#"),
         ("x.tsv", "Note,Prompt\tprompt\nx\ta cat\ny\ta dog\n"),
         ("x.csv", "text,prompt\nx,a cat\ny,a dog\n"),
         ("x.json", json.dumps(COCO)),
@@ -67,6 +70,41 @@ def pipe(monkeypatch):
 )
 def test_every_form_of_file_gives_its_prompts(read, name, data):
     assert read(name, data) == TWO
+
+
+def test_quotes_in_tsv_are_characters_where_each_line_is_a_row(read):
+    lines = ['"Fast" cars', '"Hello, she said', 'a 6" pipe', 'he said ""no""', '"say ""cheese"""']
+    read_as = [*lines[:4], 'say "cheese"']  # the last has a spreadsheet's quotes
+    assert read("x.tsv", "Prompt\tn\n" + "".join(f"{line}\t1\n" for line in lines)) == read_as
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "values"),
+    [
+        ("x.jsonl", '{"prompt": "a", "seed": 5}\n{"prompt": "b", "negative_prompt": "c"}', ["seed", "negative_prompt"]),
+        ("x.json", '[{"caption": "a", "Width": 512, "id": 1}]', ["Width"]),
+        ("x.csv", "id,prompt,cfg_scale\n1,a cat,7\n", ["cfg_scale"]),
+        ("x.txt", "a (red car:1.3)\na (blue car:.5)", ["'(red car:1.3)'", 2]),
+        ("x.txt", "a cube <LoRA:x:0.8>", ["'<LoRA:x:0.8>'"]),
+        ("x.txt", "a cube --ar 16:9", ["'--ar'"]),
+    ],
+)
+def test_what_only_other_programs_read_in_a_file_is_named(tmp_path, capfd, name, data, values):
+    (tmp_path / name).write_text(data)
+    prompts.read_prompts(str(tmp_path / name), Output(quiet=True))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert names(line, "warning:", *values)
+
+
+def test_parentheses_colons_and_dashes_of_plain_text_are_not_named(read, capfd):
+    read("x.txt", "ratio (16:9), John (3:16), a (red: car), well--known -- x<y:z>")
+    assert capfd.readouterr().err == ""
+
+
+def test_comments_are_counted(tmp_path, capfd):
+    (tmp_path / "x.txt").write_text("# one\na cat\n#two\n")
+    assert prompts.read_prompts(str(tmp_path / "x.txt"), Output()) == ["a cat"]
+    assert names(capfd.readouterr().err, "x.txt", 2)
 
 
 def test_a_column_is_named_after_the_file(read, tmp_path):
