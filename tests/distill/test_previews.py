@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from rapm_cli.cli.app import main
-from rapm_cli.distill.previews import Previews
+from rapm_cli.distill.previews import COLUMNS, Previews
 from rapm_cli.distill.trackers import TRACKERS
+from rapm_cli.evaluate import contact_sheet
 
 TINY = (
     *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
@@ -61,6 +62,7 @@ def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(folder / "home"))
+        patch.setattr(contact_sheet, "COLUMNS", COLUMNS)
         install(patch)
         assert main([*DISTILL, "--output", str(folder / "plain"), "--quiet"]) == 0
         more = ["--preview-every", "1", "--report-to", "recorder", "--json"]
