@@ -19,6 +19,8 @@ from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.cli.app import main
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
+from rapm_cli.evaluate import contact_sheet
+from rapm_cli.study import study
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,6 +28,13 @@ def _heard_signals():
     """Signals are heard under nohup too, and in the background of a script."""
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         signal.signal(number, usual)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _narrow_sheets():
+    """Contact sheets show one prompt: a third of a short run's time, and tests of sheets ask for more."""
+    for module in (contact_sheet, study):
+        module.COLUMNS = 1
 
 
 @pytest.fixture(autouse=True)

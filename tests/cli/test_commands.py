@@ -12,6 +12,7 @@ from PIL import Image
 from rapm_cli.bases import BASES, Weights
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import DamagedError, RapmError
+from rapm_cli.evaluate import contact_sheet
 from rapm_cli.evaluate.chunk_cache import ChunkCache
 from tests.messages import names
 
@@ -39,6 +40,7 @@ def short_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "short"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(contact_sheet, "COLUMNS", 8)
         assert main(["distill", "--base", "demo", *SHORT, "--alpha", "5", "--output", str(folder), "--quiet"]) == 0
     return folder
 

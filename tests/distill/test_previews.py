@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from rapm_cli.cli.app import main
-from rapm_cli.distill.previews import Previews
+from rapm_cli.distill.previews import COLUMNS, Previews
 from rapm_cli.distill.trackers import TRACKERS
+from rapm_cli.evaluate import contact_sheet
 from rapm_cli.evaluate.contact_sheet import Scenes
 
 TINY = (
@@ -63,6 +64,7 @@ def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(folder / "home"))
+        patch.setattr(contact_sheet, "COLUMNS", COLUMNS)
         install(patch)
         assert main([*DISTILL, "--output", str(folder / "plain"), "--quiet"]) == 0
         more = ["--preview-every", "1", "--report-to", "recorder", "--json"]

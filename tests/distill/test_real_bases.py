@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rapm_cli.cli.app import main
+from rapm_cli.evaluate import contact_sheet
 from rapm_cli.formats.lora import load_lora
 from tests.bases.conftest import WRITERS, pipeline
 from tests.bases.small_models import SIDE, edit
@@ -26,6 +27,7 @@ def made(request, originals, tmp_path_factory):
     argv = ["--base", str(originals[request.param]), "--prompts", str(place / "prompts.txt"), *SHORT, "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(place / "home"))
+        patch.setattr(contact_sheet, "COLUMNS", len(PROMPTS))
         assert main(["distill", *argv, "--output", str(place / "run")]) == 0
     return originals[request.param], place, argv
 

@@ -36,7 +36,8 @@ def test_malformed_inputs_end_with_a_line_and_a_code():
 
 def assert_holds(code: str) -> None:
     """Run a condition in a process of its own: forks need a parent that has computed nothing."""
-    code = f"from tests.faults import bits, disk, kill, overhead, samples; raise SystemExit(not ({code}))"
+    head = "from rapm_cli.evaluate import contact_sheet; from tests.faults import bits, disk, kill, overhead, samples"
+    code = f"{head}; contact_sheet.COLUMNS = 1; raise SystemExit(not ({code}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -2,25 +2,31 @@
 
 import errno
 
-import pytest
-
 from rapm_cli.runs.run import Run
 from tests.messages import names
 from tests.resuming import DISTILL, state_of, unfinished
 
+LEFTOVERS = (["lock"], ["lock", "commits"], ["commits", "commits/.rapm-tmp-1-settings-001"])
 
-@pytest.mark.parametrize("leftover", [["lock"], ["lock", "commits"], ["commits", "commits/.rapm-tmp-1-settings-001"]])
-def test_a_process_killed_before_its_first_commit_is_in_nobodys_way(rapm, again, tmp_path, leftover):
+
+def leave(place, leftover):
+    place.mkdir()
+    for name in leftover:
+        (place / name).touch() if name == "lock" else (place / name).mkdir()
+
+
+def test_processes_killed_before_their_first_commit_are_in_nobodys_way(rapm, again, tmp_path):
     unfinished(again, "00000004")
-    for place in (tmp_path / "mine", again.folder.parent / "demo-newer"):
-        place.mkdir()
-        for name in leftover:
-            (place / name).touch() if name == "lock" else (place / name).mkdir()
+    for number, leftover in enumerate(LEFTOVERS):
+        leave(again.folder.parent / f"demo-newer-{number}", leftover)
     code, _, err = rapm("distill", "--resume")
     assert (code, names(err, again.folder)) == (0, True), err
-    code, _, err = rapm(*DISTILL, "--output", str(tmp_path / "mine"))
-    assert code == 0, err
-    assert Run(tmp_path / "mine").has_lora
+    for number, leftover in enumerate(LEFTOVERS):
+        mine = tmp_path / f"mine-{number}"
+        leave(mine, leftover)
+        code, _, err = rapm(*DISTILL[:-1], "1", "--output", str(mine))
+        assert code == 0, err
+        assert Run(mine).has_lora
 
 
 def test_a_finished_runs_damaged_lora_is_named_and_made_again(rapm, again):

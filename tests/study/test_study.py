@@ -153,8 +153,7 @@ def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, 
 @pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_to_the_same_end(rapm, whole, monkeypatch, file, home):
     shutil.copytree(whole[0], home)
-    for seed in row_of(whole[1], "absolute")["seeds"]:
-        shutil.rmtree(home / "data" / "studies" / "runs" / seed["run"])
+    shutil.rmtree(home / "data" / "studies" / "runs" / row_of(whole[1], "absolute")["seeds"][0]["run"])
     real, taken = loop.Training._take, []
 
     def take(self, progress):
@@ -180,7 +179,7 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
     shutil.copytree(whole[0], home)
     places = [seed["run"] for name in ("default", "absolute") for seed in row_of(whole[1], name)["seeds"]]
     places = [home / "data" / "studies" / "runs" / place for place in places]
-    for place in places:
+    for place in places[:3]:
         (place / "result.json").unlink()  # as if unfinished
     finished = []
     with contextlib.ExitStack() as other:
@@ -202,16 +201,19 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
 
 @pytest.mark.slow
 def test_two_processes_train_each_run_of_a_study_once(whole, file, home):
+    file.write_text(file.read_text().replace("[0, 1]", "[0]"))
     command, results = [sys.executable, "-m", "rapm_cli", "eval", "--study", str(file)], [home / "one", home / "two"]
     ways = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([*command, "--output", str(place)], **ways) for place in results]
     told = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     records = [whole[1], *(json.loads((place / "study.json").read_text()) for place in results)]
-    digests = [[[seed["lora_sha256"] for seed in row.get("seeds", [])] for row in record["rows"]] for record in records]
+    digests = [
+        [[seed["lora_sha256"] for seed in row.get("seeds", [])[:1]] for row in record["rows"]] for record in records
+    ]
     assert digests[0] == digests[1] == digests[2]
     trained = [line for _, err in told for line in err.splitlines() if line.startswith("training 2/2")]
-    assert len(trained) == 4
+    assert len(trained) == 2
 
 
 @pytest.mark.slow
