@@ -11,7 +11,7 @@ from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.checkpoint import V_TENSOR, checkpoint_kind
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
-from rapm_cli.bases.published import PUBLISHED, Published
+from rapm_cli.bases.published import PUBLISHED, Published, published_name
 from rapm_cli.bases.support import V_PREDICTION, judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError
@@ -57,29 +57,42 @@ def find_base(name: str, reporter: Reporter) -> Base:
 def _folder_base(folder: Path) -> Base:
     configs = Weights(folder, "")
     defaults = FAMILIES[judge(configs).family].defaults
-    return _base(
-        folder.name, str(folder), defaults, lambda _: Weights(folder, folder_identity(folder)), lambda _: configs
-    )
+
+    def identity(reporter: Reporter) -> str:
+        return folder_identity(folder)
+
+    def locate(reporter: Reporter) -> Weights:
+        return Weights(folder, identity(reporter))
+
+    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs)
 
 
 def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
+    if known := published_name(published):  # SDXL by its name on the hub is SDXL
+        return BASES[known]
     outline = published.outline(reporter)
     try:
         family = judge(outline).family
     except InputError as error:  # the folder in the cache means nothing to the user
         error.message = f"{name} cannot be distilled: {error.message}"
         raise
-    return _base(published.repo, name, FAMILIES[family].defaults, published.weights, published.outline)
+    if known := published_name(published):  # the hub has told its commit
+        return BASES[known]
+    defaults = FAMILIES[family].defaults
+    return _base(published.repo, name, defaults, published.weights, published.identity, published.outline)
 
 
 def _checkpoint_base(path: Path) -> Base:
     family, prediction_type = checkpoint_kind(path)
 
+    def identity(reporter: Reporter) -> str:
+        return checkpoint_identity(path)
+
     def locate(reporter: Reporter) -> Weights:
         folder = PUBLISHED[family].configs(reporter).folder
-        return Weights(folder, checkpoint_identity(path), checkpoint=path, prediction_type=prediction_type)
+        return Weights(folder, identity(reporter), checkpoint=path, prediction_type=prediction_type)
 
-    return _base(path.stem, str(path), BASES[family].defaults, locate, PUBLISHED[family].configs)
+    return _base(path.stem, str(path), BASES[family].defaults, locate, identity, PUBLISHED[family].configs)
 
 
 def _base(
@@ -87,6 +100,7 @@ def _base(
     source: str,
     defaults: Defaults,
     locate: Callable[[Reporter], Weights],
+    identity: Callable[[Reporter], str],
     configs: Callable[[Reporter], Weights],
 ) -> Base:
     return Base(
@@ -94,6 +108,7 @@ def _base(
         source=source,
         defaults=defaults,
         locate=locate,
+        identity=identity,
         architecture=lambda reporter: architecture_of(configs(reporter)),
         training_prompts=photographic_prompts,
     )

@@ -266,8 +266,8 @@ def _sampled(
     """
     weights, share = chosen.base.locate(reporter), _share()
     loaded = LoadedBase(weights, device, DTYPES[config.precision])
-    if warning := chosen.warning(weights):
-        reporter.warn(warning)
+    if chosen.warning:
+        reporter.warn(chosen.warning)
     if is_first and not request.plans[0].labels:
         warn_of_unread(loaded, list(request.plans[0].prompts), reporter)
     splits: list[list[SampleSet]] = [[] for _ in request.plans]
