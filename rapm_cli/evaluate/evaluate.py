@@ -139,11 +139,11 @@ def evaluate(
         reporter: Reporter of progress.
 
     Raises:
-        WeightsError: The weights of an extractor are missing; nothing has been sampled yet.
+        WeightsError: The weights of an extractor that the user asked for are missing; nothing has been sampled yet.
         InputError: The reference statistics were made in another way.
         Stopped: A signal came; all samples so far are kept.
     """
-    references = reference_statistics(request, device, reporter)
+    request, references = reference_statistics(request, device, reporter)
     splits = sample_all(students, request, device=device, precision=precision, reporter=reporter)
     evidence, identities = gather(request, splits, references, device, reporter)
     results = []
