@@ -58,6 +58,7 @@ class Base:
         source: Value of `--base` that finds the base again on this machine.
         defaults: Default settings of a distillation.
         locate: Function that returns the files and downloads missing ones.
+        identity: Function that returns the identity of the weights, equal wherever they are; it downloads no weights.
         architecture: Function that returns the shapes; it downloads configurations at most.
         training_prompts: Function (count, seed) -> prompts.
         student: Distilled LoRA that ships with the base, or None.
@@ -70,6 +71,7 @@ class Base:
     source: str
     defaults: Defaults
     locate: Callable[[Reporter], Weights]
+    identity: Callable[[Reporter], str]
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     student: Path | None = None

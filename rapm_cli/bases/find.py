@@ -11,13 +11,15 @@ from rapm_cli.bases.base import BASES, Base, Defaults
 from rapm_cli.bases.checkpoint import V_TENSOR, checkpoint_kind
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
-from rapm_cli.bases.published import PUBLISHED, Published
+from rapm_cli.bases.published import PUBLISHED, Published, published_name
 from rapm_cli.bases.support import V_PREDICTION, judge
 from rapm_cli.bases.weights import Weights
-from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.formats.header import read_header
 
+CHOICES = "give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
+PATH_STARTS = ("./", "../", "/", "~", ".\\")  # a name that begins like this means a path, even if it does not exist
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 CHECKPOINTS = (".safetensors", ".ckpt")  # a name that ends like this means a file, even if it does not exist
 MODEL_FILES = ("model_index.json", "*/*.json", "*/*.txt", "**/*.safetensors")
@@ -34,52 +36,70 @@ def find_base(name: str, reporter: Reporter) -> Base:
 
     Raises:
         ConfigError: There is no such base.
-        InputError: The model is not supported.
+        InputError: The model is not supported, or there is no such file.
         WeightsError: The configurations are not cached and cannot be downloaded.
     """
     if name in BASES.names():
         return BASES[name]
+    is_folder = is_file = False
     with contextlib.suppress(OSError):  # the name is not valid as a path
-        if name and Path(name).is_dir():
-            return _folder_base(Path(name).resolve())
-        if name and Path(name).is_file():
-            return _checkpoint_base(Path(name).resolve())
-    match = HUB_ID.fullmatch(name)
-    if match and not name.endswith(CHECKPOINTS):
+        is_folder, is_file = bool(name) and Path(name).is_dir(), Path(name).is_file()
+    if is_folder:
+        return _folder_base(Path(name).resolve())
+    if is_file:
+        return _checkpoint_base(Path(name).resolve())
+    if name.endswith(CHECKPOINTS) or name.startswith(PATH_STARTS):
+        raise InputError(f"there is no file or folder {name!r}", "check the path; " + CHOICES)
+    if match := HUB_ID.fullmatch(name):
         return _hub_base(Published(match["repo"], match["revision"]), name, reporter)
     try:
         return BASES[name]
     except ConfigError as error:
-        error.remedy += "; or give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
+        error.remedy += f"; or {CHOICES}"
         raise
 
 
 def _folder_base(folder: Path) -> Base:
     configs = Weights(folder, "")
     defaults = FAMILIES[judge(configs).family].defaults
-    return _base(
-        folder.name, str(folder), defaults, lambda _: Weights(folder, folder_identity(folder)), lambda _: configs
-    )
+
+    def identity(reporter: Reporter) -> str:
+        return folder_identity(folder)
+
+    def locate(reporter: Reporter) -> Weights:
+        return Weights(folder, identity(reporter))
+
+    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs)
 
 
 def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
-    outline = published.outline(reporter)
+    if known := published_name(published):  # SDXL by its name on the hub is SDXL
+        return BASES[known]
     try:
-        family = judge(outline).family
+        family = judge(published.outline(reporter)).family
+    except WeightsError as error:
+        error.message += f"; and there is no folder {name} here"
+        raise
     except InputError as error:  # the folder in the cache means nothing to the user
         error.message = f"{name} cannot be distilled: {error.message}"
         raise
-    return _base(published.repo, name, FAMILIES[family].defaults, published.weights, published.outline)
+    if known := published_name(published):  # the hub has told its commit
+        return BASES[known]
+    defaults = FAMILIES[family].defaults
+    return _base(published.repo, name, defaults, published.weights, published.identity, published.outline)
 
 
 def _checkpoint_base(path: Path) -> Base:
     family, prediction_type = checkpoint_kind(path)
 
+    def identity(reporter: Reporter) -> str:
+        return checkpoint_identity(path)
+
     def locate(reporter: Reporter) -> Weights:
         folder = PUBLISHED[family].configs(reporter).folder
-        return Weights(folder, checkpoint_identity(path), checkpoint=path, prediction_type=prediction_type)
+        return Weights(folder, identity(reporter), checkpoint=path, prediction_type=prediction_type)
 
-    return _base(path.stem, str(path), BASES[family].defaults, locate, PUBLISHED[family].configs)
+    return _base(path.stem, str(path), BASES[family].defaults, locate, identity, PUBLISHED[family].configs)
 
 
 def _base(
@@ -87,6 +107,7 @@ def _base(
     source: str,
     defaults: Defaults,
     locate: Callable[[Reporter], Weights],
+    identity: Callable[[Reporter], str],
     configs: Callable[[Reporter], Weights],
 ) -> Base:
     return Base(
@@ -94,6 +115,7 @@ def _base(
         source=source,
         defaults=defaults,
         locate=locate,
+        identity=identity,
         architecture=lambda reporter: architecture_of(configs(reporter)),
         training_prompts=photographic_prompts,
     )

@@ -179,6 +179,7 @@ def begin_run(
     if run is None or not run.is_begun:
         return ResolvedRun(new_run(settings.base_name, output), settings, base, device, False)
     stored = _read_stored(run, reporter, is_strict=is_strict)
+    settings = settings.named_as(stored)
     check_same(run, stored, settings, may_round=False)
     _warn_of_other_bits(stored, settings, reporter)
     return ResolvedRun(run, settings, base, device, True)
@@ -221,7 +222,7 @@ def resume_run(
         stored = _read_stored(run, reporter, is_strict=is_strict)
         base = find_base(base_name or stored.source, reporter)
         device = _device_of(device_name, stored)
-        settings = settings_for(base, given, prompts, device, reporter, stored, processes)
+        settings = settings_for(base, given, prompts, device, reporter, stored, processes).named_as(stored)
     check_same(run, stored, settings, may_round=True)
     _warn_of_other_bits(stored, settings, reporter)
     return ResolvedRun(run, settings, base, device, True)

@@ -141,11 +141,11 @@ def evaluate(
         reporter: Reporter of progress.
 
     Raises:
-        WeightsError: The weights of an extractor are missing; nothing has been sampled yet.
+        WeightsError: The weights of an extractor that the user asked for are missing; nothing has been sampled yet.
         InputError: The reference statistics were made in another way.
         Stopped: A signal came; all samples so far are kept.
     """
-    references = reference_statistics(request, device, reporter)
+    request, references = reference_statistics(request, device, reporter)
     splits = sample_all(students, request, device=device, precision=precision, reporter=reporter)
     evidence, identities = gather(request, splits, references, device, reporter)
     results = []
@@ -233,8 +233,8 @@ def _sampled(
     """
     weights, share = chosen.base.locate(reporter), _share()
     loaded = LoadedBase(weights, device, DTYPES[config.precision])
-    if warning := chosen.warning(weights):
-        reporter.warn(warning)
+    if chosen.warning:
+        reporter.warn(chosen.warning)
     if is_first and not request.plans[0].labels:
         warn_of_unread(loaded, list(request.plans[0].prompts), reporter)
     splits: list[list[SampleSet]] = [[] for _ in request.plans]

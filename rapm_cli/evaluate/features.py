@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rapm_cli.core.common.errors import ConfigError
+from rapm_cli.core.common.errors import ConfigError, WeightsError
 from rapm_cli.core.common.progress import NO_BAR, Reporter
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.reference import statistics_of
@@ -169,21 +169,35 @@ def open_extractor(
     return extractor.after(request.protocol.clip_preparation), texts
 
 
-def reference_statistics(request: Request, device: torch.device, reporter: Reporter) -> dict[str, Statistics]:
-    """Return the statistics of the reference images by extractor, after every extractor was opened once.
+def reference_statistics(
+    request: Request, device: torch.device, reporter: Reporter
+) -> tuple[Request, dict[str, Statistics]]:
+    """Open every extractor once, so that missing weights are found before hours of sampling.
 
-    Missing weights are found before hours of sampling.
+    Returns:
+        The request without the metrics whose extractors are missing and that the user did not ask for; and the
+        statistics of the reference images by extractor.
 
     Raises:
-        WeightsError: The weights of an extractor are missing.
+        WeightsError: The weights of a required extractor are missing, or no metric is left.
+        ConfigError: The package of a required extractor is missing.
         InputError: The statistics were made in another way.
     """
     found = {}
     for name in request.extractors:
-        extractor, _ = open_extractor(name, request, device, reporter)
+        try:
+            extractor, _ = open_extractor(name, request, device, reporter)
+        except (WeightsError, ConfigError) as error:
+            rest = request.without(name)
+            if name in request.required or not rest.metrics:
+                raise
+            lost = [METRICS[metric].title for metric in request.metrics if metric not in rest.metrics]
+            reporter.warn(f"without {' and '.join(lost)}: {error.message}; {error.remedy}")
+            request = rest
+            continue
         if request.reference and (request.wants("wants_moments", name) or request.wants("wants_features", name)):
             found[name] = _statistics(request, name, extractor, reporter)
-    return found
+    return request, found
 
 
 def _statistics(request: Request, name: str, extractor: Extractor, reporter: Reporter) -> Statistics:

@@ -14,7 +14,7 @@ from rapm_cli.evaluate.reference import COCO, Reference, coco_pairs, find_refere
 from rapm_cli.extractors.clip import USUAL as USUAL_CLIP
 from rapm_cli.extractors.preparation import AS_IT_IS, Preparation
 from rapm_cli.metrics import METRICS, NAMES
-from rapm_cli.metrics.metric import Metric
+from rapm_cli.metrics.metric import CLIP, Metric
 from rapm_cli.runs.prompts import read_prompts
 from rapm_cli.runs.resolve_lora import ResolvedLora
 from rapm_cli.runs.settings import MAX_SAMPLES, MIN_SAMPLES
@@ -135,6 +135,7 @@ class Request:
         reference: Reference images; None if no metric needs them.
         teacher_samples: Number of first prompts on which models are compared with the teacher; whole batches.
         inception: Path of Inception's weights; None for the usual places.
+        required: Extractors that the user asked for; metrics of others are left out where weights are missing.
     """
 
     protocol: Protocol
@@ -143,12 +144,18 @@ class Request:
     reference: Reference | None = None
     teacher_samples: int = 0
     inception: Path | None = None
+    required: frozenset[str] = frozenset()
 
     @property
     def extractors(self) -> list[str]:
         """Names of the extractors that the metrics need for kept images."""
         names = (metric.extractor for metric in self._metrics if not metric.wants_labels)
         return list(dict.fromkeys(name for name in names if name))
+
+    def without(self, extractor: str) -> "Request":
+        """Return the request without the metrics that need an extractor for kept images."""
+        lost = [METRICS[name].extractor == extractor and not METRICS[name].wants_labels for name in self.metrics]
+        return replace(self, metrics=[name for name, is_lost in zip(self.metrics, lost, strict=True) if not is_lost])
 
     def wants(self, need: str, extractor: str | None = None) -> bool:
         """Return whether a metric, of this extractor if one is named, has a need such as "wants_texts"."""
@@ -183,7 +190,11 @@ def _labelled_request(chosen: ResolvedLora, options: Options, reporter: Reporter
         plan = labelled_plan(chosen.base, samples, options.seed, held_out, reporter, batch=batch)
         plans.append(replace(plan, images=plan.whole_batches(compared), positions=plan.whole_batches(compared)))
     made = Request(
-        protocol=LABELLED, plans=tuple(plans), metrics=metrics, teacher_samples=plans[0].whole_batches(compared)
+        protocol=LABELLED,
+        plans=tuple(plans),
+        metrics=metrics,
+        teacher_samples=plans[0].whole_batches(compared),
+        required=_required(options),
     )
     if made.extractors or made.wants("wants_images"):
         made = replace(made, plans=tuple(replace(plan, images=samples) for plan in plans))
@@ -217,7 +228,15 @@ def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Requ
         reference=reference,
         teacher_samples=plan.positions,
         inception=options.inception,
+        required=_required(options),
     )
+
+
+def _required(options: Options) -> frozenset[str]:
+    """Return the extractors that the options ask for by naming metrics, or weights."""
+    named = {METRICS[name].extractor for name in options.metrics or ()}
+    named |= ({"inception"} if options.inception else set()) | ({CLIP} if options.clip_model else set())
+    return frozenset(name for name in named if name)
 
 
 def _changed(protocol: Protocol, how: str, reporter: Reporter) -> Protocol:

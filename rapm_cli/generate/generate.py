@@ -108,7 +108,7 @@ def generate(
         reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: images will be worse")
     weights = chosen.base.locate(reporter)
     unknown_words = next((text for prompt in prompts if (text := chosen.base.warn(prompt))), "")
-    for warning in filter(None, (chosen.warning(weights), unknown_words)):
+    for warning in filter(None, (chosen.warning, unknown_words)):
         reporter.warn(warning)
     _make_folder(output)
     precision = find_precision(precision, device)

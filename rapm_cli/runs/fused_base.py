@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases import BASES, Base, Weights, find_base
+from rapm_cli.bases import BASES, Base, find_base
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method import sampler_of
@@ -63,8 +63,9 @@ class FusedBase:
             f"--compare wants the teacher, and {self.origin} has a LoRA in its weights", "leave --compare out"
         )
 
-    def warning(self, weights: Weights) -> str:
-        """Return an empty warning: base and LoRA cannot differ from those of training."""
+    @property
+    def warning(self) -> str:
+        """Return an empty warning: the recipe of a fused base names its sampler."""
         return ""
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases import BASES, Base, Weights, find_base
+from rapm_cli.bases import BASES, Base, find_base
+from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler
@@ -36,14 +37,12 @@ class ResolvedLora:
     lora: LoraFile
     reason: str
 
-    def warning(self, weights: Weights) -> str:
-        """Return why the LoRA may sample worse here than where it was made; empty if there is no reason."""
-        recipe = self.lora.recipe
-        if recipe.get("base_identity") not in (None, weights.identity):
-            return f"{self.lora_path} was distilled from other weights of {self.base.name} than those here"
-        if "sampler" not in recipe:
-            return f"{self.lora_path} does not say how it is sampled: with DDIM, trailing spacing, {self.steps} steps"
-        return ""
+    @property
+    def warning(self) -> str:
+        """Return which sampler is assumed where the LoRA names none; else empty."""
+        if "sampler" in self.lora.recipe:
+            return ""
+        return f"{self.lora_path} does not say how it is sampled: with DDIM, trailing spacing, {self.steps} steps"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporte
 
     Raises:
         WeightsError: No LoRA was named, no run has one, and the authors' LoRA is not available.
-        InputError: The LoRA was made for another base, or the base has a LoRA in its weights.
+        InputError: The LoRA does not fit the base, or the base has a LoRA in its weights.
     """
     base = None if base_name is None else find_base(base_name, reporter)
     if base and lora_name is None and fused_base(base):
@@ -118,9 +117,10 @@ def resolve_model(base_name: str | None, lora_name: str | None, reporter: Report
 
 def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
     base_name = base.name if base else None
-    run = newest_run_with_lora(base_name) if lora_name is None else None
+    identity = base.identity(reporter) if base and lora_name is None else ""
+    run = newest_run_with_lora(base_name, identity) if lora_name is None else None
     if lora_name is None and run is None:
-        _report_unfinished(base_name, reporter)
+        _report_unfinished(base_name, identity, reporter)
     if lora_name is not None:
         path, reason = find_lora(lora_name), ""
     elif run:
@@ -135,30 +135,53 @@ def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> Res
             f"run: rapm distill --base {shlex.quote(base.source if base else '')}",
         )
     lora = load_lora(path)
-    made_for = lora.recipe.get("base")
-    if base_name and made_for and made_for != base_name:
+    if base is None:
+        made_for = lora.recipe.get("base") or _base_by_width(lora)
+        if not made_for:
+            raise ConfigError(f"{path} does not name its base", "give --base")
+        base = _base_of_file(path, str(made_for), reporter)
+    _warn_of_other_weights(path, lora, base, reporter)
+    return ResolvedLora(base, path, lora, reason)
+
+
+def _warn_of_other_weights(path: Path, lora: LoraFile, base: Base, reporter: Reporter) -> None:
+    """Warn of a LoRA that was distilled from other weights, as those of finetunes are; equal weights have any name.
+
+    Raises:
+        InputError: The LoRA does not fit the base. This is found before any weights are fetched.
+    """
+    name, identity = lora.recipe.get("base"), lora.recipe.get("base_identity")
+    if identity == base.identity(reporter) if identity else name in (None, base.name):
+        return
+    width, wanted = _text_width(lora), base.architecture(reporter).unet.get("cross_attention_dim")
+    if width and width != wanted:
         raise InputError(
-            f"{path} was distilled from base {made_for}, not {base_name}", f"use --base {shlex.quote(str(made_for))}"
+            f"{path} was distilled from {name}, and does not fit {base.name}: its texts are {width} wide, not {wanted}",
+            "give the --base that it was made for",
         )
-    made_for = made_for or _base_by_width(lora)
-    if not (base_name or made_for):
-        raise ConfigError(f"{path} does not name its base", "give --base")
-    return ResolvedLora(base or _base_of_file(path, str(made_for), reporter), path, lora, reason)
+    of = "" if name == base.name else f" ({name})"
+    reporter.warn(f"{path} was distilled from other weights{of} than those of {base.name}: images may be worse")
 
 
-def _report_unfinished(base_name: str | None, reporter: Reporter) -> None:
+def _report_unfinished(base_name: str | None, identity: str, reporter: Reporter) -> None:
     """Name the unfinished run whose LoRA the user may have expected."""
     for run in unfinished_runs():
-        if base_name in (None, run.raw_settings().get("base_name")):
+        stored = run.raw_settings()
+        if base_name in (None, stored.get("base_name")) or identity == stored.get("base_identity"):
             reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
             return
 
 
 def _base_by_width(lora: LoraFile) -> str | None:
     """Return the registered base with the width of text states that the LoRA has; None if there is none."""
-    widths = {value.shape[1] for name, value in lora.state.items() if name.endswith(".attn2.to_k.lora_A.weight")}
-    name = TEXT_WIDTHS.get(widths.pop()) if len(widths) == 1 else None
+    name = TEXT_WIDTHS.get(_text_width(lora) or 0)
     return name if name in BASES.names() else None
+
+
+def _text_width(lora: LoraFile) -> int | None:
+    """Return the width of the text states that the LoRA reads; None if no layer or several widths say it."""
+    widths = {value.shape[1] for name, value in lora.state.items() if name.endswith(".attn2.to_k.lora_A.weight")}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
@@ -169,6 +192,7 @@ def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
     Raises:
         ConfigError: The file's base is neither registered nor that of its run.
     """
+    made_for = next((name for name, known in PUBLISHED.items() if known.repo == made_for), made_for)
     if made_for in BASES.names():
         return BASES[made_for]
     run = Run(path.resolve().parent)

@@ -271,13 +271,18 @@ def all_loras() -> list[Path]:
     return sorted(loras, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def newest_run_with_lora(base: str | None = None) -> Run | None:
+def newest_run_with_lora(base: str | None = None, identity: str = "") -> Run | None:
     """Return the run whose LoRA was written last; None if there is none.
 
     Args:
         base: Name of the base that the LoRA must be for; None for any.
+        identity: Identity of that base's weights; a LoRA for equal weights counts too, whatever their name was.
     """
-    return next((Run(path.parent) for path in all_loras() if base is None or base_of(path) == base), None)
+
+    def is_for(recipe: dict[str, Any]) -> bool:
+        return recipe.get("base") == base or (bool(identity) and recipe.get("base_identity") == identity)
+
+    return next((Run(path.parent) for path in all_loras() if base is None or is_for(_recipe_of(path))), None)
 
 
 def newest_unfinished_run() -> Run:
@@ -301,12 +306,15 @@ def unfinished_runs() -> Iterator[Run]:
 
 def base_of(lora: Path) -> str | None:
     """Return the name of the base in a LoRA file's header; None if the file cannot be read or names none."""
-    try:
-        header = read_header(lora)
-        base = parse_lora_header(lora, header)[2].get("base")
-    except InputError:
-        return None
+    base = _recipe_of(lora).get("base")
     return None if base is None else str(base)
+
+
+def _recipe_of(lora: Path) -> dict[str, Any]:
+    """Return the recipe in a LoRA file's header; empty if the file cannot be read."""
+    with contextlib.suppress(InputError):
+        return parse_lora_header(lora, read_header(lora))[2]
+    return {}
 
 
 def newest_lora() -> Path:

@@ -91,11 +91,23 @@ class Settings(Checked):
         if not may_round and is_rounded(plans[0]) != is_rounded(plans[1]):
             mine["vram"], theirs["vram"] = plans
         named = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
-        if "base" in named:
-            named.pop("base_identity", None)
+        if self.base_identity == other.base_identity:
+            named.pop("base", None)  # equal weights under another name
+        elif "base" in named:
+            named.pop("base_identity")
         if "rank" in named and named["rank"] == named.get("alpha"):  # alpha follows the rank by default
             named.pop("alpha")
         return [_difference(name, *values) for name, values in named.items()]
+
+    def named_as(self, other: "Settings") -> "Settings":
+        """Return these settings under the other's name of the base, if both bases have equal weights.
+
+        The name is in fingerprints, so that checkpoints and trajectories made under the other name are found.
+        """
+        if self.base_identity != other.base_identity:
+            return self
+        teacher = dataclasses.replace(self.teacher, base=other.teacher.base)
+        return dataclasses.replace(self, base_name=other.base_name, teacher=teacher)
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that every file of the run carries: no path, and no prompt of the user's."""

@@ -74,13 +74,22 @@ def test_a_repository_of_the_hub_costs_only_its_configurations_until_it_is_neede
     assert hub[1:] == [(repo, "0" * 40, PIPELINE)]
 
 
-@pytest.mark.parametrize("name", ["", "demmo", "a/b/c", "./nowhere", "no/where.safetensors", "a b/c", "x" * 5000])
+@pytest.mark.parametrize("name", ["", "demmo", "a/b/c", "a b/c", "x" * 5000])
 def test_what_is_nothing_is_refused_without_asking_the_hub(hub, name):
     with pytest.raises(ConfigError) as caught:
         find_base(name, OUT)
     assert repr(name) in caught.value.message
     assert "ORG/NAME" in caught.value.remedy
     assert (caught.value.remedy.count("'demo'") > 0) == (name == "demmo")
+    assert hub == []
+
+
+@pytest.mark.parametrize(
+    "name", ["mine.safetensors", "no/where.safetensors", "mine.ckpt", "./nowhere", "../no/where", "/no/where", "~/mine"]
+)
+def test_a_file_or_folder_that_is_not_there_is_not_asked_of_the_hub(hub, name):
+    with pytest.raises(InputError, match=naming("no file or folder", repr(name))):
+        find_base(name, OUT)
     assert hub == []
 
 

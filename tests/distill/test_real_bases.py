@@ -1,6 +1,7 @@
 """The commands from end to end on small models of both families."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from rapm_cli.evaluate import contact_sheet
 from rapm_cli.formats.lora import load_lora
 from tests.bases.conftest import WRITERS, pipeline
 from tests.bases.small_models import SIDE, edit
+from tests.messages import names
 
 PROMPTS = ["a red cube", "a blue sphere at dawn"]
 SHORT = ["--iterations", "2", "--trajectories", "2", "--fine-steps", "2", "--samples", "0"]
@@ -44,14 +46,19 @@ def test_a_run_trains_every_layer_and_shows_teacher_base_and_student(made):
         assert np.asarray(sheet).std() > 30
 
 
-def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not_stopped(made, rapm, monkeypatch):
-    _, place, argv = made
+def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not_stopped(made, rapm, monkeypatch, tmp_path):
+    folder, place, argv = made
     monkeypatch.setenv("RAPM_HOME", str(place / "home"))
     again = str(place / "again")
     assert rapm("distill", *argv, "--iterations", "1", "--output", again)[0] == 0
-    assert rapm("distill", "--resume", again, "--iterations", "2", "--quiet")[0] == 0
+    copy = shutil.copytree(folder, tmp_path / "another-name")
+    code, _, err = rapm("distill", "--resume", again, "--iterations", "2", "--base", str(copy), "--quiet")
+    assert (code, err) == (0, "")  # the same bytes are the same base
     one, two = (load_lora(place / name / "lora.safetensors").state for name in ("run", "again"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    edit(copy, "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    code, _, err = rapm("distill", "--resume", again, "--iterations", "3", "--base", str(copy), "--quiet")
+    assert (code, names(err, again, "another-name")) == (2, True)
 
 
 def test_a_runs_lora_draws_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):

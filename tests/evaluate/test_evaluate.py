@@ -47,6 +47,19 @@ def evaluate(world, rapm, monkeypatch):
     return run
 
 
+def test_usual_metrics_without_weights_are_left_out_and_the_rest_is_given(world, evaluate, rapm):
+    bare = ["eval", "--base", str(world / "small-sdxl"), "--lora", str(world / "a.safetensors"), "--samples", "4"]
+    bare += ["--reference", str(world / "coco" / "val2014"), "--teacher-samples", "4", "--precision", "fp32"]
+    code, out, err = rapm(*bare, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["rows"][-1]["metrics"]) == {"fidelity", "latents", "position"}
+    for lost in (("FID", "KID", "Inception"), ("CLIP", "openai/clip-vit-base-patch16")):
+        assert names(err, "warning", *lost), err
+    for asked in (["--metrics", "fidelity,clip"], ["--clip-model", "someone/clip"], ["--inception", "/no/where"]):
+        assert rapm(*bare, *asked)[0] == 4
+    assert rapm(*bare, "--metrics", "clip")[0] == 4
+
+
 def images_of(row):
     """Every kept image of a row, by number."""
     return {int(path.stem): np.array(Image.open(path)) for path in sorted(Path(row["folder"]).glob("0*/*.png"))}

@@ -25,6 +25,16 @@ def test_runs_outlive_settings_that_came_after_them():
     assert MADE.fingerprint == "ad2ac347c9122d79"  # what it was before the last four of them came
 
 
+def test_equal_weights_are_the_same_base_under_any_name():
+    other = dataclasses.replace(MADE, source="/y", base_name="y", teacher=dataclasses.replace(MADE.teacher, base="y"))
+    assert MADE.differences(other, may_round=False) == []
+    assert other.named_as(MADE) == dataclasses.replace(MADE, source="/y")
+    assert other.named_as(MADE).fingerprint == MADE.fingerprint != other.fingerprint
+    changed = dataclasses.replace(other, base_identity="z")
+    assert len(MADE.differences(changed, may_round=False)) == 1
+    assert changed.named_as(MADE) == changed
+
+
 @pytest.mark.parametrize("name", LATER)
 def test_a_setting_that_came_later_makes_another_run(name):
     other = {

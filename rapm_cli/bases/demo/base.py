@@ -106,6 +106,7 @@ BASES.add("demo")(
             image_batch=16,
         ),
         locate=lambda reporter: Weights(verified() / "base", identity()),
+        identity=lambda reporter: identity(),
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
         student=WEIGHTS / STUDENT,
