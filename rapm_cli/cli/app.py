@@ -128,6 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with handled():
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # Rich ends the process if the reader of a help page is gone
+            return 0
+        raise
     except Stopped as stopped:
         if stopped.message:
             Output().stopped(stopped.message, stopped.remedy)

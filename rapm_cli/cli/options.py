@@ -18,7 +18,7 @@ from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.method.config import Option, option_name
 from rapm_cli.core.method.config import options as declared_options
 
-MAX_SEEDS, LAST_SEED = 100_000, 2**64 - 1  # of a command, and the last one that PyTorch's generators take
+MAX_SEEDS = 100_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")  # endings of a file's name
 PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN, or - for standard input."
 
@@ -160,6 +160,8 @@ def parse_seeds(text: str, count: int) -> list[int]:
     Raises:
         ConfigError: The text is neither a number nor a range, or has too many seeds.
     """
+    from rapm_cli.runs.prompts import LAST_SEED
+
     match = re.fullmatch(r"([0-9]{1,40})(?:\.\.([0-9]{1,40}))?", text.strip())
     first = int(match[1]) if match else LAST_SEED
     last = int(match[2]) if match and match[2] else first + count - 1

@@ -7,12 +7,12 @@ from typing import Any
 _NAMES = r"token|api[_-]?key|access[_-]?key|password|passwd|secret|signature|credential"
 _SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
-    (re.compile(r"(\w+://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"\b(\w+://)[^/\s@]+@"), r"\1***@"),
     (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[\w.~+/=-]{8,}"), r"\1***"),
-    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{16,}"), r"\1***"),
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=\S{0,99}\d)[\w.~+/=-]{16,}"), r"\1***"),
     (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*=\s*[\"']?)[^\s\"'&]{{6,}}"), r"\1***"),
     # After a colon an ordinary word may follow, so only values with a digit count.
-    (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S*\d)[^\s\"'&]{{6,}}"), r"\1***"),
+    (re.compile(rf"(?i)((?:{_NAMES})[\"']?\s*:\s*[\"']?)(?=\S{{0,99}}\d)[^\s\"'&]{{6,}}"), r"\1***"),
 )
 _VARIABLE = re.compile(rf"(?i)(?:^|_)(?:{_NAMES})$")
 _SHORTEST = 8  # characters of a variable's value; a shorter one may be any word

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from rapm_cli.core.common.errors import DiskError, InputError
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.formats.png import RECIPE_KEY, read_png
 from rapm_cli.formats.sampling_advice import infotext
+from rapm_cli.runs.prompts import LAST_SEED, check_prompt
 
 REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
+ALLOWED: dict[str, Container[Any]] = {  # values of a recipe
+    "seed": range(LAST_SEED + 1),
+    "steps": range(1, 1001),
+    "precision": ("fp32", "bf16", "fp16"),
+    "rng": ("cpu", "cuda", "mps"),
+}
+SHOWN = 60  # characters of a refused value
 GAP, INK, PAPER = 6, (30, 30, 34), (250, 250, 248)
 TITLE_PX, LABEL_PX, CAPTION_PX = 14, 22, 12  # a title's letters, its strip, and a caption's letters
 USUAL_SIDE = 384  # pixels of an image from which letters grow with it, so that a sheet of large images can be read
@@ -60,7 +68,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Read the recipe of a PNG that rapm wrote.
 
     Raises:
-        InputError: The file is no whole PNG, or has no recipe of rapm.
+        InputError: The file is no whole PNG, or has no recipe of rapm, or one with values that rapm never writes.
     """
     try:
         recipe = json.loads(read_png(path).texts.get(RECIPE_KEY, ""))
@@ -68,6 +76,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = None
     if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in REQUIRED.items()):
         raise InputError(f"{path} has no recipe of rapm", "give a PNG that rapm generate wrote")
+    check_prompt(recipe["prompt"], f"the prompt of {path}")
+    for name, allowed in ALLOWED.items():
+        if name in recipe and recipe[name] not in allowed:
+            found = repr(recipe[name])[:SHOWN]
+            raise InputError(f"{path} has a recipe with {name} {found}", "give a PNG that rapm generate wrote")
     return recipe
 
 

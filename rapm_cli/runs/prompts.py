@@ -28,6 +28,7 @@ KEY_WORDS = "prompt, caption or text"
 TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_CHARACTERS = 2000  # of a prompt
+LAST_SEED = 2**64 - 1  # of an image: the last one that PyTorch's generators take
 MAX_PROMPTS = 1_000_000  # of a file
 MAX_BYTES = 64_000_000  # of a file
 MAX_JSON_BYTES = 200_000_000  # of a .json file: COCO's captions_train2017.json has 92 MB, most of it no captions

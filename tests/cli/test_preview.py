@@ -1,9 +1,16 @@
 """Images in the terminal."""
 
+import struct
+import zlib
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from rapm_cli.cli.preview import HALF, MAX_COLUMNS, preview
+from rapm_cli.cli.preview import HALF, MAX_COLUMNS, MAX_ROWS, preview
+from rapm_cli.core.common.errors import InputError
+from rapm_cli.formats.png import MAGIC, read_png
+from tests.messages import naming
 
 
 def test_a_character_has_the_colours_of_two_pixels(tmp_path):
@@ -24,6 +31,27 @@ def test_a_large_image_fits_and_keeps_its_shape(tmp_path):
     for columns, width in ((40, 40), (200, MAX_COLUMNS)):
         lines = preview(tmp_path / "x.png", columns).plain.splitlines()
         assert (len(lines[0]), len(lines)) == (width, width // 4)
+
+
+def test_a_high_image_fits_too(tmp_path):
+    Image.new("1", (3, 9000)).save(tmp_path / "x.png")
+    assert preview(tmp_path / "x.png", 80).plain.splitlines() == [HALF] * MAX_ROWS
+
+
+def test_an_image_of_50000_pixels_a_side_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (50_000, 700)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=naming("x.png", "50000 x 700")):
+        preview(tmp_path / "x.png", 80)
+
+
+def test_an_image_whose_pixels_are_damaged_is_refused(tmp_path):
+    chunks = [struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0), zlib.compress(b"too short"), b""]
+    named = [name + chunk for name, chunk in zip((b"IHDR", b"IDAT", b"IEND"), chunks, strict=True)]
+    data = b"".join(struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in named)
+    (tmp_path / "x.png").write_bytes(MAGIC + data)
+    read_png(tmp_path / "x.png")  # its checksums are right
+    with pytest.raises(InputError, match=naming("x.png")):
+        preview(tmp_path / "x.png", 80)
 
 
 def test_programs_get_no_image(rapm, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -38,3 +39,10 @@ def test_a_result_stays_json_whatever_is_cut_out_of_it(monkeypatch, capsys):
     Output(as_json=True).result(record)
     said = json.loads(capsys.readouterr().out)
     assert said == {"prompt": 'a sign that says token=***"hi"', "recipe": {"api_key": "***", "made by": ["***"]}}
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "token:" * 30_000, "a://" * 50_000])
+def test_a_long_text_of_a_stranger_takes_no_minutes(text):
+    begun = time.perf_counter()
+    redact(text)
+    assert time.perf_counter() - begun < 20  # a pattern that tries every pair of characters takes minutes

@@ -75,10 +75,12 @@ def test_a_result_that_a_full_disk_did_not_take_is_an_error(shipped_lora, comman
     )
 
 
-def test_a_reader_that_has_gone_misses_nothing_and_changes_no_exit_code(shipped_lora):
+@pytest.mark.parametrize("command", ["inspect LORA", "--help", "distill --help", "inspect cache", "--versions"])
+def test_a_reader_that_has_gone_misses_nothing_and_changes_no_exit_code(shipped_lora, command):
+    argv = [word.replace("LORA", str(shipped_lora)) for word in command.split()]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "rapm_cli", "inspect", str(shipped_lora)], stdout=writer, stderr=-1)
+    done = subprocess.run([sys.executable, "-m", "rapm_cli", *argv], stdout=writer, stderr=-1)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
 

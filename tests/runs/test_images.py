@@ -6,10 +6,11 @@ from rapm_cli.bases import BASES
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.png import read_png
 from rapm_cli.runs.images import PAPER, contact_sheet, grid, read_recipe, save_png, to_image
+from rapm_cli.runs.prompts import LAST_SEED
 from rapm_cli.runs.resolve_lora import read_image_recipe
 from tests.messages import naming
 
-RECIPE = {"prompt": "a <b>cube</b> \x1b[31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
+RECIPE = {"prompt": "a <b>cube</b> [31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
 RECIPE |= {"precision": "fp32", "lora_sha256": "0" * 64}
 
 
@@ -45,6 +46,34 @@ def test_images_of_other_programs_are_refused(tmp_path):
     for name in ("plain.png", "text.png", "none.png"):
         with pytest.raises(InputError, match=naming(name)):
             read_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("seed", 10**39, 10**39),
+        ("seed", -3, -3),
+        ("seed", 2**64, 2**64),
+        ("steps", 0, "steps"),
+        ("steps", 10**9, 10**9),
+        ("precision", "fp8", "'fp8'"),
+        ("rng", ["x"], "rng"),
+        ("prompt", "", "prompt"),
+        ("prompt", "a" * 100_000, "100,000"),
+        ("prompt", "a\x1b[31m", "prompt"),
+    ],
+)
+def test_a_recipe_with_values_that_rapm_never_writes_is_refused(tmp_path, name, value, named):
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "odd.png", {"rng": "cpu"} | RECIPE | {name: value})
+    with pytest.raises(InputError, match=naming("odd.png", named)) as refused:
+        read_recipe(tmp_path / "odd.png")
+    assert len(refused.value.message) < 150
+
+
+def test_a_recipe_with_the_last_seed_is_read(tmp_path):
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", RECIPE | {"prompt": "a", "seed": LAST_SEED})
+    assert read_recipe(tmp_path / "a.png")["seed"] == 2**64 - 1
+    torch.Generator().manual_seed(LAST_SEED)
 
 
 def test_a_grid_keeps_every_picture():
