@@ -98,7 +98,7 @@ def _network_class() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"FID and KID need torch-fidelity: {error}",
-            "pip install 'rapm-cli[eval]', or leave them out: --metrics clip,fidelity,position",
+            "pip install torch-fidelity, or leave them out: --metrics clip,fidelity,position",
         ) from error
     return FeatureExtractorInceptionV3
 
