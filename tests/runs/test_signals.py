@@ -106,12 +106,12 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
 @pytest.mark.parametrize(
     "argv", [("m.safetensors",), ("m",), ("m", "--fuse"), ("m.safetensors", "--fuse", "--single-file")], ids=" ".join
 )
-def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
-    lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
+def test_a_signal_during_an_export_leaves_nothing(rapm, shipped_lora, tmp_path, monkeypatch, argv):
+    place = tmp_path / "exports"
     for module in (plan, safetensors_writer):
         monkeypatch.setattr(module, "verify_tensors", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     output, *more = argv
-    code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))
+    code, _, err = rapm("export", str(shipped_lora), "--base", "demo", *more, "--output", str(place / output))
     assert code == 143
     assert names(err.splitlines()[-1], "stopped:")
     assert list(place.iterdir()) == []
