@@ -21,6 +21,7 @@ from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
 from rapm_cli.evaluate import contact_sheet
 from rapm_cli.study import study
+from tests.small_demo import use_small_demo, write_small_demo
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,6 +58,18 @@ def rapm(capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory):
+    """The folder of a demo base with smaller networks."""
+    return write_small_demo(tmp_path_factory.mktemp("small") / "demo")
+
+
+@pytest.fixture
+def small_demo(small_folder, monkeypatch):
+    """That base is `demo`, in this process."""
+    use_small_demo(small_folder, monkeypatch)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from rapm_cli.distill import loop
 from rapm_cli.runs.run import Run
+from tests.small_demo import use_small_demo
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
@@ -16,19 +17,20 @@ DISTILL = ["distill", "--base", "demo", *TINY]
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """A run that was not interrupted, in a home of its own."""
+def whole(tmp_path_factory, small_folder):
+    """A run of the small demo base that was not interrupted, in a home of its own."""
     from rapm_cli.cli.app import main
 
     home = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(home))
+        use_small_demo(small_folder, patch)
         assert main([*DISTILL, "--quiet"]) == 0
     return home
 
 
 @pytest.fixture
-def again(whole, home):
+def again(whole, home, small_demo):
     """The same home, copied: a finished run whose files may be changed."""
     shutil.copytree(whole, home)
     return Run(next((home / "data" / "runs").iterdir()))

@@ -152,7 +152,7 @@ def _vae(**settings: object) -> AutoencoderKL:
 
 
 def _write(module, folder: Path, generator: torch.Generator) -> None:
-    _enliven(module, generator)
+    enliven(module, generator)
     module.save_pretrained(folder)
 
 
@@ -174,7 +174,7 @@ def _write_encoder(kind, width: int, activation: str, folder: Path, generator: t
         dtype="float16",
     )
     module = kind(config)
-    _enliven(module, generator)
+    enliven(module, generator)
     config.save_pretrained(folder)
     state = {name if "text_" in name else f"text_model.{name}": value for name, value in module.state_dict().items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
@@ -193,7 +193,7 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
     )
 
 
-def _enliven(module, generator: torch.Generator) -> None:
+def enliven(module, generator: torch.Generator) -> None:
     """Weights of a size at which every one of them shows in the images."""
     for name, value in module.named_parameters():
         noise = torch.randn(value.shape, generator=generator)

@@ -1,17 +1,17 @@
-"""`rapm` with a fault of its own: `python -m tests.distill.faulty FAULT ARGUMENT...`."""
+"""Faults of a process that runs `rapm` on the small demo base."""
 
 import os
 import signal
-import sys
+from pathlib import Path
 
 import torch
 
 from rapm_cli.bases import BASES
-from rapm_cli.cli.app import run
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.method.store import TrajectoryStore
 from rapm_cli.core.method.trainer import Trainer
 from rapm_cli.distill import distill
+from tests.small_demo import use_small_demo
 
 
 def out_of_memory_in_training():
@@ -53,7 +53,13 @@ def nothing():
     pass
 
 
-if __name__ == "__main__":
+def prepare(fault: str, folder: Path) -> None:
+    """Have this process meet a fault of this module, and take small batches of trajectories.
+
+    Args:
+        fault: Function of this module.
+        folder: Folder of the small demo base.
+    """
+    globals()[fault]()
+    use_small_demo(folder)
     object.__setattr__(BASES["demo"].defaults, "rollout_batch", 2)
-    globals()[sys.argv.pop(1)]()
-    run()

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from rapm_cli.bases.demo.base import WEIGHTS
 from rapm_cli.bases.places import runs_dir
 from rapm_cli.runs.run import newest_run_with_lora
 from tests.bases.hub_server import running
@@ -24,10 +23,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def hub():
-    """The demo base under the names of SDXL in half precision, beside files that rapm has no use for."""
-    folder = WEIGHTS / "base"
-    names = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+def hub(small_folder):
+    """The small demo base under the names of SDXL in half precision, beside files that rapm has no use for."""
+    names = {path: path.relative_to(small_folder).as_posix() for path in small_folder.rglob("*") if path.is_file()}
     files = {name.replace(".safetensors", ".fp16.safetensors"): path.read_bytes() for path, name in names.items()}
     beside = {"README.md": b"words", "unet/pipeline.py": b"raise SystemExit", "unet/diffusion_pytorch_model.bin": b"x"}
     with running() as hub:

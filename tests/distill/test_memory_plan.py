@@ -27,6 +27,9 @@ SHORT = [
 SHORTAGE = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
+pytestmark = pytest.mark.usefixtures("small_demo")
+
+
 class Ear:
     def __init__(self):
         self.warnings = []

@@ -17,6 +17,7 @@ from rapm_cli.distill.previews import COLUMNS, Previews
 from rapm_cli.distill.trackers import TRACKERS
 from rapm_cli.evaluate import contact_sheet
 from rapm_cli.evaluate.contact_sheet import Scenes
+from tests.small_demo import use_small_demo
 
 TINY = (
     *("--trajectories", "2", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "0"),
@@ -59,12 +60,13 @@ def install(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, small_folder):
     """A home with a run, `plain`, and the same with previews and a tracker, `seen`; `out` is what the second said."""
     folder = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(folder / "home"))
         patch.setattr(contact_sheet, "COLUMNS", COLUMNS)
+        use_small_demo(small_folder, patch)
         install(patch)
         assert main([*DISTILL, "--output", str(folder / "plain"), "--quiet"]) == 0
         more = ["--preview-every", "1", "--report-to", "recorder", "--json"]
@@ -75,7 +77,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
-def home(shared, monkeypatch):
+def home(shared, small_demo, monkeypatch):
     """The shared one, whose trajectories every run finds."""
     monkeypatch.setenv("RAPM_HOME", str(shared / "home"))
 

@@ -119,10 +119,10 @@ def test_a_finished_run_keeps_its_result_where_strict_stops(rapm, again):
     assert again.is_finished
 
 
-def test_samples_that_another_process_kept_meanwhile_are_left_alone(rapm, home, monkeypatch):
+def test_samples_that_another_process_kept_meanwhile_are_left_alone(rapm, again, home, monkeypatch):
     from rapm_cli.evaluate.samples import SampleSet
 
-    command = ("eval", "--base", "demo", "--samples", "8", "--split", "seen", "--metrics", "attributes")
+    command = ("eval", "--lora", str(again.folder), "--samples", "8", "--split", "seen", "--metrics", "attributes")
     assert rapm(*command)[0] == 0
     files = [*(home / "cache" / "readings").glob("*/*"), *(home / "cache" / "galleries").glob("*/*/*")]
     before = [path.stat().st_mtime_ns for path in files]

@@ -1,5 +1,6 @@
 """Two processes on one machine, over gloo: against one with twice the batch, and how they end failure."""
 
+import functools
 import json
 import os
 import signal
@@ -22,7 +23,10 @@ from rapm_cli.core.training.job_store import JobStore
 from rapm_cli.distill import failure
 from rapm_cli.distill.resolve_run import settings_without_weights
 from rapm_cli.runs import signals
+from tests.distill.faulty import prepare
+from tests.forked import Forked
 from tests.messages import names, naming
+from tests.small_demo import use_small_demo
 
 WORK = [
     "--base",
@@ -42,19 +46,37 @@ WORK = [
     "--discriminator",
     "latent",
 ]
-PAIR = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rapm_cli"]
+PAIR = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def start(home, *argv, processes=1):
-    environment = os.environ | {"RAPM_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *(PAIR if processes == 2 else ["-m", "rapm_cli"]), "distill", *argv]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(small_folder):
+    """Start `rapm distill` on the small demo base in as many processes as there are faults, without a launcher."""
+
+    def started(home, *argv, faults=(None,)):
+        ranks = [{} for _ in faults]
+        if len(faults) > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                job = {"WORLD_SIZE": len(faults), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+            ranks = [job | {"RANK": rank} for rank in range(len(faults))]
+        usual = functools.partial(use_small_demo, small_folder)
+        return [
+            Forked(
+                ["distill", *argv],
+                {name: str(value) for name, value in {"RAPM_HOME": home, **rank}.items()},
+                functools.partial(prepare, fault, small_folder) if fault else usual,
+            )
+            for rank, fault in zip(ranks, faults, strict=True)
+        ]
+
+    return started
 
 
-def finish(process, code=0):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return out, err
+def ended(processes):
+    """The exit codes, standard outputs and standard errors of all processes."""
+    said = [process.communicate(timeout=300) for process in processes]
+    return [process.returncode for process in processes], *zip(*said, strict=True)
 
 
 def run_of(home):
@@ -75,15 +97,16 @@ def distance(one, other):
 
 
 @pytest.mark.slow
-def test_two_processes_with_one_trajectory_each_are_one_with_two(tmp_path):
+def test_two_processes_with_one_trajectory_each_are_one_with_two(start, tmp_path):
     pair, alone = tmp_path / "pair", tmp_path / "alone"
     both = [
-        start(pair, *WORK, "--batch-size", "1", processes=2),
+        start(pair, *WORK, "--batch-size", "1", faults=(None, None)),
         start(alone, *WORK, "--batch-size", "2"),
     ]
-    for process in both:
-        out, _ = finish(process)
-        assert out.count("lora") == 1  # one of the two talks
+    for processes in both:
+        codes, outs, errs = ended(processes)
+        assert set(codes) == {0}, errs
+        assert "".join(outs).count("lora") == 1  # one of the two talks
     mine, theirs = log_of(pair), log_of(alone)
     for slot, other in zip(mine[0]["slots"], theirs[0]["slots"], strict=True):  # before rounding has grown
         assert slot["distance"] == pytest.approx(other["distance"], rel=1e-4)
@@ -93,10 +116,12 @@ def test_two_processes_with_one_trajectory_each_are_one_with_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
+def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(start, small_folder, tmp_path):
     home = tmp_path / "home"
-    longer = [*WORK, "--iterations", "40"]
-    process = start(home, *longer, "--batch-size", "1", processes=2)
+    longer = [*WORK, "--iterations", "200", "--batch-size", "1"]
+    command = [sys.executable, *PAIR, "-m", "tests.small_demo", str(small_folder), "distill", *longer]
+    environment = os.environ | {"RAPM_HOME": str(home)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not list(home.glob("data/runs/*/commits/00000002")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -106,9 +131,10 @@ def test_a_stopped_pair_goes_on_as_one_process_and_as_a_pair(tmp_path):
     assert names(err, "rapm distill --resume")
     done = max(int(path.name) for path in home.glob("data/runs/*/commits/[0-9]*"))
     for processes in (2, 1):
-        _, err = finish(
-            start(home, "--resume", run_of(home).name, "--iterations", str(done + 3 - processes), processes=processes)
-        )
+        iterations = ("--iterations", str(done + 3 - processes))
+        codes, _, errs = ended(start(home, "--resume", run_of(home).name, *iterations, faults=(None,) * processes))
+        err = "".join(errs)
+        assert set(codes) == {0}, err
         assert names(err, done + (processes == 1))
         assert names(err, "warning:", "2 processes") == (processes == 1)  # it ends with other bits, and says so
     assert len(log_of(home)) == done + 2
@@ -121,28 +147,9 @@ def test_processes_that_cannot_share_a_batch_are_refused():
         settings_without_weights(base, {}, None, cpu, out, stored, processes=2)
 
 
-def two_with(home, *faults, more=()):
-    """Exit code and standard error of two processes, each with a fault, that no launcher watches over."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = []
-    for rank, fault in enumerate(faults):
-        command = [sys.executable, "-m", "tests.distill.faulty", fault, "distill", *WORK, *more]
-        names = {"RAPM_HOME": home, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in names.items()}
-        both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errs = [process.communicate(timeout=300)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()  # where the test has failed, so that the next ones have the machine
-    return [process.returncode for process in both], errs
-
-
 @pytest.mark.slow
-def test_a_follower_that_fails_ends_the_first_one_which_tells_why(tmp_path):
-    codes, (first, follower) = two_with(tmp_path, "nothing", "out_of_memory_in_training")
+def test_a_follower_that_fails_ends_the_first_one_which_tells_why(start, tmp_path):
+    codes, _, (first, follower) = ended(start(tmp_path, *WORK, faults=("nothing", "out_of_memory_in_training")))
     assert (codes, follower) == ([6, 6], "")
     assert names(first, "stopped:", "process 1", f"rapm distill --resume {run_of(tmp_path).name}")
     assert not first.count("Traceback")
@@ -150,23 +157,23 @@ def test_a_follower_that_fails_ends_the_first_one_which_tells_why(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_followers_of_a_first_one_that_fails_end_silently_with_its_code(tmp_path):
-    codes, (first, follower) = two_with(tmp_path, "bad_weights", "nothing")
+def test_the_followers_of_a_first_one_that_fails_end_silently_with_its_code(start, tmp_path):
+    codes, _, (first, follower) = ended(start(tmp_path, *WORK, faults=("bad_weights", "nothing")))
     assert (codes, follower) == ([3, 3], "")
     assert first.endswith("error: the weights are bad; bring others\n")
 
 
 @pytest.mark.slow
-def test_followers_of_a_finished_run_end_silently(tmp_path):
+def test_followers_of_a_finished_run_end_silently(start, tmp_path):
     more = ["--iterations", "1", "--output", str(tmp_path / "run")]
-    finish(start(tmp_path, *WORK, *more, "--batch-size", "2"))
-    codes, (_, follower) = two_with(tmp_path, "nothing", "nothing", more=[*more, "--batch-size", "1"])
+    assert ended(start(tmp_path, *WORK, *more, "--batch-size", "2"))[0] == [0]
+    codes, _, (_, follower) = ended(start(tmp_path, *WORK, *more, "--batch-size", "1", faults=(None, None)))
     assert (codes, follower) == ([0, 0], "")
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(tmp_path):
-    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_write")
+def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(start, tmp_path):
+    codes, _, (first, follower) = ended(start(tmp_path, *WORK, faults=("nothing", "signal_in_first_write")))
     kept = 2 * len(list(tmp_path.glob("cache/trajectories/*/0*")))
     assert (codes, follower) == ([143, 143], "")
     assert names(first, "stopped:", kept, 6, "rapm distill --resume")
@@ -174,8 +181,8 @@ def test_a_signal_to_one_among_the_trajectories_stops_both_after_their_batches(t
 
 
 @pytest.mark.slow
-def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(tmp_path):
-    codes, (first, follower) = two_with(tmp_path, "nothing", "signal_in_first_iteration")
+def test_a_signal_to_a_follower_in_training_stops_both_after_an_iteration(start, tmp_path):
+    codes, _, (first, follower) = ended(start(tmp_path, *WORK, faults=("nothing", "signal_in_first_iteration")))
     done = max(int(path.name) for path in run_of(tmp_path).glob("commits/[0-9]*"))
     assert (codes, follower) == ([143, 143], "")
     assert names(first, "stopped:", done, 3, "rapm distill --resume")

@@ -21,12 +21,13 @@ from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact
 from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.evaluate.plan import Labels, SamplePlan, labelled_plan
 from rapm_cli.evaluate.samples import SampleSet
+from tests.small_demo import use_small_demo
 
 QUIET = Output(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def whole(short_run, tmp_path_factory):
+def whole(short_run, small_folder, tmp_path_factory):
     """The record of an evaluation of both splits, its noise by purpose and number, and its network evaluations."""
     import contextlib
     import io
@@ -46,6 +47,7 @@ def whole(short_run, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("whole")))
+        use_small_demo(small_folder, patch)
         patch.setattr(module, "initial_noise", initial_noise)
         patch.setattr(Backbone, "predict_noise", predict_noise)
         assert main(["eval", "--lora", str(short_run), "--samples", "8", "--json"]) == 0
@@ -93,7 +95,7 @@ def test_a_page_has_a_table_for_each_split_and_images_of_the_first(whole):
     assert page.count("data:image/png") >= 3 * 8
 
 
-def test_the_same_again_samples_nothing_and_fewer_images_are_enough(rapm, whole, short_run, monkeypatch):
+def test_the_same_again_samples_nothing_and_fewer_images_are_enough(rapm, whole, short_run, small_demo, monkeypatch):
     record, _, _, home = whole
     monkeypatch.setenv("RAPM_HOME", str(home))
     monkeypatch.setattr(SampleSet, "_make", lambda *_: pytest.fail("sampled again"))
@@ -107,7 +109,7 @@ def test_the_same_again_samples_nothing_and_fewer_images_are_enough(rapm, whole,
     ]
 
 
-def test_a_stop_keeps_every_batch_and_the_same_command_resumes(rapm, whole, short_run, monkeypatch, home):
+def test_a_stop_keeps_every_batch_and_the_same_command_resumes(rapm, whole, short_run, small_demo, monkeypatch, home):
     argv = ("eval", "--lora", str(short_run), "--samples", "8", "--split", "held-out", "--batch-size", "4")
     real = ChunkCache.keep
 

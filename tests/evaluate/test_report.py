@@ -163,7 +163,7 @@ def test_a_log_that_is_missing_or_cut_off_makes_none(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_demo_bases_page_opens_in_a_browser(short_run, home, tmp_path, scheme):
+def test_the_demo_bases_page_opens_in_a_browser(short_run, small_demo, home, tmp_path, scheme):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("there is no chromium")

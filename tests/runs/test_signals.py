@@ -81,7 +81,7 @@ def test_sigusr1_commits_and_goes_on(rapm, again, monkeypatch):
     assert state_of(again) == wanted
 
 
-def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, monkeypatch):
+def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, small_demo, monkeypatch):
     from rapm_cli.distill import trajectories
 
     real = trajectories._make
@@ -89,8 +89,6 @@ def test_ctrl_c_among_the_trajectories_keeps_those_that_were_made(rapm, home, mo
     code, _, err = rapm(*DISTILL)
     assert code == 130
     assert names(err, 4, "rapm distill --resume")
-    monkeypatch.undo()
-    monkeypatch.setenv("RAPM_HOME", str(home))
     monkeypatch.setattr(trajectories, "_make", lambda *a: pytest.fail("made again"))
     assert rapm("distill", "--resume")[0] == 0
 
@@ -108,12 +106,12 @@ def test_ctrl_c_before_training_says_what_is_saved(rapm, again, monkeypatch, pla
 @pytest.mark.parametrize(
     "argv", [("m.safetensors",), ("m",), ("m", "--fuse"), ("m.safetensors", "--fuse", "--single-file")], ids=" ".join
 )
-def test_a_signal_during_an_export_leaves_nothing(rapm, whole, tmp_path, monkeypatch, argv):
-    lora, place = Run(next((whole / "data" / "runs").iterdir())).lora, tmp_path / "exports"
+def test_a_signal_during_an_export_leaves_nothing(rapm, shipped_lora, tmp_path, monkeypatch, argv):
+    place = tmp_path / "exports"
     for module in (plan, safetensors_writer):
         monkeypatch.setattr(module, "verify_tensors", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     output, *more = argv
-    code, _, err = rapm("export", str(lora), "--base", "demo", *more, "--output", str(place / output))
+    code, _, err = rapm("export", str(shipped_lora), "--base", "demo", *more, "--output", str(place / output))
     assert code == 143
     assert names(err.splitlines()[-1], "stopped:")
     assert list(place.iterdir()) == []
@@ -145,7 +143,7 @@ def test_a_stop_while_samples_are_made_says_how_to_resume(rapm, again, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
-def test_a_terminal_that_goes_away_costs_nothing(home):
+def test_a_terminal_that_goes_away_costs_nothing(home, small_folder):
     """Closing the window sends SIGHUP, and from then on nothing can be written to it."""
     import pty
     import select
@@ -154,7 +152,7 @@ def test_a_terminal_that_goes_away_costs_nothing(home):
     pid, terminal = pty.fork()
     if pid == 0:
         more = ["--iterations", "500", "--checkpoint-every", "400"]
-        os.execv(sys.executable, [sys.executable, "-m", "rapm_cli", *DISTILL, *more])
+        os.execv(sys.executable, [sys.executable, "-m", "tests.small_demo", str(small_folder), *DISTILL, *more])
     said = b""
     while b" 2/500" not in said:
         assert select.select([terminal], [], [], 120)[0], said
