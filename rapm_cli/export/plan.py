@@ -19,6 +19,7 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.core.storage.commit import MANIFEST
 from rapm_cli.core.storage.files import file_sha256, write_file
+from rapm_cli.export.transformers4 import named_encoders, tokenizer_files
 from rapm_cli.formats.exports import EXPORTS, verify_lora
 from rapm_cli.formats.fuse import LoraFuser, open_tensors
 from rapm_cli.formats.header import SUFFIX
@@ -145,10 +146,12 @@ def plan_fused_folder(base: Base, fuser: LoraFuser, reporter: Reporter) -> Expor
         config = with_sampler(name, read_json(weights.folder / name), fuser.lora.sampler)
         files[name] = partial(_write_bytes, data=config)
     files[RECIPE_FILE] = partial(_write_bytes, data=(json.dumps(fuser.lora.recipe, indent=2) + "\n").encode())
+    files |= {name: partial(_write_bytes, data=data) for name, data in tokenizer_files(weights).items()}
     outputs = fuser.fuse_unet(open_tensors(unet))
-    files[UNET_FILE] = partial(
-        _write_fused, outputs=outputs, metadata={"format": "pt"}, readers=PROGRAMS[:1], reporter=reporter
-    )
+    write = partial(_write_fused, metadata={"format": "pt"}, reporter=reporter)
+    for name, tensors in named_encoders(weights).items():
+        files[name] = partial(write, outputs=tensors, readers=())
+    files[UNET_FILE] = partial(write, outputs=outputs, readers=PROGRAMS[:1])
     nbytes = _total_bytes(outputs) + sum(source.stat().st_size for source in copied.values())
     return ExportPlan(files, nbytes, is_lora=False)
 

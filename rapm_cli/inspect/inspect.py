@@ -119,7 +119,7 @@ def _first_bytes(path: Path) -> bytes:
 def _safetensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
     if not is_lora(header.tensors):
-        return _judged(describe_model(path, header), lambda: checkpoint_kind(path))
+        return _judged(describe_model(path, header), lambda: checkpoint_kind(path)[1])
     facts = describe_lora(path, header)
     run = Run(path.parent)
     if run.lora == path and (comparison := run.result().get("comparison")):
@@ -127,20 +127,21 @@ def _safetensors(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _judged(facts: dict[str, Any], check: Callable[[], object]) -> dict[str, Any]:
-    """Return facts about a model, with the reason where it looks like a base and rapm cannot distil it.
+def _judged(facts: dict[str, Any], check: Callable[[], str | None]) -> dict[str, Any]:
+    """Return facts about a model, with what it predicts, or the reason why it looks like a base and is none.
 
     Args:
         facts: Facts, with the programs that read a model of this kind.
-        check: Function that raises `InputError` for a base that rapm does not support.
+        check: Function that returns what a base predicts, and raises `InputError` for one that rapm cannot distil.
     """
     if RAPM in facts["programs"]:
         try:
-            check()
+            predicts = check()
         except InputError as error:
             programs = [name for name in facts["programs"] if name != RAPM]
             said = facts.get("said", {}) | {"not a base": f"rapm cannot distil it: {error.message}"}
             return facts | {"programs": programs, "said": said}
+        return facts | ({"predicts": predicts} if predicts else {})
     return facts
 
 
@@ -183,7 +184,7 @@ def _pickle(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     facts = {"folder": str(path), **_verified(path)}
     if (path / MODEL_INDEX).is_file():
-        return _judged(facts | _model(path), lambda: judge(Weights(path, "")))
+        return _judged(facts | _model(path), lambda: judge(Weights(path, "")).prediction_type)
     if store := trajectories_at(path):
         return facts | {"kind": "trajectories", **store}
     files = sorted(path.glob("*.safetensors"))

@@ -166,6 +166,8 @@ def test_a_refused_folder_is_refused_in_a_dry_run_and_not_said_to_be_readable(re
 def test_only_a_checkpoint_that_can_be_distilled_is_said_to_be(checkpoint, originals, rapm):
     for path in (checkpoint(), originals["sdxl"]):
         assert "rapm (--base)" in rapm("inspect", str(path))[1]
+    out = rapm("inspect", str(checkpoint({"modelspec.prediction_type": "v"})))[1]
+    assert names(out, "predicts", "v_prediction")
     out = rapm("inspect", str(checkpoint(ztsnr=EMPTY)))[1]
     assert "rapm (--base)" not in out
     assert names(out, "rapm", "ztsnr")

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageChops
+from safetensors.torch import load_file
 
 from rapm_cli.bases import BASES
 from rapm_cli.bases.demo.base import WEIGHTS
@@ -52,6 +54,19 @@ def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
         code, out, err = rapm("generate", "--from", str(path), *base, "--output", str(tmp_path / "no"))
         assert (code, out) == (3, "")
         assert names(err, "four-steps", "--base")
+
+
+def test_transformers_4_finds_its_names_and_files_in_the_folder(merged):
+    for part in ("tokenizer", "tokenizer_2"):
+        model = json.loads((merged / part / "tokenizer.json").read_text())["model"]
+        assert json.loads((merged / part / "vocab.json").read_text()) == model["vocab"]
+        pairs = [tuple(line.split(" ")) for line in (merged / part / "merges.txt").read_text().splitlines()[1:]]
+        assert pairs == [tuple(pair) for pair in model["merges"]]
+    for part in ("text_encoder", "text_encoder_2"):
+        ours, theirs = (load_file(place / part / "model.safetensors") for place in (merged, WEIGHTS / "base"))
+        named = {name if name.startswith("text_") else f"text_model.{name}": value for name, value in theirs.items()}
+        assert ours.keys() == named.keys()
+        assert all(torch.equal(value, named[name]) for name, value in ours.items())
 
 
 @pytest.mark.parametrize(
