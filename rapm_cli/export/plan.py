@@ -23,7 +23,7 @@ from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
-from rapm_cli.formats.programs import PROGRAMS, Verdict
+from rapm_cli.formats.programs import PROGRAMS, Verdict, checkpoint_verdicts
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
 
@@ -144,13 +144,15 @@ def plan_fused_folder(base: Base, fuser: LoraFuser, reporter: Reporter) -> Expor
     files[RECIPE_FILE] = partial(_write_bytes, data=(json.dumps(fuser.lora.recipe, indent=2) + "\n").encode())
     outputs = fuser.fuse_unet(open_tensors(unet))
     files[UNET_FILE] = partial(
-        _write_fused, outputs=outputs, metadata={"format": "pt"}, readers=PROGRAMS[:1], reporter=reporter
+        _write_fused, outputs=outputs, metadata={"format": "pt"}, verdicts=[Verdict(PROGRAMS[0], "")], reporter=reporter
     )
     nbytes = _total_bytes(outputs) + sum(source.stat().st_size for source in copied.values())
     return ExportPlan(files, nbytes, is_lora=False)
 
 
-def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Reporter) -> ExportPlan:
+def plan_fused_checkpoint(
+    base: Base, fuser: LoraFuser, name: str, reporter: Reporter, *, has_workflow: bool
+) -> ExportPlan:
     """Plan one checkpoint in the original layout, which ComfyUI and A1111 open, with the LoRA fused in.
 
     Args:
@@ -158,6 +160,7 @@ def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Rep
         fuser: LoRA, and the dtype of the written UNet; all other tensors are copied byte for byte.
         name: Stem of the file name.
         reporter: Shows a bar of bytes.
+        has_workflow: True where a ComfyUI workflow lies beside the file.
 
     Raises:
         InputError: The LoRA does not fit the base, files of the base are missing, or the original layout has no place
@@ -168,7 +171,10 @@ def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Rep
     is_xl, side_px = architecture.has_pooled_text, architecture.side_px
     metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
     metadata |= {"modelspec.merged_from": base.name}
-    write = partial(_write_fused, outputs=outputs, metadata=metadata, readers=PROGRAMS, reporter=reporter)
+    is_v = predicts_velocity(weights)
+    metadata |= {"modelspec.prediction_type": "v"} if is_v else {}  # sd-scripts' word
+    found = checkpoint_verdicts(architecture.has_usual_shapes, is_xl=is_xl, is_v=is_v, has_workflow=has_workflow)
+    write = partial(_write_fused, outputs=outputs, metadata=metadata, verdicts=found, reporter=reporter)
     return ExportPlan({f"{name}{SUFFIX}": write}, _total_bytes(outputs), is_lora=False)
 
 
@@ -185,26 +191,35 @@ def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
     return (json.dumps(config | new, indent=2) + "\n").encode()
 
 
+def predicts_velocity(weights: Weights) -> bool:
+    """Return True where a base's network predicts velocities, by its checkpoint or by its folder."""
+    said = weights.prediction_type or read_json(weights.folder / SCHEDULER_CONFIG).get("prediction_type")
+    return bool(said == "v_prediction")
+
+
 def _original_outputs(weights: Weights, fuser: LoraFuser) -> dict[str, OutputTensor]:
+    # ComfyUI looks for the name of this empty tensor
+    mark = {"v_pred": OutputTensor((), "F32", (0,))} if predicts_velocity(weights) else {}
     if weights.checkpoint:
-        return fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
+        return mark | fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
     present = [part for part in PARTS if (weights.folder / part).is_dir()]
     for part in present:
         weights.check(part)
-    outputs = fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
-    if read_json(weights.folder / SCHEDULER_CONFIG).get("prediction_type") == "v_prediction":
-        outputs |= {"v_pred": OutputTensor((), "F32", (0,))}  # ComfyUI looks for this name; the tensor is empty
-    return outputs
+    return mark | fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
 
 
 def _write_fused(
-    path: Path, outputs: dict[str, OutputTensor], metadata: dict[str, str], readers: Sequence[str], reporter: Reporter
-) -> list[Verdict]:
+    path: Path,
+    outputs: dict[str, OutputTensor],
+    metadata: dict[str, str],
+    verdicts: Sequence[Verdict],
+    reporter: Reporter,
+) -> Sequence[Verdict]:
     with reporter.bar("merging", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
         stream_tensors(path, outputs, metadata, bar.advance)
     with reporter.bar("verifying", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
         verify_tensors(path, outputs, metadata, bar.advance)
-    return [Verdict(program, "") for program in readers]
+    return verdicts
 
 
 def _total_bytes(outputs: dict[str, OutputTensor]) -> int:
