@@ -11,6 +11,11 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
 
+SHAPES = {  # settings of a UNet that its tensors' shapes follow from, with diffusers' defaults
+    "block_out_channels": None, "cross_attention_dim": None, "projection_class_embeddings_input_dim": None,
+    "layers_per_block": 2, "transformer_layers_per_block": 1, "in_channels": 4, "out_channels": 4,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -36,6 +41,12 @@ class Architecture:
     def has_pooled_text(self) -> bool:
         """Whether the UNet takes the pooled text and the image size as inputs, as SDXL's does."""
         return self.unet.get("addition_embed_type") == "text_time"
+
+    @property
+    def has_usual_shapes(self) -> bool:
+        """Whether the UNet has the shapes of the published SDXL or SD 1.5, by which other programs know a model."""
+        known = ARCHITECTURES["sdxl" if self.has_pooled_text else "sd15"].unet
+        return all(self.unet.get(name, usual) == known.get(name, usual) for name, usual in SHAPES.items())
 
     @property
     def side_px(self) -> int:

@@ -103,7 +103,8 @@ def export(
         target = replace(lora_target(base, reporter), alias=output.stem if is_file else "")
         plan = plan_lora(lora, target, output.name, names, DTYPES.get(dtype))
     elif single_file:
-        plan = plan_fused_checkpoint(base, fuser, output.stem if is_file else output.name, reporter)
+        name = output.stem if is_file else output.name
+        plan = plan_fused_checkpoint(base, fuser, name, reporter, has_workflow=not is_file)
     else:
         plan = plan_fused_folder(base, fuser, reporter)
 

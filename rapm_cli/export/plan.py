@@ -27,7 +27,7 @@ from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
 from rapm_cli.formats.original_layout import clip_name
-from rapm_cli.formats.programs import PROGRAMS, Verdict
+from rapm_cli.formats.programs import PROGRAMS, Verdict, checkpoint_verdicts
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
 
@@ -150,13 +150,15 @@ def plan_fused_folder(base: Base, fuser: LoraFuser, reporter: Reporter) -> Expor
     outputs = fuser.fuse_unet(open_tensors(unet))
     write = partial(_write_fused, metadata={"format": "pt"}, reporter=reporter)
     for name, tensors in named_encoders(weights).items():
-        files[name] = partial(write, outputs=tensors, readers=())
-    files[UNET_FILE] = partial(write, outputs=outputs, readers=PROGRAMS[:1])
+        files[name] = partial(write, outputs=tensors, verdicts=())
+    files[UNET_FILE] = partial(write, outputs=outputs, verdicts=[Verdict(PROGRAMS[0], "")])
     nbytes = _total_bytes(outputs) + sum(source.stat().st_size for source in copied.values())
     return ExportPlan(files, nbytes, is_lora=False)
 
 
-def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Reporter) -> ExportPlan:
+def plan_fused_checkpoint(
+    base: Base, fuser: LoraFuser, name: str, reporter: Reporter, *, has_workflow: bool
+) -> ExportPlan:
     """Plan one checkpoint in the original layout, which ComfyUI and A1111 open, with the LoRA fused in.
 
     Args:
@@ -164,6 +166,7 @@ def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Rep
         fuser: LoRA, and the dtype of the written UNet; all other tensors are copied byte for byte.
         name: Stem of the file name.
         reporter: Shows a bar of bytes.
+        has_workflow: True where a ComfyUI workflow lies beside the file.
 
     Raises:
         InputError: The LoRA does not fit the base, files of the base are missing, or the original layout has no place
@@ -174,7 +177,10 @@ def plan_fused_checkpoint(base: Base, fuser: LoraFuser, name: str, reporter: Rep
     is_xl, side_px = architecture.has_pooled_text, architecture.side_px
     metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
     metadata |= {"modelspec.merged_from": base.name}
-    write = partial(_write_fused, outputs=outputs, metadata=metadata, readers=PROGRAMS, reporter=reporter)
+    is_v = predicts_velocity(weights)
+    metadata |= {"modelspec.prediction_type": "v"} if is_v else {}  # sd-scripts' word
+    found = checkpoint_verdicts(architecture.has_usual_shapes, is_xl=is_xl, is_v=is_v, has_workflow=has_workflow)
+    write = partial(_write_fused, outputs=outputs, metadata=metadata, verdicts=found, reporter=reporter)
     return ExportPlan({f"{name}{SUFFIX}": write}, _total_bytes(outputs), is_lora=False)
 
 
@@ -191,31 +197,35 @@ def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
     return (json.dumps(config | new, indent=2) + "\n").encode()
 
 
+def predicts_velocity(weights: Weights) -> bool:
+    """Return True where a base's network predicts velocities, by its checkpoint or by its folder."""
+    return judge(weights).prediction_type == V_PREDICTION
+
+
 def _original_outputs(weights: Weights, fuser: LoraFuser) -> dict[str, OutputTensor]:
+    # ComfyUI and rapm look for the name of this empty tensor
+    mark = {V_TENSOR: OutputTensor((), "F32", (0,))} if predicts_velocity(weights) else {}
     if weights.checkpoint:
         fused = fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
-        return {clip_name(name): output for name, output in fused.items()} | _prediction_mark(weights)
+        return mark | {clip_name(name): output for name, output in fused.items()}
     present = [part for part in PARTS if (weights.folder / part).is_dir()]
     for part in present:
         weights.check(part)
-    outputs = fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
-    return outputs | _prediction_mark(weights)
-
-
-def _prediction_mark(weights: Weights) -> dict[str, OutputTensor]:
-    """Return the empty tensor by which ComfyUI and rapm know a checkpoint that predicts v; nothing for epsilon."""
-    predicts_v = judge(weights).prediction_type == V_PREDICTION
-    return {V_TENSOR: OutputTensor((), "F32", (0,))} if predicts_v else {}
+    return mark | fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
 
 
 def _write_fused(
-    path: Path, outputs: dict[str, OutputTensor], metadata: dict[str, str], readers: Sequence[str], reporter: Reporter
-) -> list[Verdict]:
+    path: Path,
+    outputs: dict[str, OutputTensor],
+    metadata: dict[str, str],
+    verdicts: Sequence[Verdict],
+    reporter: Reporter,
+) -> Sequence[Verdict]:
     with reporter.bar("merging", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
         stream_tensors(path, outputs, metadata, bar.advance)
     with reporter.bar("verifying", _total_bytes(outputs), "byte", torch.device("cpu")) as bar:
         verify_tensors(path, outputs, metadata, bar.advance)
-    return [Verdict(program, "") for program in readers]
+    return verdicts
 
 
 def _total_bytes(outputs: dict[str, OutputTensor]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from rapm_cli.bases import BASES, Base
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.export.plan import CARD, SHEET, ExportedFile
+from rapm_cli.export.plan import CARD, SHEET, ExportedFile, predicts_velocity
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
@@ -50,6 +50,8 @@ def build_sidecars(
     metrics, provenance = _metrics(run) if has_sheet else ([], "")
     lines = [CardFile(file.path.relative_to(output).as_posix(), file.readers) for file in files]
     published, is_local = PUBLISHED.get(base.name), base.source in BASES.names() or Path(base.source).exists()
+    # The bases with names of their own predict noise, and a LoRA's export downloads no weights to look.
+    is_v = (not is_lora or Path(base.source).exists()) and predicts_velocity(base.locate(reporter))
     base_file = PUBLISHED_FILES.get(base.name, f"{base.name.rpartition('/')[2]}{SUFFIX}")
     content = CardContent(
         lora.recipe,
@@ -60,6 +62,8 @@ def build_sidecars(
         files=lines,
         prompt=min(base.training_prompts(8, 0), key=len),
         checkpoint=base_file,
+        is_v=is_v,
+        has_usual_shapes=architecture.has_usual_shapes,
         image=SHEET if has_sheet else None,
         metrics=metrics,
         provenance=provenance,
@@ -72,13 +76,14 @@ def build_sidecars(
             lora=comfy if is_lora else None,
             side_px=architecture.side_px,
             prompt=content.prompt,
+            is_v=is_v and not content.is_xl,  # ComfyUI sees it in an SDXL
         )
         made[WORKFLOW] = (json.dumps(workflow, indent=2) + "\n").encode()
     return made
 
 
 def comfyui_workflow(
-    recipe: Mapping[str, Any], *, checkpoint: str, lora: str | None, side_px: int, prompt: str
+    recipe: Mapping[str, Any], *, checkpoint: str, lora: str | None, side_px: int, prompt: str, is_v: bool = False
 ) -> dict[str, Any]:
     """Return the nodes of a ComfyUI workflow by number, each with its class and inputs.
 
@@ -88,12 +93,16 @@ def comfyui_workflow(
         lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint.
         side_px: Width and height of the images, in pixels.
         prompt: Prompt that the workflow starts with.
+        is_v: True where ComfyUI must be told that the network predicts velocities.
     """
     nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
     model: list[Any] = ["1", 0]
     if lora:
         nodes["2"] = ("LoraLoaderModelOnly", {"model": model, "lora_name": lora, "strength_model": 1.0})
         model = ["2", 0]
+    if is_v:
+        nodes["9"] = ("ModelSamplingDiscrete", {"model": model, "sampling": "v_prediction", "zsnr": False})
+        model = ["9", 0]
     nodes |= {
         "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": prompt}),
         "4": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),  # ignored at CFG 1

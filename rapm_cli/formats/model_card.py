@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapm_cli.formats.modelspec import model_title, training_method
-from rapm_cli.formats.sampling_advice import fooocus_settings, usage_hint, webui_settings
+from rapm_cli.formats.sampling_advice import fooocus_settings, scheduler_of, steps_of, usage_hint, webui_settings
 
 PAPER = "https://arxiv.org/abs/2503.20744"
 NOT_SCHEDULER_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
@@ -39,6 +39,8 @@ class CardContent:
         files: Weight files of the export.
         prompt: Example prompt that suits the base.
         checkpoint: File name of the base in the ComfyUI workflow.
+        is_v: True where the network predicts velocities.
+        has_usual_shapes: True where diffusers knows a single file by its shapes.
         image: File name of the contact sheet in the export's folder; None without one.
         metrics: Rows of a table, titles first; empty where nothing was measured.
         provenance: Sentence that says where and how the metrics were measured.
@@ -52,6 +54,8 @@ class CardContent:
     files: Sequence[CardFile]
     prompt: str
     checkpoint: str
+    is_v: bool = False
+    has_usual_shapes: bool = True
     image: str | None = None
     metrics: Sequence[Sequence[str]] = ()
     provenance: str = ""
@@ -64,8 +68,8 @@ def render_card(content: CardContent) -> str:
         parts.append(f"![Teacher, bare base and student]({content.image})")
     parts += ["## Files", _table(["file", "read by"], _file_rows(content)), "## Use", _usage(content)]
     if content.metrics:
-        parts += ["## Measured", _table(content.metrics[0], content.metrics[1:]), content.provenance]
-    text = json.dumps(content.recipe, indent=2, sort_keys=True)
+        parts += ["## Measured", _table(content.metrics[0], content.metrics[1:]), _escaped(content.provenance)]
+    text = json.dumps(content.recipe, indent=2, sort_keys=True).replace("`", r"\u0060").replace("<", r"\u003c")
     parts += ["## Recipe", f"```json\n{text}\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -95,23 +99,27 @@ def _lead(content: CardContent) -> str:
 
 
 def _file_rows(content: CardContent) -> list[list[str]]:
-    return [[f"`{line.name}`", ", ".join(line.readers)] for line in content.files]
+    return [[f"`{_plain_text(line.name)}`", ", ".join(line.readers)] for line in content.files]
 
 
 def _usage(content: CardContent) -> str:
     sampler, file = content.recipe.get("sampler", {}), content.files[0].name
-    steps, scheduler = sampler.get("steps", 4), f"{sampler.get('scheduler', 'DDIM')}Scheduler"
-    settings = "".join(f", {name}={value!r}" for name, value in sampler.items() if name not in NOT_SCHEDULER_SETTINGS)
+    steps, scheduler = steps_of(content.recipe), f"{scheduler_of(content.recipe)}Scheduler"
     pipeline, is_file = PIPELINES[content.is_xl], "/" not in file and not content.is_lora
+    named = {name: value for name, value in sampler.items() if _is_setting(name, value)}
+    named |= {"prediction_type": "v_prediction"} if content.is_v and is_file else {}  # diffusers cannot see it
+    settings = "".join(f", {name}={value!r}" for name, value in named.items())
     place = (
         "." if not content.is_lora else content.base if content.is_on_hub else f"path/to/{_plain_text(content.base)}"
     )
     load = f"from_single_file({file!r}" if is_file else f"from_pretrained({place!r}"
+    if is_file and not content.has_usual_shapes:
+        load += f", config='path/to/{_plain_text(content.base)}'"
     lines = [
         "import torch",
         f"from diffusers import {scheduler}, {pipeline}",
         "",
-        f'pipe = {pipeline}.{load}, dtype=torch.float16).to("cuda")',
+        f'pipe = {pipeline}.{load}, torch_dtype=torch.float16).to("cuda")',
         f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})",
         *([f'pipe.load_lora_weights(".", weight_name={file!r})'] if content.is_lora else []),
         f"prompt = {content.prompt!r}",
@@ -127,9 +135,21 @@ def _usage(content: CardContent) -> str:
     )
 
 
+def _is_setting(name: str, value: Any) -> bool:
+    """Return True for a setting of a scheduler. Headers of other people can hold anything, which must not be code."""
+    is_plain = isinstance(value, int | float) or (isinstance(value, str) and value.isidentifier())
+    return name.isidentifier() and is_plain and name not in NOT_SCHEDULER_SETTINGS
+
+
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Return a text in one line, in which no letter but ours begins a link, a cell or markup."""
+    letters = (letter for letter in text.replace("](", "] (") if letter.isprintable())
+    return "".join({"|": "\\|", "<": "&lt;"}.get(letter, letter) for letter in letters)
 
 
 def _plain_text(text: str) -> str:

@@ -17,6 +17,9 @@ PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
 KOHYA_HINT = "rapm export --format kohya writes a file that loads there"
 PREFIX_REASON = f"keys that begin with unet. are not supported; {KOHYA_HINT}"
 BARE_REASON = f"peft keys without a prefix are not supported; {KOHYA_HINT}"
+UNUSUAL_SHAPES = "it knows a model by its shapes, and these are not those of the published SDXL or SD 1.5"
+A1111_V = "it takes the file for one that predicts noise, unless a .yaml beside it says that it predicts velocities"
+COMFYUI_V = "it takes an SD 1.5 for one that predicts noise, unless its node ModelSamplingDiscrete says v_prediction"
 ORIGINAL_BLOCK_KEY = re.compile(r"lora_unet_(input|middle|output)_block|lora_unet_(time_embed|label_emb|out)_\d")
 
 
@@ -86,6 +89,23 @@ def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool
         refusals["A1111"] = "the header names another base, so A1111 hides the LoRA while an SDXL is loaded"
     if is_xl and "A1111" not in refusals and metadata and "ss_base_model_version" not in metadata:
         refusals["A1111"] = f"the header names no base, so A1111 hides the LoRA while an SDXL is loaded; {KOHYA_HINT}"
+    return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
+
+
+def checkpoint_verdicts(has_usual_shapes: bool, *, is_xl: bool, is_v: bool, has_workflow: bool) -> list[Verdict]:
+    """Return one verdict for each program on a checkpoint in the original layout.
+
+    Args:
+        has_usual_shapes: True where the UNet has the shapes of the published SDXL or SD 1.5, by which programs know it.
+        is_xl: True for an SDXL.
+        is_v: True for a network that predicts velocities.
+        has_workflow: True where a ComfyUI workflow that says so lies beside the checkpoint.
+    """
+    if not has_usual_shapes:
+        return [Verdict(program, UNUSUAL_SHAPES if program != "diffusers" else "") for program in PROGRAMS]
+    refusals = {"A1111": A1111_V} if is_v else {}
+    if is_v and not is_xl and not has_workflow:
+        refusals["ComfyUI"] = COMFYUI_V
     return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
 
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import LoadedBase, Weights, find_base
+from rapm_cli.bases.architectures import ARCHITECTURES, Architecture
 from rapm_cli.bases.base import Base
 from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.cli.console import Output
@@ -207,7 +208,13 @@ def test_what_overflows_or_does_not_fit_is_refused_and_nothing_is_left(
     assert set(tmp_path.iterdir()) == before | {lora}
 
 
-def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lora_of, tmp_path):
+@pytest.fixture
+def usual_shapes(monkeypatch):
+    """Let the small models pass for published ones, by whose shapes other programs know a model."""
+    monkeypatch.setattr(Architecture, "has_usual_shapes", True)
+
+
+def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lora_of, tmp_path, usual_shapes):
     folder, out = originals["sdxl"], tmp_path / "mine"
     lora = lora_of(folder)
     done = export(lora, base_of(folder), out, fuse=True, dtype="base", reporter=OUT, single_file=True)
@@ -228,6 +235,37 @@ def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
     edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
     export(lora_of(folder), base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
     assert checkpoint_kind(output) == ("sdxl", "v_prediction")
+    with safe_open(output, "pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "v"
+
+
+def test_a_checkpoint_of_other_shapes_is_for_diffusers_with_its_configuration(originals, lora_of, tmp_path):
+    """The demo base's is one. ComfyUI, A1111 and sd-scripts know a model by its shapes."""
+    assert not any(base_of(originals[family]).architecture(OUT).has_usual_shapes for family in originals)
+    assert all(architecture.has_usual_shapes for architecture in ARCHITECTURES.values())
+    folder, out = originals["sdxl"], tmp_path / "mine"
+    (file,) = export(lora_of(folder), base_of(folder), out, fuse=True, reporter=OUT, single_file=True).files
+    assert file.readers == ["diffusers"]
+    assert sorted(verify(out).files) == ["README.md", "mine.safetensors"]
+    said = (out / "README.md").read_text()
+    assert "from_single_file('mine.safetensors', config='path/to/small-sdxl', torch_dtype=torch.float16)" in said
+    assert not {"ComfyUI", "A1111", "sd-scripts"} & set(said[said.index("## Files") : said.index("## Recipe")].split())
+
+
+def test_a_single_sd15_that_predicts_velocities_tells_each_program(copy_of, lora_of, tmp_path, usual_shapes):
+    """ComfyUI and A1111 cannot see it in an SD 1.5, and diffusers' from_single_file not in any."""
+    folder = copy_of("sd15")
+    edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    fused = {"fuse": True, "single_file": True, "reporter": OUT}
+    (alone,) = export(lora_of(folder), base_of(folder), tmp_path / "x.safetensors", **fused).files
+    (beside,) = export(lora_of(folder), base_of(folder), tmp_path / "x", **fused).files
+    assert alone.readers == ["diffusers", "sd-scripts"]
+    assert beside.readers == ["diffusers", "ComfyUI", "sd-scripts"]
+    nodes = json.loads((tmp_path / "x" / "comfyui.json").read_text())
+    (number,) = [k for k, node in nodes.items() if node["class_type"] == "ModelSamplingDiscrete"]
+    assert nodes[number]["inputs"]["sampling"] == "v_prediction"
+    assert nodes["6"]["inputs"]["model"] == [number, 0]
+    assert "prediction_type='v_prediction')" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ LORA = WEIGHTS / "rapm-demo.safetensors"
 PROMPT = "a large red cube left of a small blue sphere at dawn"
 ON_DEMO = {  # SDXL on a GPU to the demo base on a CPU
     "stabilityai/stable-diffusion-xl-base-1.0": str(WEIGHTS / "base"),
-    'variant="fp16", dtype=torch.bfloat16).to("cuda")': "dtype=torch.float32)",
+    'variant="fp16", torch_dtype=torch.bfloat16).to("cuda")': "torch_dtype=torch.float32)",
     '"my-lora", weight_name="my-lora-diffusers.safetensors"': f'"{WEIGHTS}", weight_name="{LORA.name}"',
     "a photo of a woman": PROMPT,
 }
