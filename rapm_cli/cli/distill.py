@@ -12,7 +12,7 @@ from rapm_cli.core.method.config import RUN
 from rapm_cli.runs import launcher
 
 
-@options.with_settings
+@options.with_settings(after="prompts")
 def distill(
     context: typer.Context,
     run: Annotated[
@@ -24,16 +24,19 @@ def distill(
         ),
     ] = None,
     base: options.Base = None,
-    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, rich_help_panel=RUN)] = None,
+    prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, show_default="the base's own")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a new one")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume RUN with its own settings.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Estimate time, memory and disk space, and write nothing."),
+    ] = False,
+    preview_every: Annotated[
+        int, typer.Option(help="Iterations between sheets of sample images; 0 disables them.")
+    ] = 0,
     samples: Annotated[
         int, typer.Option(help="Prompts in the comparison at the end, at least 8; 0 skips it.", rich_help_panel=RUN)
     ] = 64,
-    output: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="a new one", rich_help_panel=RUN)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume RUN with its own settings.", rich_help_panel=RUN)
-    ] = False,
     new: Annotated[
         bool,
         typer.Option(
@@ -41,7 +44,8 @@ def distill(
         ),
     ] = False,
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Iterations between checkpoints.", rich_help_panel=RUN)
+        int | None,
+        typer.Option(help="Iterations between checkpoints.", show_default="200, demo: 20", rich_help_panel=RUN),
     ] = None,
     report_to: Annotated[
         str,
@@ -51,9 +55,6 @@ def distill(
             rich_help_panel=RUN,
         ),
     ] = "",
-    preview_every: Annotated[
-        int, typer.Option(help="Iterations between sheets of sample images; 0 disables them.", rich_help_panel=RUN)
-    ] = 0,
     preview_prompts: Annotated[
         str | None,
         typer.Option(
@@ -71,10 +72,6 @@ def distill(
             "--deterministic", help="Give the same bits each time on a GPU, at lower speed.", rich_help_panel=RUN
         ),
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Estimate time, memory and disk space, and write nothing.", rich_help_panel=RUN),
-    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     offline: options.Offline = False,
@@ -87,7 +84,8 @@ def distill(
 
     Run the same command again to resume a run that was stopped.
 
-    An option without a default here has its own default for each base. The default base is sdxl.
+    The first panel has what most runs need. Defaults are those of SDXL and SD 1.5, or of demo where it has its own.
+    Without --base, the base is sdxl.
     """
     is_follower = launcher.is_follower()
     out = Output(as_json=json, quiet=quiet or is_follower)

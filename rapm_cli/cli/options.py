@@ -82,14 +82,24 @@ Config = Annotated[
 ]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator that replaces the `**settings` of a command by an option for each setting that `config` declares."""
-    signature = inspect.signature(command)
-    own = [one.replace(kind=one.KEYWORD_ONLY) for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
-    made = [_parameter(name, field, option) for name, field, option in declared_options()]
-    command.__signature__ = signature.replace(parameters=[*made, *own])  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in (*made, *own)}
-    return command
+def with_settings(after: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that replaces a command's `**settings` by an option for each setting that `config` declares.
+
+    Args:
+        after: Parameter of the command after which the options stand on the help page.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        found = [one for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+        own = [one.replace(kind=one.KEYWORD_ONLY) for one in found]
+        place = [one.name for one in own].index(after) + 1
+        own[place:place] = [_parameter(name, field, option) for name, field, option in declared_options()]
+        command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in own}
+        return command
+
+    return decorate
 
 
 def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter:
@@ -109,7 +119,7 @@ def _parameter(name: str, field: FieldInfo, option: Option) -> inspect.Parameter
         f"--{parameter.replace('_', '-')}",
         help=words,
         metavar=metavar,
-        rich_help_panel=option.panel,
+        rich_help_panel=option.panel or None,
         show_default=option.shown_default or True,
     )
     return inspect.Parameter(

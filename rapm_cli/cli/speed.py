@@ -1,5 +1,6 @@
 """Print predicted and measured speed and memory."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
@@ -25,8 +26,9 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
     """
     from rapm_cli.bases.device import find_device
     from rapm_cli.bases.plans import GIB
+    from rapm_cli.core.method.trainer import uses_option
     from rapm_cli.distill.dry_run import dry_run as predict
-    from rapm_cli.distill.dry_run import to_record
+    from rapm_cli.distill.dry_run import to_record as forecast_record
     from rapm_cli.distill.resolve_run import settings_without_weights
     from rapm_cli.inspect.inspect import size_in_words
     from rapm_cli.runs.launcher import world_size
@@ -39,16 +41,31 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
         "trajectories": f"{settings.teacher.trajectories:,} trajectories",
         "training": f"{settings.training.iterations:,} iterations",
     }
-    out.fact("plan", f"{made.plan.name} GB, {made.plan.words}")
+    method, training = settings.training.method, asdict(settings.training)
+    out.fact("teacher", _options(asdict(settings.teacher)))
+    out.fact("student", _options({name: value for name, value in training.items() if uses_option(name, method)}))
+    out.fact("prompts", f"{len(set(settings.prompts)):,} different ones; comparison at the end on {settings.samples}")
+    # Without a GPU no plan is chosen: its size is that of a GPU's memory.
+    out.fact("plan", f"{made.plan.name} GB, {made.plan.words}" if place.type == "cuda" else made.plan.words)
     for phase, seconds in made.seconds.items():
         out.fact(phase, f"{'rough: ' if made.is_rough else ''}{time_in_words(seconds)}, {counts[phase]}")
     out.fact("peak memory", f"{made.peak_bytes / GIB:.2f} GiB")
     for thing, size in made.disk_bytes.items():
         out.fact("disk", f"{size_in_words(size)} for {'checkpoints' if thing == 'commits' else thing}")
     out.fact("machine", made.machine)
+    for warning in made.warnings():
+        out.warn(warning)
     if world_size() > 1:
         out.fact("processes", f"predicted for one process; {world_size()} were started")
-    out.result(to_record(made) | {"settings": settings.recipe()})
+    out.result(forecast_record(made) | {"settings": settings.recipe()})
+
+
+def _options(values: dict[str, Any]) -> str:
+    """Return settings as a user gives them; those that are empty, and the base, are left out."""
+    from rapm_cli.core.method.config import option_name
+
+    shown = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in values.items()}
+    return ", ".join(f"{option_name(name)} {value}" for name, value in shown.items() if name != "base" and value != ())
 
 
 def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:

@@ -1,5 +1,6 @@
 """Dry run: predict the time, memory and disk space of a distillation before anything is loaded or written."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -9,9 +10,10 @@ from rapm_cli.bases import Base
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.bases.device import DTYPES, MIB, describe_machine, peak_memory_mib
 from rapm_cli.bases.estimate import CostEstimate, estimate_guided_step, estimate_plan
-from rapm_cli.bases.plans import PLANS, Plan
+from rapm_cli.bases.memory import read_memory
+from rapm_cli.bases.plans import GIB, PLANS, Plan
 from rapm_cli.bases.stopwatch import matmul_rate
-from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.common.progress import HOUR, Reporter, time_in_words
 from rapm_cli.distill.loop import MAX_CHECKPOINTS, STATE
 from rapm_cli.distill.memory_plan import plan_for
 from rapm_cli.distill.synthetic import time_guided_step, time_iteration
@@ -21,6 +23,7 @@ from rapm_cli.runs.settings import Settings
 USUAL_SHARE = 0.3  # of a device's matrix-product rate that networks reach
 PATIENCE_SECONDS = 120.0  # longest trial; above it, times are scaled from the device's rate
 REPEATS = 2  # measured repetitions of a trial
+TOO_LONG = 7 * 24 * HOUR  # seconds of a run from which a machine is not one for it
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Forecast:
         peak_bytes: Peak memory of the device; on a CPU, of this process.
         disk_bytes: Bytes by what needs them; the key of the checkpoints is "commits", their folder's name.
         machine: Description of the device.
+        memory_bytes: Size of the device's memory; on a CPU, of the machine's.
     """
 
     plan: Plan
@@ -42,6 +46,17 @@ class Forecast:
     peak_bytes: int
     disk_bytes: dict[str, int]
     machine: str
+    memory_bytes: int
+
+    def warnings(self) -> Iterator[str]:
+        """Yield the reasons why the device is not one for this distillation, each with a remedy."""
+        remedy = "use an NVIDIA GPU with 12 GB or more; only the demo base is made for a CPU"
+        seconds = sum(self.seconds.values())
+        if seconds > TOO_LONG:
+            yield f"the run would take about {time_in_words(seconds)} on this machine, {self.machine}: {remedy}"
+        if self.peak_bytes > self.memory_bytes:
+            sizes = f"{self.peak_bytes / GIB:.1f} GiB of memory, the machine has {self.memory_bytes / GIB:.1f} GiB"
+            yield f"the run would need {sizes}: {remedy}"
 
 
 def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> Forecast:
@@ -84,7 +99,7 @@ def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Repo
         "commits": 4 * STATE * iteration.trained * MAX_CHECKPOINTS,
     }
     seconds = {"trajectories": steps * step_seconds, "training": settings.training.iterations * iteration_seconds}
-    return Forecast(plan, is_rough, seconds, peak, disk, describe_machine(device))
+    return Forecast(plan, is_rough, seconds, peak, disk, describe_machine(device), read_memory(device).total)
 
 
 def _count_costs(
@@ -106,4 +121,5 @@ def to_record(forecast: Forecast) -> dict[str, object]:
         "peak_mib": forecast.peak_bytes / MIB,
         "disk_bytes": forecast.disk_bytes,
         "machine": forecast.machine,
+        "warnings": list(forecast.warnings()),
     }

@@ -117,17 +117,22 @@ def generate(
     warn_of_unread(loaded, prompts, reporter)
     recipe = _recipe(chosen, weights, steps, precision, rng) | {"teacher": teacher_settings}
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    images = []
+    images, captions = [], []
     with reporter.bar("images", len(jobs), "image", device) as bar, signals.deferred("these images"):
         done, size = 0, batch_size or chosen.base.defaults.image_batch
         for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
             noise = pipeline_noise([seed for _, seed in batch], loaded.latent_shape, rng, DTYPES[precision]).to(device)
-            cond = loaded.encode([prompt for prompt, _ in batch]).to(device)
-            made, seconds, teacher_seconds = _sample(loaded, noise, cond, steps, chosen.sampler, teacher_settings)
+            shown = [prompt for prompt, _ in batch]
+            cond = loaded.encode(shown).to(device)
+            made, seconds, teacher_seconds = _sample(
+                loaded, noise, cond, steps, chosen.sampler, teacher_settings, shown
+            )
             for (prompt, seed), image in zip(batch, made, strict=True):
                 path = _free_path(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
                 _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter)
-                images += [image] if with_grid else []
+                if with_grid:
+                    images.append(image)
+                    captions.append(f"{prompt}, seed {seed}")
                 yield GeneratedImage(path, prompt, seed, seconds, teacher_seconds)
             bar.advance(len(batch))
             done += len(batch)
@@ -135,7 +140,7 @@ def generate(
     if with_grid and len(images) > 1:
         columns = len(seeds) if len(prompts) > 1 and len(seeds) > 1 else min(len(images), 4)
         path = _free_path(output, "grid")
-        _save(grid(images, columns), path, {"prompts": prompts, "seeds": seeds}, reporter)
+        _save(grid(images, columns, captions), path, {"prompts": prompts, "seeds": seeds}, reporter)
         reporter.say(f"{path}  all {len(images)} images")
 
 
@@ -174,6 +179,7 @@ def _sample(
     steps: int,
     sampler: Sampler,
     teacher_settings: dict[str, Any] | None,
+    prompts: list[str],
 ) -> tuple[list[Image.Image], float, float | None]:
     """Return the images of a batch, and the seconds for each image of the student and of the teacher.
 
@@ -185,6 +191,7 @@ def _sample(
         sampler: Sampler of the student.
         teacher_settings: Slots, fine steps and guidance of the teacher, whose image goes on the left; None for no
             teacher.
+        prompts: The B prompts, which stand above the images beside a teacher's.
     """
     begun = time.perf_counter()
     samples = loaded.decode(sample_student(loaded.backbone.student, noise, cond, steps, sampler)[0])
@@ -193,8 +200,12 @@ def _sample(
     if teacher_settings is None:
         return images, seconds, None
     teacher, teacher_seconds = _sample_teacher(teacher_settings, loaded, noise, cond)
-    pairs = zip(teacher, images, strict=True)
-    return [grid([to_image(left), image], columns=2) for left, image in pairs], seconds, teacher_seconds
+    fine_steps = teacher_settings["num_slots"] * teacher_settings["fine_steps"]
+    pairs = [
+        grid([to_image(left), image], 2, [f"teacher, {fine_steps} steps: {prompt}", f"student, {steps} steps"])
+        for left, image, prompt in zip(teacher, images, prompts, strict=True)
+    ]
+    return pairs, seconds, teacher_seconds
 
 
 def _sample_teacher(

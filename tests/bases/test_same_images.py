@@ -10,6 +10,7 @@ from PIL import Image
 from rapm_cli.bases.hub import Snapshot
 from rapm_cli.cli.app import main
 from rapm_cli.runs.authors_lora import convert_pickle
+from rapm_cli.runs.images import GAP
 from tests.bases.conftest import CPU, load, pipeline, random_lora
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import SIDE, edit
@@ -37,10 +38,10 @@ def case(request, originals, tmp_path_factory):
 
 
 def both(path):
-    """The teacher's image and the student's, which are square and side by side."""
+    """The teacher's image and the student's, which are square and side by side, below their titles."""
     pair = np.asarray(Image.open(path), dtype=int)
-    side = len(pair)
-    return pair[:, :side], pair[:, -side:]
+    side = (pair.shape[1] - GAP) // 2
+    return pair[-side:, :side], pair[-side:, -side:]
 
 
 def sampled(pipe, steps, guidance_scale, **settings):

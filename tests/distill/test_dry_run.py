@@ -1,5 +1,6 @@
 """The forecast of a distillation."""
 
+import dataclasses
 import json
 
 import pytest
@@ -64,6 +65,43 @@ def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, tiny, monk
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
     assert code == 0
     assert names(out, "processes", 2) == (processes == "2")
+
+
+def test_a_dry_run_shows_the_settings_that_a_run_would_use_and_no_others(rapm, tiny, monkeypatch):
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+    code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
+    assert code == 0
+    assert names(out, "teacher", "fine-steps 2", "trajectories 4", "guidance 2")
+    assert names(out, "student", "rank 2", "iterations 10", "learning-rate 0.002", "warmup 3")
+    assert "lcm-timesteps" not in out
+
+
+def test_a_dry_run_says_where_a_machine_is_not_one_for_the_run():
+    hours = {"trajectories": 1632.0 * 3600, "training": 31_012.6 * 3600}
+    made = dry_run.Forecast(PLANS["24"], True, hours, 28 * 2**30, {}, "cpu", 64 * 2**30)
+    (slow,) = made.warnings()
+    assert names(slow, "1,360 days", "cpu")
+    (large,) = dataclasses.replace(made, seconds={"training": 3600.0}, memory_bytes=24 * 2**30).warnings()
+    assert names(large, "28.0 GiB", "24.0 GiB")
+    assert not list(dataclasses.replace(made, seconds={"training": 3600.0}).warnings())
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--iterations", "3"), ("--warmup", 3)),
+        (("--iterations", "10"), ()),
+        (("--iterations", "10", "--checkpoint-every", "11"), ("--checkpoint-every", 11)),
+        (("--iterations", "10", "--preview-every", "11"), ("--preview-every", 11)),
+        (("--iterations", "10", "--batch-size", "5"), ("--batch-size", 5, 4)),
+    ],
+)
+def test_values_that_are_hardly_meant_are_warned_of(rapm, tiny, monkeypatch, argv, named):
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+    code, _, err = rapm(*SHORT, *SMALL, "--dry-run", *argv)
+    assert code == 0
+    assert ("warning" in err) == bool(named)
+    assert names(err, "warning:", *named) == bool(named)
 
 
 def test_a_dry_run_refuses_what_a_run_refuses(rapm):

@@ -36,10 +36,10 @@ class Option:
     """How `rapm distill` offers a setting.
 
     Args:
-        panel: Heading on the help page.
+        panel: Heading on the help page; empty for the panel that stands first.
         name: Name without dashes, where it is not the field's.
         is_bases: Whether each base has its own default.
-        shown_default: Default in words for the help page, where the setting computes it.
+        shown_default: Default in words for the help page, where a base has it or the setting computes it.
         before: Value that describes runs of older versions, which lack the setting; None for the first settings.
     """
 
@@ -56,7 +56,7 @@ TYPES = {
     **{"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false"},
     **{"string": "text", "list": "a list", "dict": "a table", "model": "a table", "tuple": "a list"},
 }
-METHOD, TRAINING, RUN = "Method", "Training", "Run"  # panels
+MAIN, METHOD, TRAINING, RUN = "", "Method", "Training", "Run"  # panels; the first one's heading is the help page's own
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -85,7 +85,7 @@ class TeacherConfig(Checked):
     fine_steps: Annotated[
         int,
         Field(ge=2, description="Teacher steps for each step of the student (M)."),
-        Option(METHOD, is_bases=True),
+        Option(METHOD, is_bases=True, shown_default="10"),
     ] = 10
     delta: Annotated[
         int,
@@ -95,12 +95,12 @@ class TeacherConfig(Checked):
     guidance_scale: Annotated[
         float,
         Field(ge=1, le=MAX_GUIDANCE, description="Guidance scale of the teacher; 1 disables guidance."),
-        Option(METHOD, "guidance", is_bases=True),
+        Option(METHOD, "guidance", is_bases=True, shown_default="7.5, demo: 2"),
     ] = 7.5
     trajectories: Annotated[
         int,
         Field(ge=1, le=MAX_TRAJECTORIES, description="Number of teacher trajectories."),
-        Option(TRAINING, is_bases=True),
+        Option(MAIN, is_bases=True, shown_default="1000, demo: 128"),
     ] = 1000
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     precision: Precision = "fp32"
@@ -174,7 +174,9 @@ class TrainConfig(Checked):
         ),
         Option(METHOD, before="slot"),
     ] = "slot"
-    rank: Annotated[int, Field(ge=1, le=1024, description="LoRA rank."), Option(TRAINING, is_bases=True)] = 1
+    rank: Annotated[
+        int, Field(ge=1, le=1024, description="LoRA rank."), Option(MAIN, is_bases=True, shown_default="1, demo: 8")
+    ] = 1
     alpha: Annotated[
         float,
         Field(gt=0, allow_inf_nan=False, description="LoRA alpha: the update is alpha / rank x B A."),
@@ -188,17 +190,17 @@ class TrainConfig(Checked):
     iterations: Annotated[
         int,
         Field(ge=1, le=MAX_ITERATIONS, description="Training iterations; each visits every slot."),
-        Option(TRAINING, is_bases=True),
+        Option(MAIN, is_bases=True, shown_default="20000, demo: 120"),
     ] = 20_000
     batch_size: Annotated[
         int,
         Field(ge=1, le=MAX_TRAJECTORIES, description="Trajectories in each iteration."),
-        Option(TRAINING, is_bases=True),
+        Option(TRAINING, is_bases=True, shown_default="1, demo: 8"),
     ] = 1
     learning_rate: Annotated[
         Rate,
         Field(description="Peak learning rate of the student, after warmup; then it falls along a cosine."),
-        Option(TRAINING, is_bases=True),
+        Option(TRAINING, is_bases=True, shown_default="5e-05, demo: 0.002"),
     ] = 5e-5
     min_lr_ratio: Annotated[
         float,
@@ -213,12 +215,12 @@ class TrainConfig(Checked):
     discriminator_learning_rate: Annotated[
         Rate,
         Field(description="Learning rate of the discriminators, and of dmd2's fake score."),
-        Option(TRAINING, is_bases=True),
+        Option(TRAINING, is_bases=True, shown_default="1e-05, demo: 0.0002"),
     ] = 1e-5
     warmup: Annotated[
         int,
         Field(ge=0, le=MAX_ITERATIONS, description="Iterations of linear learning-rate warmup."),
-        Option(TRAINING, is_bases=True),
+        Option(TRAINING, is_bases=True, shown_default="100, demo: 3"),
     ] = 10
     weight_decay: Annotated[
         float, Field(ge=0, le=1, description="AdamW weight decay of the student."), Option(TRAINING)
@@ -234,7 +236,7 @@ class TrainConfig(Checked):
     vram: Annotated[
         Vram,
         Field(description="GPU memory in GB that training must fit into; 8 rounds the base to 8 bits."),
-        Option(TRAINING),
+        Option(MAIN),
     ] = "auto"
     compile: Annotated[
         bool, Field(description="Compile the transformer blocks with torch.compile."), Option(TRAINING)

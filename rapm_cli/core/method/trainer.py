@@ -74,6 +74,12 @@ def check_fit(config: TrainConfig, num_slots: int) -> None:
         )
 
 
+def uses_option(name: str, method: str) -> bool:
+    """Return whether a method uses a setting; False for one that belongs to other methods only."""
+    users = {other for other in METHODS.names() if name in METHODS[other].options}
+    return not users or method in users
+
+
 def check_options(named: Iterable[str], method: str) -> None:
     """Check that a method uses all the settings that the user gave.
 
@@ -84,9 +90,8 @@ def check_options(named: Iterable[str], method: str) -> None:
     Raises:
         ConfigError: One of them belongs to other methods only.
     """
-    used = METHODS[method].options
     for name in named:
-        if name not in used and any(name in METHODS[other].options for other in METHODS.names()):
+        if not uses_option(name, method):
             raise ConfigError(
                 f"--{name.replace('_', '-')} does not apply to --method {method}", "leave one of the two out"
             )
