@@ -150,7 +150,7 @@ def _report_unfinished(base_name: str | None, reporter: Reporter) -> None:
     """Name the unfinished run whose LoRA the user may have expected."""
     for run in unfinished_runs():
         if base_name in (None, run.raw_settings().get("base_name")):
-            reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
+            reporter.say(f"run {run.folder} has no LoRA yet; {run.next_step}")
             return
 
 
