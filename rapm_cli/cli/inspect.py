@@ -110,8 +110,8 @@ def _run(out: Output, run: dict[str, Any]) -> None:
         verdict = "verifies" if checkpoint["verifies"] else f"DAMAGED: {checkpoint['damage']}"
         rows.append([checkpoint["name"], size, checkpoint.get("written", ""), verdict, holds])
     out.table("checkpoints", ["", "size", "written", "", "holds"], rows, text_columns=(0, 3, 4))
-    if run["resume"]:
-        out.fact("next", run["resume"])
+    if run["resume"] or run["at_work"]:
+        out.fact("next", run["resume"] or f"wait for {run['at_work']}, which works on it")
     if run["lora"]:
         _lora(out, run["lora"])
     elif run["lora_damage"]:

@@ -94,7 +94,7 @@ def distill(
             return _distill(run, settings, base, device, is_strict, world, reporter)
     except DiskError as error:
         if run.is_begun:
-            error.remedy = f"free space, and resume with: {run.resume_command}"
+            error.remedy = error.then(f"resume with: {run.resume_command}")
         raise
     except DivergedError as error:
         run.mark_diverged(error.message)
@@ -154,8 +154,7 @@ def _distill(
 
 def _keep(run: Run, reporter: Reporter, path: Path, size: int, write: Callable[[], object]) -> None:
     """Write a result of `size` bytes; while the disk is full, wait and try again."""
-    remedy = f"free space, and resume with: {run.resume_command}"
-    with_retries(write, path, size, reporter, "all iterations are saved", remedy)
+    with_retries(write, path, size, reporter, "all iterations are saved", f"resume with: {run.resume_command}")
 
 
 def _record(made: Distilled, settings: Settings) -> dict[str, object]:
@@ -222,7 +221,7 @@ def _load(run: Run, settings: Settings, base: Base, device: torch.device, report
     is_new, save, size = not run.is_begun, Checkpoints(run, settings).save_settings, len(settings.to_bytes())
     saved = "nothing was begun" if is_new else "all checkpoints are kept"
     try:
-        with_retries(save, run.checkpoints_dir, size, reporter, saved, "free space, and run the same command again")
+        with_retries(save, run.checkpoints_dir, size, reporter, saved, "run the same command again")
         reporter.say(f"loading {base.name}")
         loaded = loaded_base(base, settings, device, reporter)
         loaded.load()

@@ -172,7 +172,7 @@ class Training:
             len(log) + sum(value.nbytes for part in state.values() for value in part.values()),
             self.reporter,
             f"the last checkpoint is {self.saved}",
-            f"free space, and resume with: {self.run.resume_command}",
+            f"resume with: {self.run.resume_command}",
         )
         self.saved = checkpoint_name(self.done)
         self.saving_seconds += time.perf_counter() - clock

@@ -181,7 +181,7 @@ def _make(
     if not made.is_finite:
         reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
     kept = "those before are kept"
-    with_retries(lambda: store.write(rows, made), store.folder, size, reporter, kept, "free space, and try again")
+    with_retries(lambda: store.write(rows, made), store.folder, size, reporter, kept, "run the same command again")
 
 
 def _bytes_each(base: LoadedBase, settings: Settings) -> int:

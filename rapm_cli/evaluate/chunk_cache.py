@@ -75,8 +75,8 @@ class ChunkCache:
                 if not is_intact(self.folder / name, *files):
                     commit(self.folder / name, files, fingerprint=name, about=about)
 
-        size, remedy = sum(map(len, files.values())), "free space, and run the same command again"
-        with_retries(write, self.folder / name, size, self.reporter, "earlier results are kept", remedy)
+        size, step = sum(map(len, files.values())), "run the same command again"
+        with_retries(write, self.folder / name, size, self.reporter, "earlier results are kept", step)
 
     def _report(self, error: DamagedError) -> None:
         if self.is_strict:

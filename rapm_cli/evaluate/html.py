@@ -176,5 +176,5 @@ def write_report(report: Report, path: Path, reporter: Reporter) -> None:
     """
     data = report.html().encode()
     ready_folder(path.parent)
-    remedy = "free space, and give the same command again"
-    with_retries(partial(replace_file, path, data), path, len(data), reporter, "all values are kept", remedy)
+    step = "give the same command again"
+    with_retries(partial(replace_file, path, data), path, len(data), reporter, "all values are kept", step)

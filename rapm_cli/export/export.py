@@ -38,7 +38,7 @@ SAFETENSORS_DTYPES: dict[Dtype, str | None] = {
     "base": None,
 }  # by the value of --dtype
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-NOTHING_LEFT, RETRY = "no part of the export was kept", "free space, and run the same command again"
+NOTHING_LEFT, RETRY = "no part of the export was kept", "run the same command again"
 
 
 @dataclass(frozen=True)

@@ -228,9 +228,8 @@ def _make_folder(output: Path) -> None:
 
 
 def _save(image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter) -> None:
-    most_bytes, remedy = 3 * image.width * image.height, "free space, and generate the remaining images"
-    kept = "the images before it are kept"
-    with_retries(lambda: save_png(image, path, recipe), path, most_bytes, reporter, kept, remedy)
+    kept, step = "the images before it are kept", "generate the remaining images"
+    with_retries(lambda: save_png(image, path, recipe), path, 0, reporter, kept, step)
 
 
 def _free_path(output: Path, stem: str) -> Path:

@@ -19,6 +19,7 @@ from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
 from rapm_cli.formats.png import MAGIC, RECIPE_KEY, read_png
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.inspect.disk_usage import trajectories_at
+from rapm_cli.runs.lock import holder
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
 START_BYTES = 32  # enough to tell the kinds of files apart
@@ -84,13 +85,15 @@ def inspect_run(name: str) -> dict[str, Any] | None:
     damaged = [facts["name"] for facts in checkpoints if not facts["verifies"]] + ([LORA] if damage_of_lora else [])
     resume = f"resume from the newest good checkpoint: {run.resume_command}"
     whole = "its LoRA is complete; with more --iterations the run resumes from the newest good checkpoint"
+    is_open, trainer = not (run.is_finished or run.has_diverged), holder(run.folder)
     good = [int(facts["name"]) for facts in checkpoints if facts["verifies"] and facts["name"].isdecimal()]
     return {
         "kind": "run",
         "run": str(run.folder),
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
+        "at_work": trainer,
         "iterations": max(good, default=0),
-        "resume": "" if run.is_finished or run.has_diverged else run.resume_command,
+        "resume": run.resume_command if is_open and not trainer else "",
         "commits": checkpoints,
         "damaged": damaged,
         "repair": whole if run.is_finished and not damage_of_lora else resume,

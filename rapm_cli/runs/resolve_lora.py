@@ -168,7 +168,7 @@ def _report_unfinished(base_name: str | None, identity: str, reporter: Reporter)
     for run in unfinished_runs():
         stored = run.raw_settings()
         if base_name in (None, stored.get("base_name")) or identity == stored.get("base_identity"):
-            reporter.say(f"run {run.folder} has no LoRA yet; resume with: {run.resume_command}")
+            reporter.say(f"run {run.folder} has no LoRA yet; {run.next_step}")
             return
 
 

@@ -27,7 +27,7 @@ def ready_folder(folder: Path) -> None:
         raise DiskError.of(error, folder) from error
 
 
-def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Reporter, saved: str, remedy: str) -> T:
+def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Reporter, saved: str, step: str) -> T:
     """Call `write`; while the disk is full, wait and call it again a few times.
 
     Args:
@@ -36,7 +36,7 @@ def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Rep
         needed: Free bytes to require before each attempt.
         reporter: Receives a warning before each wait.
         saved: What is safe if the write fails, for the message.
-        remedy: What the user can do then.
+        step: How the user can continue once the cause is removed, such as "run the same command again".
 
     Returns:
         What `write` returned.
@@ -59,5 +59,7 @@ def with_retries(write: Callable[[], T], place: Path, needed: int, reporter: Rep
             break
         reporter.warn(f"{problem.message}; trying again in {wait:.0f} s")
         signals.pause(wait)
-        signals.check(saved, remedy)
-    raise DiskError(f"{problem.message}; {saved}", remedy) from problem
+        signals.check(saved, problem.then(step))
+    lost = DiskError(f"{problem.message}; {saved}", problem.then(step))
+    lost.is_full, lost.cure = problem.is_full, problem.cure
+    raise lost from problem

@@ -17,7 +17,7 @@ from rapm_cli.core.storage.commit import Manifest, read_commit, read_manifest, v
 from rapm_cli.core.storage.files import TEMPORARY, file_sha256, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.recipe import parse_lora_header
-from rapm_cli.runs.lock import HOLDER, LOCK
+from rapm_cli.runs.lock import HOLDER, LOCK, holder
 
 LORA, LOG, RESULT, SHEET, PREVIEWS = "lora.safetensors", "metrics.jsonl", "result.json", "sheet.png", "previews"
 CHECKPOINTS, DAMAGED, OFFENDING, DIVERGED = "commits", "damaged", "offending", "diverged.json"
@@ -94,6 +94,12 @@ class Run:
         folder = self.folder.resolve()
         name = folder.name if folder.parent == runs_dir().resolve() else str(folder)
         return f"rapm distill --resume {shlex.quote(name)}"
+
+    @property
+    def next_step(self) -> str:
+        """What continues an unfinished run: its process, if one trains it, else the command that resumes it."""
+        trainer = holder(self.folder)
+        return f"wait for {trainer}, which trains it" if trainer else f"resume with: {self.resume_command}"
 
     def checkpoint_folders(self) -> list[Path]:
         """List the checkpoints, newest first, without verifying them; a name is the number of iterations done."""
@@ -325,7 +331,7 @@ def newest_lora() -> Path:
     """
     run = newest_run_with_lora()
     if run is None and (unfinished := next(unfinished_runs(), None)):
-        raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", f"resume with: {unfinished.resume_command}")
+        raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", unfinished.next_step)
     if run is None:
         raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
     return run.verified_lora()
@@ -359,5 +365,5 @@ def find_lora(name: str) -> Path:
     if run and run.has_lora:
         return run.verified_lora()
     if run:
-        raise InputError(f"run {run.folder} has no LoRA yet", f"resume with: {run.resume_command}")
+        raise InputError(f"run {run.folder} has no LoRA yet", run.next_step)
     raise InputError(f"{name!r} is neither a LoRA file nor a run", f"runs are in {runs_dir()}")

@@ -210,9 +210,9 @@ def write(outcome: Outcome, record: Record, folder: Path, command: str, reporter
     }
     ready_folder(folder)
     for name, data in files.items():
-        path, remedy = folder / name, f"free space, and resume with: {command}"
+        path, step = folder / name, f"resume with: {command}"
         put = functools.partial(replace_file, path, data)
-        with_retries(put, path, len(data), reporter, "runs and samples are kept", remedy)
+        with_retries(put, path, len(data), reporter, "runs and samples are kept", step)
     return {name: folder / name for name in files}
 
 

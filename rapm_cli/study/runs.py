@@ -120,7 +120,7 @@ def _explained(run: Run, command: str) -> Iterator[None]:
         raise
     except RapmError as error:
         if isinstance(error, DiskError):
-            error.remedy = f"free space, and {go_on}"
+            error.remedy = error.then(go_on)
         else:
             error.remedy = error.remedy.replace(run.resume_command, command)
         raise

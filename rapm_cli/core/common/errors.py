@@ -5,6 +5,11 @@ from pathlib import Path
 
 UNHARMED = "nothing was left half done"  # message of a stop about which nothing more is known
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CURES = {  # numbers of the operating system's errors, and what removes their cause
+    **dict.fromkeys(_FULL, "free space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is in its place"),
+}
 _NO_MEMORY_WORDS = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",
@@ -66,6 +71,7 @@ class DiskError(RapmError):
 
     exit_code = 5
     is_full = False
+    cure = ""  # what removes the cause, where that is known
 
     @classmethod
     def of(cls, error: Exception, path: object, what: str = "written") -> "DiskError":
@@ -78,9 +84,10 @@ class DiskError(RapmError):
         """
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
         is_full = is_disk_full(error)
-        free = "free space, or " if is_full else ""
-        made = cls(f"{path} cannot be {what}: {reason}", f"{free}name a place that can be {what}")
-        made.is_full = is_full
+        cure = _CURES[errno.ENOSPC] if is_full else _CURES.get(getattr(error, "errno", 0), "")
+        remedy = " or ".join(filter(None, (cure and f"{cure},", f"name a place that can be {what}")))
+        made = cls(f"{path} cannot be {what}: {reason}", remedy)
+        made.is_full, made.cure = is_full, cure
         return made
 
     @classmethod
@@ -93,9 +100,14 @@ class DiskError(RapmError):
             needed: Bytes needed.
             free: Bytes free.
         """
-        made = cls(f"{what} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {place}", "free space")
-        made.is_full = True
+        cure = _CURES[errno.ENOSPC]
+        made = cls(f"{what} needs {_size(needed)}, {_size(free)} are free at {place}", cure)
+        made.is_full, made.cure = True, cure
         return made
+
+    def then(self, step: str) -> str:
+        """Return the remedy of work that continues: remove the cause, and take a step such as the same command."""
+        return f"{self.cure}, and {step}" if self.cure else step
 
 
 class OutOfMemoryError(RapmError):
@@ -187,6 +199,10 @@ def require_shortage(error: RuntimeError) -> RuntimeError:
     if not is_out_of_memory(error):
         raise error
     return error.with_traceback(None)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def is_disk_full(error: BaseException) -> bool:
