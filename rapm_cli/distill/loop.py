@@ -24,7 +24,7 @@ from rapm_cli.core.common.progress import Bar, Reporter
 from rapm_cli.core.method.store import StoredTrajectories
 from rapm_cli.core.method.trainer import Progress, Trainer, train
 from rapm_cli.core.storage.commit import commit
-from rapm_cli.core.storage.files import replace_file
+from rapm_cli.core.storage.files import append_to_file, replace_file
 from rapm_cli.core.storage.room import require_room
 from rapm_cli.core.training.distributed import Verdict
 from rapm_cli.core.training.recovery import NETWORK, Health
@@ -236,8 +236,8 @@ class Training:
         """Append a line to the log. The file is for people to follow; the checkpoints hold its true text."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         self._log += line
-        with contextlib.suppress(OSError), self.run.log.open("ab") as file:
-            file.write(line)
+        with contextlib.suppress(OSError):
+            append_to_file(self.run.log, line)
 
     def _show_log(self) -> None:
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from accelerate import tracking
 from rapm_cli.core.common.errors import ConfigError, RapmError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.core.storage.files import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +108,7 @@ def _wandb(folder: Path, name: str, recipe: dict[str, Any], first: int) -> tuple
 def _kept_id(path: Path) -> str:
     """Return the id in a file, and write a new one if the file is missing; names of runs are not unique."""
     if not path.exists():
-        path.write_text(uuid.uuid4().hex[:16])
+        write_file(path, uuid.uuid4().hex[:16].encode())
     return path.read_text()
 
 

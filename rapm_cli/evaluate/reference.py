@@ -27,6 +27,7 @@ STATISTICS = (".safetensors", ".npz")
 ANNOTATIONS = ("annotations/captions_val2014.json", "captions_val2014.json")
 IMAGES = "val2014"
 SALT = "rapm coco30k"  # salt of the order; with another salt, other images would be the first 30,000
+READING = 2  # changes with the values that `read_image` returns, so that statistics of other values are not used
 REMEDY = f"give the folder that has {IMAGES}/ and {ANNOTATIONS[0]}, as COCO's zips unpack"
 
 
@@ -118,15 +119,21 @@ def find_reference(given: str, count: int | None = None) -> Reference:
     if given.startswith(COCO):
         folder = Path(given.removeprefix(COCO))
         if count is None:
-            return Reference(f"all of {folder}/val2014", tuple(image_files(folder / "val2014")))
+            return _folder(f"all of {folder}/val2014", folder / "val2014")
         paths = tuple(pair.path for pair in coco_pairs(folder, count))
         return Reference(f"{count:,} captioned images of {folder}", paths)
     path = Path(given)
     if path.is_dir():
-        return Reference(f"folder {path}", tuple(image_files(path)))
+        return _folder(f"folder {path}", path)
     if path.suffix in STATISTICS:
         return Reference(f"file {path}", statistics=read_statistics(path))
     raise ConfigError(f"--reference {given} is no folder of images", "give a folder, coco:DIR or statistics of rapm")
+
+
+def _folder(source: str, folder: Path) -> Reference:
+    found = image_files(folder)
+    left_out = f" ({found.left_out:,} other files left out)" if found.left_out else ""
+    return Reference(source + left_out, found.paths)
 
 
 def statistics_of(
@@ -163,7 +170,7 @@ def _place(reference: Reference, preparation: Preparation, extractor: Extractor,
     needs no lock: it is written whole or not at all, and processes that compute it together write the same statistics.
     """
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in reference.paths]
-    key = json.dumps([states, preparation.spec, extractor.identity, keep])
+    key = json.dumps([states, preparation.spec, extractor.identity, keep, READING])
     return samples_dir() / hashlib.sha256(key.encode()).hexdigest()[:24] / "statistics.safetensors"
 
 

@@ -1,6 +1,7 @@
 """Preparation of images for networks: every crop, resize and rounding that changes a metric."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,37 +54,74 @@ AS_IT_IS = Preparation()
 
 
 def read_image(path: Path) -> ImageArray:
-    """Return the image in a file, in RGB.
+    """Return the image in a file, in RGB; of several frames the first, without transparency, and as it is stored.
+
+    16 bits become 8 by scale. Transparency and EXIF rotation are ignored, as in other programs that measure FID.
 
     Raises:
-        InputError: The file is no image, or it has more pixels than Pillow considers safe.
+        InputError: The file is no image, its values have no known range, or it has more pixels than Pillow considers
+            safe.
     """
     from PIL import Image
 
     remedy = "take it out of the folder, or replace it"
     try:
         with Image.open(regular_file(path, remedy)) as image:
-            return np.asarray(image.convert("RGB"))
+            return _rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path} is no readable image: {str(error)[:200]}", remedy) from error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return all image files in a folder and below it, sorted by path; links are left out.
+def _rgb(image: Any) -> ImageArray:
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65,535 becomes 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = "whole numbers of 32 bits" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its values are {kind}, whose range is unknown; convert it to 8 or 16 bits")
+    has_alpha = "transparency" in image.info  # Pillow warns if a palette with transparency becomes RGB in one step
+    return np.asarray((image.convert("RGBA") if has_alpha else image).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Files of a folder and below it; links are followed, and a file that several names lead to counts once.
+
+    Args:
+        paths: Image files, sorted.
+        left_out: Number of other files, links to nothing, and further names of the same image.
+    """
+
+    paths: tuple[Path, ...]
+    left_out: int
+
+
+def image_files(folder: Path) -> ImageFolder:
+    """Find the image files in a folder and below it.
 
     Raises:
         InputError: There is no folder, or no image in it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", "give a folder of images")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink()
-    )
-    if not found:
+    names = sorted(_files_below(folder, set()), key=lambda path: (path.is_symlink(), path))
+    images = {path.resolve(): path for path in reversed(names) if path.suffix.lower() in SUFFIXES and path.is_file()}
+    if not images:
         raise InputError(f"{folder} has no images", f"give a folder with {', '.join(SUFFIXES[:4])}")
-    return found
+    return ImageFolder(tuple(sorted(images.values())), len(names) - len(images))
+
+
+def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield every name that is no folder, through links to folders, but each folder once."""
+    seen.add(folder.resolve())
+    with os.scandir(folder) as entries:
+        inner = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    for entry in inner:
+        path = Path(entry.path)
+        if not entry.is_dir():
+            yield path
+        elif path.resolve() not in seen:
+            yield from _files_below(path, seen)
 
 
 def resized_without_rounding(side_px: int) -> Callable[[ImageArray], NDArray[np.float32]]:

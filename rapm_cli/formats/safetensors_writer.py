@@ -118,14 +118,14 @@ def stream_tensors(
     """Write a file with one tensor in memory at a time. The write is not atomic, and nothing is verified.
 
     Args:
-        path: File to write.
+        path: File to make; a link of that name is not followed.
         outputs: Tensors to write, by name.
         metadata: Metadata of the header; the sha256 of all data replaces `DIGEST_PLACEHOLDER` in it.
         advance: Function that gets the size of every written tensor, in bytes.
     """
     ordered = dict(sorted(outputs.items(), key=lambda item: (-DTYPE_BYTES[item[1].dtype], item[0])))  # aligned
     header, digest = _header(ordered, metadata), hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(header)
         for name, output in ordered.items():
             written = 0

@@ -70,10 +70,46 @@ def test_images_are_found_below_a_folder_and_read_as_rgb(tmp_path):
     Image.new("L", (4, 3), 7).save(tmp_path / "a.jpg", quality=100)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.jpg")
-    found = image_files(tmp_path)
-    assert [path.name for path in found] == ["a.jpg", "x.PNG"]
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    there = image_files(tmp_path)
+    found = there.paths
+    assert ([path.name for path in found], there.left_out) == (["a.jpg", "x.PNG"], 3)
     assert read_image(found[0]).tolist() == [[[7] * 3] * 4] * 3
     assert np.array_equal(read_image(found[1]), image(5, 6))
+
+
+def test_links_to_images_and_folders_are_followed_and_each_image_counts_once(tmp_path):
+    real, links = tmp_path / "real", tmp_path / "links"
+    (real / "inner").mkdir(parents=True)
+    links.mkdir()
+    for name in ("a.png", "inner/b.png"):
+        Image.fromarray(image(4, 4)).save(real / name)
+    (links / "first.png").symlink_to(real / "a.png")
+    (links / "inner").symlink_to(real / "inner")
+    (real / "inner" / "circle").symlink_to(links)
+    found = image_files(links)
+    assert found.paths == (links / "first.png", links / "inner" / "b.png")
+    assert found.left_out == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_become_8_by_scale(tmp_path, suffix):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / f"x.{suffix}")
+    assert np.array_equal(read_image(tmp_path / f"x.{suffix}"), np.repeat(levels[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_without_a_known_range_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=naming("x.tif")):
+        read_image(tmp_path / "x.tif")
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path):
+    indexed = Image.fromarray(image(8, 8)).quantize(16)
+    indexed.save(tmp_path / "x.png", transparency=bytes(range(16)))
+    assert np.array_equal(read_image(tmp_path / "x.png"), np.asarray(indexed.convert("RGB")))
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, None])

@@ -62,7 +62,7 @@ def of_a_gone_process(name):
     """A temporary name of this process as one would have written it that is gone."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    return name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+    return name.replace(f"-{os.getpid()}.", f"-{gone.pid}.")
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def test_a_cache_folder_that_is_a_link_to_another_disk_is_pruned_there(rapm, run
 def test_what_killed_processes_left_goes_and_what_is_being_written_stays(rapm, unfinished, store, tmp_path):
     ours = temporary_name(store / "000000").name
     dead = store / of_a_gone_process(ours)
-    alive = store / ours.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    alive = store / ours.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
     for folder in (dead, alive):
         folder.mkdir()
         (folder / "trajectories.safetensors").write_bytes(b"12345")

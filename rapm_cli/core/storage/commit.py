@@ -81,8 +81,6 @@ def committing(
     """
     make_folder(folder.parent)
     temporary = temporary_name(folder)
-    if temporary.exists():
-        shutil.rmtree(temporary)
     try:
         temporary.mkdir()
         yield temporary
@@ -206,8 +204,6 @@ def read_commit(folder: Path, fingerprint: str | None = None) -> tuple[Manifest,
 def remove_commit(folder: Path) -> None:
     """Remove a commit; it is renamed first, so that no process sees a part of it."""
     aside = temporary_name(folder)
-    if aside.exists():
-        shutil.rmtree(aside)
     folder.rename(aside)
     sync(folder.parent)
     shutil.rmtree(aside)

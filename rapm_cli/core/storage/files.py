@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -18,7 +19,7 @@ from rapm_cli.core.common.errors import InputError
 TEMPORARY = ".rapm-tmp-"  # begins the name of every unfinished file and folder
 ASIDE = ".rapm-old-"  # begins the name of a folder that was moved aside while a new one takes its place
 _MARKED = re.compile(
-    rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<host>[0-9a-f]{{6}})-(?P<owner>[0-9]+)-(?P<name>.+)"
+    rf"(?P<mark>{re.escape(TEMPORARY)}|{re.escape(ASIDE)})(?P<host>[0-9a-f]{{6}})-(?P<owner>[0-9]+)(\.[0-9a-f]{{8}})?-(?P<name>.+)"
 )
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 FOREIGN_SECONDS = 86_400  # age at which unfinished files of another machine in a shared folder count as leftovers
@@ -39,6 +40,20 @@ def write_file(path: Path, data: bytes) -> None:
 def write_all(file: BinaryIO, data: bytes) -> None:
     """Write bytes; all bytes of committed folders pass here, so that tests can make writes fail."""
     file.write(data)
+
+
+def append_to_file(path: Path, data: bytes) -> None:
+    """Append bytes to a file, which is made if it is missing; nothing is synced.
+
+    Raises:
+        OSError: The file cannot be written, or is a link.
+    """
+    with open(path, "ab", opener=_open_no_link) as file:
+        file.write(data)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
 
 
 def sync(path: Path) -> None:
@@ -102,8 +117,11 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def temporary_name(path: Path, mark: str = TEMPORARY) -> Path:
-    """Return a name beside `path`, with the same suffix, that identifies the process that will remove it."""
-    return path.with_name(f"{mark}{_HOST}-{os.getpid()}-{path.name}")
+    """Return a new name beside `path`, with the same suffix, that identifies the process that will remove it.
+
+    Nobody can guess it: in a folder that others can write to, a link of that name would lead the process elsewhere.
+    """
+    return path.with_name(f"{mark}{_HOST}-{os.getpid()}.{secrets.token_hex(4)}-{path.name}")
 
 
 def leftovers(folder: Path) -> list[Path]:

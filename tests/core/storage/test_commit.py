@@ -1,14 +1,18 @@
 import json
 import os
 import stat
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from rapm_cli.core.common.errors import DamagedError, InputError, VerificationError
+from rapm_cli.core.common.errors import DamagedError, DiskError, InputError, VerificationError
 from rapm_cli.core.storage import files
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, commit, committing, read_commit, read_manifest, verify
 from rapm_cli.core.storage.files import regular_file, replace_file, sweep
+from rapm_cli.formats.safetensors_writer import write_tensors
 from tests.messages import naming
 
 
@@ -81,7 +85,8 @@ def marked(pid: int, name: str, mark: str = files.TEMPORARY, host: str = files._
 def test_only_what_dead_processes_left_is_swept(tmp_path):
     dead = a_dead_process()
     kept = {marked(1, "b"), ".rapm-tmp-x", f".tmp-{dead}-c", "kept", marked(dead, "young", host="ffffff")}
-    gone = {marked(dead, "a"), marked(dead, "old", host="ffffff")}
+    new = files.temporary_name(Path("new")).name.replace(f"-{os.getpid()}.", f"-{dead}.")
+    gone = {marked(dead, "a"), marked(dead, "old", host="ffffff"), new}
     for name in kept | gone:
         (tmp_path / name).mkdir()
     (tmp_path / marked(dead, "file")).write_bytes(b"")
@@ -89,6 +94,42 @@ def test_only_what_dead_processes_left_is_swept(tmp_path):
     os.utime(tmp_path / marked(dead, "old", host="ffffff"), (long_ago, long_ago))
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_temporary_name_cannot_be_guessed(tmp_path):
+    assert len({files.temporary_name(tmp_path / "a") for _ in range(100)}) == 100
+
+
+WRITERS = {
+    "commit": lambda path: commit(path, {"x": b"new"}, fingerprint="f"),
+    "file": lambda path: replace_file(path, b"new"),
+    "tensors": lambda path: write_tensors(path, {"x": torch.ones(3)}, {}),
+    "log": lambda path: files.append_to_file(path, b"new"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("leads_to", ["file", "folder", "nothing"])
+def test_a_planted_link_is_never_followed(tmp_path, monkeypatch, writer, leads_to):
+    target, folder = tmp_path / "target", tmp_path / "open to all"
+    folder.mkdir()
+    link = folder / "planted"
+    link.symlink_to(target)
+    if leads_to == "file":
+        target.write_bytes(b"kept")
+    elif leads_to == "folder":
+        target.mkdir()
+    for module in (files, sys.modules[commit.__module__]):  # as if the name had been guessed
+        monkeypatch.setattr(module, "temporary_name", lambda *_: link)
+    with pytest.raises((OSError, DiskError)):
+        WRITERS[writer](link if writer == "log" else folder / "a")
+    assert [path.name for path in folder.iterdir() if path != link] == []
+    if leads_to == "file":
+        assert target.read_bytes() == b"kept"
+    elif leads_to == "folder":
+        assert list(target.iterdir()) == []
+    else:
+        assert not target.exists()
 
 
 @pytest.mark.parametrize("is_there", [True, False])
