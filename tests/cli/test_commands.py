@@ -15,6 +15,7 @@ from rapm_cli.core.common.errors import DamagedError, RapmError
 from rapm_cli.evaluate import contact_sheet
 from rapm_cli.evaluate.chunk_cache import ChunkCache
 from tests.messages import names
+from tests.small_demo import use_small_demo
 
 SHORT = [
     "--trajectories",
@@ -33,16 +34,23 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """One short run that the tests of this file share."""
+def distilled(tmp_path_factory, small_folder):
+    """One short run of the small demo base that the tests of this file share."""
     from rapm_cli.cli.app import main
 
     folder = tmp_path_factory.mktemp("run") / "short"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("home")))
+        use_small_demo(small_folder, patch)
         patch.setattr(contact_sheet, "COLUMNS", 8)
         assert main(["distill", "--base", "demo", *SHORT, "--alpha", "5", "--output", str(folder), "--quiet"]) == 0
     return folder
+
+
+@pytest.fixture
+def short_run(distilled, small_demo):
+    """That run, where its base is `demo`."""
+    return distilled
 
 
 def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
@@ -52,7 +60,6 @@ def test_distill_leaves_a_lora_a_sheet_a_log_and_a_comparison(short_run):
     lines = [json.loads(line) for line in (short_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [0, 1]
     assert [slot["n"] for slot in lines[0]["slots"]] == [3, 2, 1, 0]
-    assert all(len(slot["real_logits"]["relative"]) == 4 for slot in lines[0]["slots"])
     rows = json.loads((short_run / "result.json").read_text())["comparison"]["rows"]
     assert [row["evaluations"] for row in rows] == [16, 4, 4]
     assert _size(short_run / "sheet.png")[0] > 8 * 128
@@ -69,7 +76,10 @@ def test_distill_finds_its_trajectories_again(rapm, home):
     assert code == 0
     assert names(err, 4, "trajectories")
     assert len(list((home / "cache" / "trajectories").iterdir())) == 1
-    assert len(list((home / "data" / "runs").iterdir())) == 2
+    logs = list((home / "data" / "runs").glob("*/metrics.jsonl"))
+    assert len(logs) == 2
+    slots = [slot for log in logs for line in log.read_text().splitlines() for slot in json.loads(line)["slots"]]
+    assert all(len(slot["real_logits"]["relative"]) == 4 for slot in slots)
 
 
 class _Seen(RapmError):

@@ -24,6 +24,7 @@ def architecture():
 
 @pytest.fixture
 def tiny(architecture, monkeypatch):
-    """The demo base in that size."""
-    small = dataclasses.replace(BASES["demo"], architecture=lambda reporter: architecture)
+    """The demo base in that size, with small batches."""
+    fewer = dataclasses.replace(BASES["demo"].defaults, rank=1, batch_size=2, rollout_batch=2, image_batch=2)
+    small = dataclasses.replace(BASES["demo"], architecture=lambda reporter: architecture, defaults=fewer)
     monkeypatch.setitem(BASES._things, "demo", small)

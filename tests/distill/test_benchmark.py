@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from rapm_cli.bases.estimate import CostEstimate
 from rapm_cli.bases.plans import PLANS
 from rapm_cli.core.network import backbone
 from rapm_cli.distill import benchmark
@@ -21,7 +22,8 @@ def brief(tiny, monkeypatch):
 
 @pytest.fixture
 def two_plans(brief, monkeypatch):
-    """Two of the plans alone, and no sampling, which a test of its own measures."""
+    """Two of the plans alone, an estimate of neither, and no sampling, which a test of its own measures."""
+    monkeypatch.setattr(benchmark, "estimate_plan", lambda *args: CostEstimate(peak_bytes=2**30, flops=10**9))
     monkeypatch.setattr(benchmark, "PLANS", {name: PLANS[name] for name in ("24", "12")})
     monkeypatch.setattr(benchmark, "_measure_sampling", lambda *args: benchmark.SamplingSpeed(1, 1.0, 1.0, 1.0))
 
@@ -30,14 +32,16 @@ RUN = ["eval", "--benchmark", "--base", "demo", "--device", "cpu", "--precision"
 
 
 def test_it_measures_both_phases_every_plan_every_variant_and_sampling(rapm, brief, home, monkeypatch):
+    plans = {name: PLANS[name] for name in ("24", "8")}  # weights as they are, and in 8 bits
+    monkeypatch.setattr(benchmark, "PLANS", plans)
     monkeypatch.setattr(backbone, "compile_blocks", lambda unet: None)  # tests of its own: test_backbone.py
     code, out, _ = rapm(*RUN, "--json", "--profile")
     assert code == 0
     made = json.loads(out)
     plain = [speed for speed in made["plans"] if speed["way"] == PLAIN]
-    assert [speed["plan"]["name"] for speed in plain] == list(PLANS)
+    assert [speed["plan"]["name"] for speed in plain] == list(plans)
     variants = [one for one in VARIANTS if one != KERNELS]  # a CPU has no CUDA graphs
-    assert [speed["way"] for speed in made["plans"][len(PLANS) :]] == variants[1:]
+    assert [speed["way"] for speed in made["plans"][len(plans) :]] == variants[1:]
     assert [speed["way"] for speed in made["teachers"]] == variants
     assert made["side_px"] == 8
     for speed in made["plans"]:

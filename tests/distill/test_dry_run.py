@@ -13,11 +13,11 @@ from rapm_cli.distill.loop import KEPT
 from tests.messages import names
 
 SHORT = ["distill", "--base", "demo", "--trajectories", "4", "--fine-steps", "2", "--iterations", "10", "--rank", "2"]
-FEWER = ["--iterations", "1", "--samples", "0", "--discriminator", "latent", "--quiet"]
-SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu"]
+FEWER = ["--iterations", "1", "--samples", "0", "--quiet"]
+SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu", "--discriminator", "latent"]
 
 
-def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, monkeypatch):
+def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, small_demo, monkeypatch):
     base = BASES["demo"]
     monkeypatch.setattr(
         type(base), "locate", property(lambda self: pytest.fail("weights were looked for")), raising=False
@@ -33,7 +33,7 @@ def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home,
     assert made["disk_bytes"]["commits"] % (4 * 3 * (2 * KEPT + 1)) == 0
 
 
-def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, monkeypatch):
+def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, small_demo, monkeypatch):
     monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run", "--json")
     assert code == 0

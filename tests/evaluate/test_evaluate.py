@@ -2,10 +2,7 @@
 
 import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from rapm_cli.extractors.inception import load_inception
 from rapm_cli.formats.lora import load_lora, save_lora
 from rapm_cli.runs.lock import try_lock
 from tests.evaluate.small_world import COUNT, command, write_world
+from tests.forked import Forked
 from tests.messages import names
 from tests.metrics.peers import peer
 
@@ -182,17 +180,15 @@ def test_processes_share_the_images_and_the_first_alone_answers(world, evaluate,
     for number, started in enumerate(([("0", "2"), ("1", "2")], [("0", "1"), ("0", "1")])):
         shared, jobs = home.with_name(f"shared-{number}"), []
         for rank, of in started:
-            told = {"RAPM_HOME": str(shared), "RANK": rank, "WORLD_SIZE": of, "OMP_NUM_THREADS": "1"}
-            argv = [sys.executable, "-m", "rapm_cli", *command(world, *options, "--json")]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            jobs.append(subprocess.Popen(argv, env={**os.environ, **told}, **pipes))
+            told = {"RAPM_HOME": str(shared), "RANK": rank, "WORLD_SIZE": of}
+            jobs.append(Forked(command(world, *options, "--json"), told))
         ends = [job.communicate(timeout=300) for job in jobs]
         assert [job.returncode for job in jobs] == [0, 0], ends
         record = json.loads(ends[0][0])
         assert [row["metrics"] for row in record["rows"]] == [row["metrics"] for row in alone["rows"]]
         by_two = images_of(record["rows"][2])
         assert all(np.array_equal(drawn[k], by_two[k]) for k in range(24))
-        assert (ends[1][0] == b"") == (started[1][0] == "1")
+        assert (ends[1][0] == "") == (started[1][0] == "1")
         assert not list(shared.rglob("*.claim"))
 
 

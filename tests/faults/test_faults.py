@@ -34,17 +34,26 @@ def test_malformed_inputs_end_with_a_line_and_a_code():
     assert all(sum(made.codes.values()) >= 20 for made in tallies.values())
 
 
-def assert_holds(code: str) -> None:
-    """Run a condition in a process of its own: forks need a parent that has computed nothing."""
+@pytest.fixture
+def with_small_demo(small_folder):
+    """A statement that makes the small demo base `demo`."""
+    return f"import pathlib; from tests import small_demo as s; s.use_small_demo(pathlib.Path({str(small_folder)!r}))"
+
+
+def assert_holds(code: str, before: str = "") -> None:
+    """Run a condition in a process of its own, after a statement: forks need a parent that has computed nothing."""
     head = "from rapm_cli.evaluate import contact_sheet; from tests.faults import bits, disk, kill, overhead, samples"
-    code = f"{head}; contact_sheet.COLUMNS = 1; raise SystemExit(not ({code}))"
+    code = f"{head}; contact_sheet.COLUMNS = 1; {before or 'pass'}; raise SystemExit(not ({code}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_a_killed_distillation_ends_as_one_that_was_not():
-    assert_holds("(m := kill.main(3, kill.SHORT, 6.0)).runs == m.equal > 0 and m.most_repeated <= kill.SAVE_EVERY")
+def test_a_killed_distillation_ends_as_one_that_was_not(with_small_demo):
+    assert_holds(
+        "(m := kill.main(3, kill.SHORT, 3.0)).runs == m.equal > 0 and m.most_repeated <= kill.SAVE_EVERY",
+        before=with_small_demo,
+    )
 
 
 @pytest.mark.slow
@@ -61,9 +70,10 @@ def test_a_full_disk_costs_nothing_but_time():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(device):
+def test_deterministic_runs_end_with_the_same_bits_stopped_or_not(with_small_demo, device):
     assert_holds(
-        f"all(m.is_equal for m in bits.main({device!r}, 2, bits.SHORT) if {device!r} == 'cpu' or bits.FLAG in m.title)"
+        f"all(m.is_equal for m in bits.main({device!r}, 2, bits.SHORT) if {device!r} == 'cpu' or bits.FLAG in m.title)",
+        before=with_small_demo,
     )
 
 

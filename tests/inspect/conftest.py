@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rapm_cli.runs.run import Run
+from tests.small_demo import use_small_demo
 
 TINY = (
     *("--trajectories", "4", "--fine-steps", "2", "--rank", "1", "--batch-size", "1", "--samples", "8"),
@@ -18,19 +19,20 @@ PRUNE = ["inspect", "cache", "--prune"]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A home with one finished run."""
+def finished(tmp_path_factory, small_folder):
+    """A home with one finished run of the small demo base."""
     from rapm_cli.cli.app import main
 
     home = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPM_HOME", str(home))
+        use_small_demo(small_folder, patch)
         assert main(["distill", "--base", "demo", *TINY, "--quiet"]) == 0
     return home
 
 
 @pytest.fixture
-def run(finished, home):
+def run(finished, home, small_demo):
     """The run of a copy of that home."""
     shutil.copytree(finished, home)
     return Run(next((home / "data" / "runs").iterdir()))

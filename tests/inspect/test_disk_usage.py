@@ -4,8 +4,10 @@ import json
 import shutil
 from datetime import datetime
 
+from rapm_cli.bases import BASES
 from tests.inspect.conftest import PRUNE, contents, size_of
 from tests.messages import names
+from tests.small_demo import DEMO
 
 
 def test_the_survey_counts_every_byte_and_dates_it(rapm, run, store, home):
@@ -74,7 +76,8 @@ def test_a_run_called_cache_is_named_by_its_path(rapm, run, monkeypatch):
     assert json.loads(rapm("inspect", "./cache", "--json")[1])["state"] == "finished"
 
 
-def test_generate_names_the_unfinished_run_whose_lora_it_lacks(rapm, unfinished, tmp_path):
+def test_generate_names_the_unfinished_run_whose_lora_it_lacks(rapm, unfinished, tmp_path, monkeypatch):
+    monkeypatch.setitem(BASES._things, "demo", DEMO)  # whose LoRA ships
     code, _, err = rapm("generate", "a red cube at dawn", "--base", "demo", "--output", str(tmp_path))
     assert code == 0
     named = (unfinished.folder, f"rapm distill --resume {unfinished.folder.name}")

@@ -1,14 +1,13 @@
 """Studies through the command line."""
 
 import contextlib
+import functools
 import io
 import json
 import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,9 @@ from rapm_cli.distill import loop, resolve_run
 from rapm_cli.runs.lock import locked
 from rapm_cli.runs.run import Run
 from rapm_cli.study import runs, scores, study
+from tests.forked import Forked
 from tests.messages import names
+from tests.small_demo import use_small_demo
 
 SAMPLES = 8
 HEAD = """
@@ -66,15 +67,15 @@ def _few_pictures_are_enough(monkeypatch):
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, small_demo):
     path = tmp_path / "parts.toml"
     path.write_text(HEAD + ROWS)
     return path
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The home and the result of a study that was not interrupted."""
+def whole(tmp_path_factory, small_folder):
+    """The home and the result of a study of the small demo base that was not interrupted."""
     from rapm_cli.cli.app import main
 
     home, out = tmp_path_factory.mktemp("whole"), io.StringIO()
@@ -82,6 +83,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setenv("RAPM_HOME", str(home / "home"))
         patch.setattr(scores, "FEWEST_SAMPLES", SAMPLES)
+        use_small_demo(small_folder, patch)
         assert main(["eval", "--study", str(home / "parts.toml"), "--json"]) == 0
     return home / "home", json.loads(out.getvalue())
 
@@ -105,7 +107,7 @@ def row_of(record, name):
 
 
 @pytest.mark.slow
-def test_a_table_has_the_mean_and_spread_of_what_each_run_alone_is_told(rapm, whole, monkeypatch):
+def test_a_table_has_the_mean_and_spread_of_what_each_run_alone_is_told(rapm, whole, small_demo, monkeypatch):
     home, record = whole
     monkeypatch.setenv("RAPM_HOME", str(home))
     assert [row["name"] for row in record["rows"]] == ["teacher", "base", "default", "absolute"]
@@ -200,11 +202,11 @@ def test_processes_share_a_study_and_wait_for_each_other_at_last(rapm, whole, mo
 
 
 @pytest.mark.slow
-def test_two_processes_train_each_run_of_a_study_once(whole, file, home):
+def test_two_processes_train_each_run_of_a_study_once(whole, file, home, small_folder):
     file.write_text(file.read_text().replace("[0, 1]", "[0]"))
-    command, results = [sys.executable, "-m", "rapm_cli", "eval", "--study", str(file)], [home / "one", home / "two"]
-    ways = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([*command, "--output", str(place)], **ways) for place in results]
+    command, results = ["eval", "--study", str(file), "--output"], [home / "one", home / "two"]
+    before = functools.partial(use_small_demo, small_folder)
+    both = [Forked([*command, str(place)], {}, before) for place in results]
     told = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     records = [whole[1], *(json.loads((place / "study.json").read_text()) for place in results)]
