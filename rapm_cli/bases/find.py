@@ -59,6 +59,17 @@ def find_base(name: str, reporter: Reporter) -> Base:
         raise
 
 
+def find_again(source: str, reporter: Reporter) -> Base:
+    """Return the base of a run by its stored source.
+
+    Raises:
+        InputError: A folder or file is not there any more; else as `find_base`.
+    """
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise InputError(f"the base of the run is not at {source} any more", "give --base, its new place")
+    return find_base(source, reporter)
+
+
 def _folder_base(folder: Path) -> Base:
     configs = Weights(folder, "")
     defaults = FAMILIES[judge(configs).family].defaults

@@ -11,6 +11,7 @@ import torch
 
 from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
+from rapm_cli.bases.find import find_again
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
@@ -220,7 +221,7 @@ def resume_run(
         raise InputError(f"{name!r} is not a run that can be resumed", "give the name or the folder of a run")
     with run.explain_stops():
         stored = _read_stored(run, reporter, is_strict=is_strict)
-        base = find_base(base_name or stored.source, reporter)
+        base = find_base(base_name, reporter) if base_name else find_again(stored.source, reporter)
         device = _device_of(device_name, stored)
         settings = settings_for(base, given, prompts, device, reporter, stored, processes).named_as(stored)
     check_same(run, stored, settings, may_round=True)

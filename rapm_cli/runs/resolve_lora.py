@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.bases import BASES, Base, find_base
+from rapm_cli.bases.find import find_again
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
@@ -197,7 +198,7 @@ def _base_of_file(path: Path, made_for: str, reporter: Reporter) -> Base:
         return BASES[made_for]
     run = Run(path.resolve().parent)
     if run.is_begun and (stored := read_settings(run)[0]).base_name == made_for:
-        return find_base(stored.source, reporter)
+        return find_again(stored.source, reporter)
     raise ConfigError(f"{path} was distilled from {made_for}, a base that rapm does not know by name", "give --base")
 
 

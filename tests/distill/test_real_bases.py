@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,9 +57,12 @@ def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not_stopped(made, rapm,
     assert (code, err) == (0, "")  # the same bytes are the same base
     one, two = (load_lora(place / name / "lora.safetensors").state for name in ("run", "again"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    edit(copy, "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    code, _, err = rapm("distill", "--resume", again, "--iterations", "3", "--base", str(copy), "--quiet")
-    assert (code, names(err, again, "another-name")) == (2, True)
+    moved = str(copy.rename(tmp_path / "moved"))
+    code, _, err = rapm("distill", "--resume", again, "--iterations", "3", "--quiet")
+    assert (code, names(err, copy, "--base")) == (3, True)
+    edit(Path(moved), "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    code, _, err = rapm("distill", "--resume", again, "--iterations", "3", "--base", moved, "--quiet")
+    assert (code, names(err, again, "moved")) == (2, True)
 
 
 def test_a_runs_lora_draws_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):
