@@ -78,7 +78,7 @@ def export(
         base: Base that the LoRA was distilled from.
         output: Path to write: a file where it ends in `.safetensors`, else a folder with a model card.
         reporter: Shows bars, and warns of a full disk.
-        formats: Names from `EXPORTS`. By default a folder gets all of them, and a file gets kohya's, which most programs read.
+        formats: Names from `EXPORTS`. By default a folder gets all, and a file kohya's, which most programs read.
         fuse: Fuse the LoRA into the base's weights.
         single_file: With `fuse`, write one checkpoint in the original layout.
         dtype: Dtype of the written UNet or LoRA; "base" keeps it.

@@ -19,6 +19,13 @@ PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
 KOHYA_HINT = "rapm export --format kohya writes a file that loads there"
 PREFIX_REASON = f"keys that begin with unet. are not supported; {KOHYA_HINT}"
 BARE_REASON = f"peft keys without a prefix are not supported; {KOHYA_HINT}"
+FOLDERS = {  # of a LoRA and of a checkpoint, by program, below the program whose verdict holds for it
+    "ComfyUI": {"ComfyUI": ("models/loras", "models/checkpoints")},
+    "A1111": {
+        "A1111 and Forge": ("models/Lora", "models/Stable-diffusion"),
+        "Fooocus (SDXL alone)": ("models/loras", "models/checkpoints"),
+    },
+}
 UNUSUAL_SHAPES = "it knows a model by its shapes, and these are not those of the published SDXL or SD 1.5"
 A1111_V = "it takes the file for one that predicts noise, unless a .yaml beside it says that it predicts velocities"
 COMFYUI_V = "it takes an SD 1.5 for one that predicts noise, unless its node ModelSamplingDiscrete says v_prediction"
@@ -96,6 +103,17 @@ def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool
     if is_xl and "A1111" not in refusals and metadata and "ss_base_model_version" not in metadata:
         refusals["A1111"] = f"the header names no base, so A1111 hides the LoRA while an SDXL is loaded; {KOHYA_HINT}"
     return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
+
+
+def folders(readers: Collection[str], *, is_lora: bool) -> dict[str, str]:
+    """Return the folder in which each program looks for a file, by the program's name.
+
+    Args:
+        readers: Programs that read the file.
+        is_lora: True for a LoRA; False for a checkpoint.
+    """
+    known = (found for program, found in FOLDERS.items() if program in readers)
+    return {program: lora if is_lora else whole for found in known for program, (lora, whole) in found.items()}
 
 
 def _comfyui_reason(names: Collection[str]) -> str:
