@@ -320,6 +320,7 @@ def _rate(speed: float, unit: str) -> str:
 
 def _plain(text: str) -> str:
     """Return a text without secrets and control characters: a prompt or header must not control the terminal."""
+    text = " ".join(text.splitlines())  # lines of a foreign text stay apart
     return redact("".join(character for character in text if character == "\t" or character.isprintable()))
 
 

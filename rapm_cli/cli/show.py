@@ -62,6 +62,7 @@ def run_folder(out: Output, begun: "ResolvedRun") -> None:
 
 def exported(out: Output, made: "ExportResult") -> None:
     """Print the files of an export, the programs that read them, and what rounding changed."""
+    from rapm_cli.formats.programs import folders
     from rapm_cli.inspect.inspect import size_in_words
 
     out.data(f"{made.path}  {size_in_words(made.total_bytes)}, read back and equal")
@@ -72,6 +73,9 @@ def exported(out: Output, made: "ExportResult") -> None:
         out.fact("sha256", file.sha256)
         if file.verdicts:
             programs(out, [asdict(one) for one in file.verdicts], read_beside)
+        places = folders(file.readers, is_lora=made.report is None)
+        if places:
+            out.fact("put it in", "; ".join(f"{program}: {folder}" for program, folder in places.items()))
     if made.url:
         out.fact("published", made.url)
     record: dict[str, Any] = {"path": str(made.path), "bytes": made.total_bytes, "verified": True, "url": made.url}

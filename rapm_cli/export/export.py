@@ -78,7 +78,7 @@ def export(
         base: Base that the LoRA was distilled from.
         output: Path to write: a file where it ends in `.safetensors`, else a folder with a model card.
         reporter: Shows bars, and warns of a full disk.
-        formats: Names from `EXPORTS`. By default a folder gets all of them, and a file gets diffusers'.
+        formats: Names from `EXPORTS`. By default a folder gets all, and a file kohya's, which most programs read.
         fuse: Fuse the LoRA into the base's weights.
         single_file: With `fuse`, write one checkpoint in the original layout.
         dtype: Dtype of the written UNet or LoRA; "base" keeps it.
@@ -99,7 +99,7 @@ def export(
     sweep(output.parent)
     fuser = LoraFuser(lora, SAFETENSORS_DTYPES[dtype]) if fuse else None
     if fuser is None:
-        names = formats or (["diffusers"] if is_file else EXPORTS.names())
+        names = formats or (["kohya"] if is_file else EXPORTS.names())
         target = replace(lora_target(base, reporter), alias=output.stem if is_file else "")
         plan = plan_lora(lora, target, output.name, names, DTYPES.get(dtype))
     elif single_file:

@@ -13,7 +13,14 @@ from typing import Any
 
 from rapm_cli.formats.header import Header, TensorInfo, read_numbers
 from rapm_cli.formats.programs import OTHER_KINDS, key_format, verdicts
-from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, is_rapm_lora, parse_lora_header, parse_recipe
+from rapm_cli.formats.recipe import (
+    ADAPTER_KEY,
+    PREFIX,
+    is_rapm_lora,
+    parse_lora_header,
+    parse_recipe,
+    with_adapter_config,
+)
 
 FACTOR_KEY = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
 FAMILIES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by text width
@@ -168,7 +175,7 @@ def _layers(path: Path, header: Header) -> dict[str, LayerInfo]:
                 downs[match[1]] = one
             else:
                 ups.add(match[1])
-    default = _header_alpha(header.metadata)
+    default = _header_alpha(with_adapter_config(path, header.metadata))
     return {
         name: LayerInfo(one.shape[0], alphas.get(name, default), one.shape[1])
         for name, one in downs.items()

@@ -18,7 +18,15 @@ from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, load_lora
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora_keys import check_finite, lora_error, updates_by_layer
 from rapm_cli.formats.lora_scale import fold_scale
-from rapm_cli.formats.recipe import ADAPTER_KEY, PREFIX, RECIPE_KEY, is_rapm_lora, parse_lora_header, parse_recipe
+from rapm_cli.formats.recipe import (
+    ADAPTER_KEY,
+    PREFIX,
+    RECIPE_KEY,
+    is_rapm_lora,
+    parse_lora_header,
+    parse_recipe,
+    with_adapter_config,
+)
 from rapm_cli.formats.safetensors_writer import write_tensors
 
 
@@ -117,7 +125,7 @@ def load_lora(path: Path) -> LoraFile:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}", "copy or download it again") from error
     if facts is None:
-        return convert_lora(path, state, header.metadata)
+        return convert_lora(path, state, with_adapter_config(path, header.metadata))
     check_finite(path, state)
     return LoraFile({name.removeprefix(PREFIX): value for name, value in state.items()}, *facts)
 

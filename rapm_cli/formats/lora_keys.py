@@ -14,6 +14,7 @@ from rapm_cli.formats.programs import OTHER_KINDS
 from rapm_cli.formats.recipe import PREFIX
 
 KOHYA_PREFIX, PEFT_WRAPPER = "lora_unet_", "base_model.model."
+LYCORIS_PREFIX = "lycoris_"  # the same names otherwise
 TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_")
 UP_KEYS = (".up.", ".lora_up.", ".lora_B.")
 SGM_CONFIG = SimpleNamespace(layers_per_block=2)  # the original code of both models has two resnets in a block
@@ -125,7 +126,7 @@ def _to_diffusers_keys(path: Path, state: Mapping[str, Tensor]) -> Iterator[tupl
 
     loader = diffusers.loaders.StableDiffusionXLLoraLoaderMixin
     layers: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
+    for name, value in ((re.sub(f"^{LYCORIS_PREFIX}", KOHYA_PREFIX, name), value) for name, value in state.items()):
         if name.startswith(KOHYA_PREFIX):
             layers.setdefault(name.split(".")[0], {})[name] = value
         else:

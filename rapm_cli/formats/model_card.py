@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapm_cli.formats.modelspec import model_title, training_method
+from rapm_cli.formats.programs import folders
 from rapm_cli.formats.sampling_advice import fooocus_settings, scheduler_of, steps_of, usage_hint, webui_settings
 
 PAPER = "https://arxiv.org/abs/2503.20744"
@@ -126,13 +127,24 @@ def _usage(content: CardContent) -> str:
         f"pipe(prompt, num_inference_steps={steps}, guidance_scale=1.0).images[0]",
     ]
     code = "```python\n" + "\n".join(lines) + "\n```"
-    if not any("ComfyUI" in line.readers for line in content.files):
-        return code
-    loads = f"; it loads the base from `{_plain_text(content.checkpoint)}`" if content.is_lora else ""
-    return (
-        f"{code}\n\nComfyUI: open the workflow that lies beside it{loads}. "
-        f"A1111 and Forge: {webui_settings(content.recipe)}. Fooocus: {fooocus_settings(content.recipe)}."
-    )
+    return "\n\n".join(filter(None, [code, _programs(content)]))
+
+
+def _programs(content: CardContent) -> str:
+    """Return a list of the other programs: where the file belongs, and how to sample."""
+    line = next((line for line in content.files if folders(line.readers, is_lora=content.is_lora)), None)
+    if line is None:
+        return ""
+    loads = f", which loads the base from `{_plain_text(content.checkpoint)}`" if content.is_lora else ""
+    advice = {
+        "ComfyUI": f"open the workflow that lies beside it{loads}",
+        "A1111 and Forge": webui_settings(content.recipe),
+        "Fooocus (SDXL alone)": fooocus_settings(content.recipe) if content.is_xl else "",
+    }
+    places = folders(line.readers, is_lora=content.is_lora)
+    rows = [(program, folder, advice[program]) for program, folder in places.items() if advice[program]]
+    file = f"`{_plain_text(line.name)}`"
+    return "\n".join(f"* {program}: {file} belongs in `{folder}`; {how}." for program, folder, how in rows)
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -1,11 +1,13 @@
 """Tell from a LoRA's keys and header which programs read it, and why another does not. This needs no torch.
 
-Source: the loaders of diffusers 0.42, ComfyUI 17358c8, A1111 1.10 and sd-scripts 48d368f.
+Source: the loaders of diffusers 0.42, A1111 1.10 and sd-scripts 48d368f; for ComfyUI see `comfyui_keys.py`.
 """
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from rapm_cli.formats.comfyui_keys import layers_found
 
 OTHER_KINDS = {  # parts of keys that a plain LoRA which diffusers loads does not have
     "diffusion_model.": "one under ComfyUI's own keys, which diffusers does not load",
@@ -17,6 +19,13 @@ PROGRAMS = ("diffusers", "ComfyUI", "A1111", "sd-scripts")
 KOHYA_HINT = "rapm export --format kohya writes a file that loads there"
 PREFIX_REASON = f"keys that begin with unet. are not supported; {KOHYA_HINT}"
 BARE_REASON = f"peft keys without a prefix are not supported; {KOHYA_HINT}"
+FOLDERS = {  # of a LoRA and of a checkpoint, by program, below the program whose verdict holds for it
+    "ComfyUI": {"ComfyUI": ("models/loras", "models/checkpoints")},
+    "A1111": {
+        "A1111 and Forge": ("models/Lora", "models/Stable-diffusion"),
+        "Fooocus (SDXL alone)": ("models/loras", "models/checkpoints"),
+    },
+}
 UNUSUAL_SHAPES = "it knows a model by its shapes, and these are not those of the published SDXL or SD 1.5"
 A1111_V = "it takes the file for one that predicts noise, unless a .yaml beside it says that it predicts velocities"
 COMFYUI_V = "it takes an SD 1.5 for one that predicts noise, unless its node ModelSamplingDiscrete says v_prediction"
@@ -48,6 +57,10 @@ COMFY = KeyFormat(
         for name in PROGRAMS
         if name != "ComfyUI"
     },
+)
+LYCORIS = KeyFormat(
+    "LyCORIS, by the blocks of diffusers",
+    {name: f"keys that begin with lycoris_ are not supported; {KOHYA_HINT}" for name in PROGRAMS if name != "ComfyUI"},
 )
 MIXED = KeyFormat("a mixture", dict.fromkeys(PROGRAMS[1:], f"some of its keys are not supported; {KOHYA_HINT}"))
 
@@ -82,7 +95,7 @@ def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool
     form = key_format(names)
     if form is None:
         return [Verdict(program, "the file holds no LoRA of a UNet") for program in PROGRAMS]
-    refusals = dict(form.refusals)
+    refusals = {**form.refusals, "ComfyUI": _comfyui_reason(names)}
     if form is KOHYA_BLOCKS and is_xl:
         refusals["sd-scripts"] = f"keys with diffusers' names of SDXL's layers are not supported; {KOHYA_HINT}"
     if is_xl and "A1111" not in refusals and not metadata.get("ss_base_model_version", "sdxl_").startswith("sdxl_"):
@@ -90,6 +103,24 @@ def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool
     if is_xl and "A1111" not in refusals and metadata and "ss_base_model_version" not in metadata:
         refusals["A1111"] = f"the header names no base, so A1111 hides the LoRA while an SDXL is loaded; {KOHYA_HINT}"
     return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
+
+
+def folders(readers: Collection[str], *, is_lora: bool) -> dict[str, str]:
+    """Return the folder in which each program looks for a file, by the program's name.
+
+    Args:
+        readers: Programs that read the file.
+        is_lora: True for a LoRA; False for a checkpoint.
+    """
+    known = (found for program, found in FOLDERS.items() if program in readers)
+    return {program: lora if is_lora else whole for found in known for program, (lora, whole) in found.items()}
+
+
+def _comfyui_reason(names: Collection[str]) -> str:
+    found, count = layers_found(names)
+    if found == count:
+        return ""
+    return f"it finds {found or 'none'} of {count} layers and ignores the others; {KOHYA_HINT}"
 
 
 def checkpoint_verdicts(has_usual_shapes: bool, *, is_xl: bool, is_v: bool, has_workflow: bool) -> list[Verdict]:
@@ -112,6 +143,8 @@ def checkpoint_verdicts(has_usual_shapes: bool, *, is_xl: bool, is_v: bool, has_
 def _key_format_of(name: str) -> KeyFormat | None:
     if name.startswith("lora_unet_"):
         return KOHYA_SGM if ORIGINAL_BLOCK_KEY.match(name) else KOHYA_BLOCKS
+    if name.startswith("lycoris_"):
+        return LYCORIS
     if name.startswith("diffusion_model."):
         return COMFY
     if ".lora_A." in name or ".lora_B." in name:

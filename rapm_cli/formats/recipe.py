@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.storage.files import regular_file
 from rapm_cli.formats.header import Header
 
 PREFIX = "unet."
@@ -15,8 +16,30 @@ RECIPE_KEY = "rapm_recipe"
 RECIPE_FILE = "rapm_recipe.json"  # in the folder of a fused model
 MODEL_INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"  # in a folder of diffusers
 GROUPS = ("sampler", "teacher", "training")  # sections of a recipe
+ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+MAX_CONFIG_BYTES = 2**20
 ADAPTER_KEY = "lora_adapter_metadata"  # diffusers reads rank and alpha here
 UNSUPPORTED_SETTINGS = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")  # peft's, which change the update
+
+
+def with_adapter_config(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a header's metadata, with peft's settings from the file beside it where peft saved the LoRA.
+
+    Args:
+        path: LoRA's file. peft names it `adapter_model.safetensors`, and keeps rank and alpha in `adapter_config.json`.
+        metadata: Metadata of its header.
+
+    Raises:
+        InputError: The settings cannot be read.
+    """
+    beside = path.with_name(ADAPTER_CONFIG)
+    if path.name != ADAPTER_MODEL or ADAPTER_KEY in metadata or not beside.is_file():
+        return metadata
+    try:
+        with regular_file(beside, "check the path").open("rb") as file:
+            return {**metadata, ADAPTER_KEY: file.read(MAX_CONFIG_BYTES).decode()}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{beside} cannot be read, and it holds the LoRA's scale", "copy it again") from error
 
 
 def is_rapm_lora(header: Header) -> bool:

@@ -194,3 +194,8 @@ def test_every_environment_variable_is_named_like_its_option():
 def test_json_can_be_set_for_one_command(rapm, shipped_lora, monkeypatch):
     monkeypatch.setenv("RAPM_INSPECT_JSON", "1")
     assert json.loads(rapm("inspect", str(shipped_lora))[1])["kind"] == "LoRA"
+
+
+def test_lines_of_a_foreign_text_stay_apart(capsys):
+    Output().fact("parameters", "a cube\nNegative prompt: bad\r\n\x1b[31mSteps: 4")
+    assert capsys.readouterr().out.split(None, 1)[1] == "a cube Negative prompt: bad [31mSteps: 4\n"

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from rapm_cli.bases import find_base
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
-from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, lora_weights
 from rapm_cli.export.export import export
 from rapm_cli.formats import exports
+from rapm_cli.formats.comfyui_keys import layers_found
 from rapm_cli.formats.exports import EXPORTS
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import PROGRAMS, verdicts
@@ -175,7 +176,7 @@ READ_BY = {
     lora_forms.peft: ["diffusers"],
     lora_forms.peft_without_prefix: ["diffusers"],
     lora_forms.diffusers_new: ["diffusers"],
-    lora_forms.diffusers_old: ["diffusers"],
+    lora_forms.diffusers_old: ["diffusers", "ComfyUI"],
     lora_forms.diffusers_mixed: ["diffusers"],
     lora_forms.kohya: ["diffusers", "ComfyUI", "A1111"],
     lora_forms.kohya_sgm: list(PROGRAMS),
@@ -190,6 +191,21 @@ def test_the_programs_that_read_a_form_follow_from_its_keys(form, tmp_path):
     found = verdicts(names, {}, is_xl=True)
     assert [one.program for one in found if not one.reason] == READ_BY[form]
     assert [one.program for one in found] == list(PROGRAMS)
+
+
+def test_comfyui_finds_what_its_table_has():
+    """ComfyUI 0.3.64 itself finds as many: `python -m tests.clients --comfyui DIR`."""
+    modules = [name for name, _ in lora_forms.network("sdxl").named_modules() if name.endswith(TARGET_MODULES)]
+    attention = sum(map(lora_forms.is_attention, modules))
+    found = {form: layers_found([form(module)[1] for module in modules]) for form in READ_BY}
+    assert found.pop(lora_forms.peft) == found.pop(lora_forms.diffusers_new) == (len(modules) - attention, len(modules))
+    assert found.pop(lora_forms.peft_without_prefix) == (len(modules) - attention, len(modules))
+    assert found.pop(lora_forms.diffusers_mixed) == (len(modules) - attention, len(modules))
+    for form in (lora_forms.peft_with_adapter, lora_forms.peft_wrapped):
+        assert layers_found([form(module)[1] for module in modules]) == (0, len(modules))
+    assert all(count == (len(modules), len(modules)) for count in found.values())
+    lycoris = [lora_forms.kohya(module)[1].replace("lora_unet_", "lycoris_") for module in modules]
+    assert layers_found(lycoris) == (len(modules), len(modules))
 
 
 def test_a1111_hides_a_lora_whose_header_names_no_sdxl(tmp_path):

@@ -57,3 +57,17 @@ def test_settings_that_a_scheduler_has_stay():
     text = card({"sampler": settings})
     assert "from_config(pipe.scheduler.config, timestep_spacing='trailing', clip_sample=False)" in text
     assert "torch_dtype=torch.float16" in text  # diffusers before 0.40 ignores dtype= in silence
+
+
+@pytest.mark.parametrize(("is_lora", "is_xl"), [(True, True), (True, False), (False, True)])
+def test_the_card_says_where_each_program_looks_and_how_it_samples(is_lora, is_xl):
+    file = CardFile("x.safetensors", ["diffusers", "ComfyUI", "A1111"])
+    lines = card({"sampler": {"steps": 4}}, is_lora=is_lora, is_xl=is_xl, files=[file]).splitlines()
+    found = {line.split(":")[0]: line for line in lines if line.startswith("* ")}
+    assert list(found) == ["* ComfyUI", "* A1111 and Forge", *(["* Fooocus (SDXL alone)"] if is_xl else [])]
+    for line, (lora, whole) in zip(
+        found.values(), [("loras", "checkpoints"), ("Lora", "Stable-diffusion")], strict=False
+    ):
+        assert f"`models/{lora if is_lora else whole}`" in line
+    assert "sampler Euler, schedule type SGM Uniform" in found["* A1111 and Forge"]
+    assert not [line for line in card({}, files=[CardFile("x", ["diffusers"])]).splitlines() if line.startswith("* ")]
