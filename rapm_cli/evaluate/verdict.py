@@ -12,6 +12,7 @@ from rapm_cli.metrics import METRICS
 from rapm_cli.metrics.bootstrap import bootstrap_interval
 
 DRAWS = 1000  # resamples of an interval
+LITTLE = 0.05  # share of a distance; many prompts make even less certain
 LOOK = "how good the images look these figures do not say: see the contact sheet"
 UNPAIRED = (
     "Whether it worked these figures do not say: the student adds new noise, so that its images need not be those of "
@@ -41,6 +42,11 @@ class Finding:
         low, high = self.interval
         ahead = int(low > 0) - int(high < 0)
         return ahead if METRICS[self.metric].is_higher_better else -ahead
+
+    @property
+    def is_small(self) -> bool:
+        """True if a distance to the teacher differs by less than `LITTLE` of the other model's."""
+        return METRICS[self.metric].wants_teacher and abs(self.student - self.other) < LITTLE * abs(self.other)
 
     @property
     def words(self) -> str:
@@ -100,6 +106,8 @@ def _headline(found: Sequence[Finding]) -> str:
     signs = {one.sign for one in found}
     if signs == {0}:
         return "It could not be shown that the distillation changed anything"
+    if all(one.is_small for one in found if one.sign):
+        return f"The distillation changed little, by less than {LITTLE:.0%} of the distance to the teacher"
     if {-1, 1} <= signs:
         return "The distillation helped in part"
     return "The distillation helped" if 1 in signs else "The distillation did harm"

@@ -95,3 +95,11 @@ def test_a_student_that_adds_new_noise_is_not_judged_by_its_distance_to_the_teac
 def test_without_a_comparison_there_is_no_verdict():
     assert verdict(None) == ""
     assert verdict(split(row(TEACHER), row(BASE))) == ""
+
+
+def test_a_small_difference_that_is_certain_is_called_little():
+    hard, step = noise(50), 0.01 * noise(0.0, seed=1)
+    rows = [row(TEACHER), row(BASE, distance=hard), row(STUDENT, distance=hard + step - 0.1)]
+    assert signs(*rows[:0:-1]) == {"fidelity": 1, "latents": 1}
+    assert "little" in verdict(split(*rows))
+    assert "helped" not in verdict(split(*rows))
