@@ -13,13 +13,13 @@ from rapm_cli.bases.base import BASES, Base, Defaults, LabelledPrompts
 from rapm_cli.bases.demo.captions import UNDERSTANDS, caption, phrases, unknown_words
 from rapm_cli.bases.demo.draw import draw
 from rapm_cli.bases.demo.world import SECOND, Scene, labels, random_scenes
+from rapm_cli.bases.places import DEMO_LORA, DEMO_WEIGHTS
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.storage.files import file_sha256
 
-WEIGHTS = Path(__file__).parent / "weights"
-STUDENT = "rapm-demo.safetensors"
+WEIGHTS, STUDENT = DEMO_WEIGHTS, DEMO_LORA.name
 
 
 @cache
@@ -107,7 +107,7 @@ BASES.add("demo")(
         locate=lambda reporter: Weights(verified() / "base", identity()),
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
-        student=WEIGHTS / STUDENT,
+        student=DEMO_LORA,
         labelled_prompts=labelled_prompts,
         warn=warn,
     )
