@@ -7,6 +7,9 @@ import platformdirs
 
 CACHE_FORMAT = 1  # raised when the code makes other trajectories or features from the same settings
 
+DEMO_WEIGHTS = Path(__file__).parent / "demo" / "weights"
+DEMO_LORA = DEMO_WEIGHTS / "rapm-demo.safetensors"  # ships with this package
+
 
 def cache_dir() -> Path:
     """Folder of caches, which rapm can make again."""

@@ -23,7 +23,7 @@ def inspect(
             autocompletion=completion.things,
             help="LoRA, checkpoint, model folder, run, trajectories, image or pickle; or the word cache or device. "
             "Two LoRAs are compared.",
-            show_default="newest run",
+            show_default="newest run, else the LoRA that ships with demo",
         ),
     ] = None,
     values: Annotated[
@@ -66,7 +66,7 @@ def inspect(
     from rapm_cli.inspect.inspect import inspect as inspect_thing
     from rapm_cli.runs.run import newest_lora
 
-    found = [inspect_thing(name) for name in names or [str(newest_lora())]]
+    found = [inspect_thing(name) for name in names or [str(newest_lora(out))]]
     if values:
         from rapm_cli.inspect.weights import add_values
 

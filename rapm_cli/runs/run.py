@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases.places import runs_dir
+from rapm_cli.bases.places import DEMO_LORA, runs_dir
 from rapm_cli.core.common.errors import UNHARMED, DamagedError, DiskError, InputError, Stopped
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.commit import Manifest, read_commit, read_manifest, verify
 from rapm_cli.core.storage.files import TEMPORARY, file_sha256, make_folder, regular_file, replace_file
 from rapm_cli.formats.header import read_header
@@ -323,17 +324,21 @@ def _recipe_of(lora: Path) -> dict[str, Any]:
     return {}
 
 
-def newest_lora() -> Path:
-    """Return the LoRA of the newest run that has one.
+def newest_lora(reporter: Reporter) -> Path:
+    """Return the LoRA of the newest run that has one; where there is no run, the one that ships with the demo base.
+
+    Args:
+        reporter: Receives a line if there is no run.
 
     Raises:
-        InputError: No run has one, or it is damaged.
+        InputError: All runs are unfinished, or the LoRA is damaged.
     """
     run = newest_run_with_lora()
     if run is None and (unfinished := next(unfinished_runs(), None)):
         raise InputError(f"no run has a LoRA yet, not {unfinished.folder}", unfinished.next_step)
     if run is None:
-        raise InputError("there is no run yet", "name a LoRA file, or run: rapm distill --base demo")
+        reporter.say("there is no run yet: this is the LoRA that ships with demo")
+        return DEMO_LORA
     return run.verified_lora()
 
 

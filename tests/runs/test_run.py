@@ -1,7 +1,11 @@
 """How commands find a run folder among others."""
 
 import errno
+import json
+import os
+import socket
 
+from rapm_cli.runs.lock import HOLDER
 from rapm_cli.runs.run import Run
 from tests.messages import names
 from tests.resuming import DISTILL, state_of, unfinished
@@ -66,6 +70,23 @@ def test_two_runs_of_one_second_have_folders_of_their_own(home, monkeypatch):
 
     monkeypatch.setattr("time.strftime", lambda *a: "now")
     assert len({new_run("demo", None).folder for _ in range(3)}) == 3
+
+
+def test_where_there_is_no_run_the_lora_that_generate_would_use_is_shown(rapm, home, shipped_lora):
+    code, out, err = rapm("inspect")
+    assert code == 0
+    assert names(out, shipped_lora)
+    assert names(err, "demo")
+
+
+def test_a_run_that_another_process_trains_is_named_with_that_process(rapm, again):
+    unfinished(again, "00000004")
+    alive = os.getppid()
+    (again.folder / HOLDER).write_text(json.dumps({"pid": alive, "host": socket.gethostname(), "since": "now"}))
+    for argv in (["inspect"], ["export", str(again.folder)], ["inspect", str(again.folder)]):
+        _, out, err = rapm(*argv)
+        assert names(out + err, alive)
+        assert "--resume" not in out + err
 
 
 def test_where_no_run_has_a_lora_yet_the_unfinished_one_is_named(rapm, again):

@@ -13,13 +13,13 @@ from rapm_cli.bases.base import BASES, Base, Defaults, LabelledPrompts
 from rapm_cli.bases.demo.captions import UNDERSTANDS, caption, phrases, unknown_words
 from rapm_cli.bases.demo.draw import draw
 from rapm_cli.bases.demo.world import SECOND, Scene, labels, random_scenes
+from rapm_cli.bases.places import DEMO_LORA, DEMO_WEIGHTS
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.storage.files import file_sha256
 
-WEIGHTS = Path(__file__).parent / "weights"
-STUDENT = "rapm-demo.safetensors"
+WEIGHTS, STUDENT = DEMO_WEIGHTS, DEMO_LORA.name
 FORMER_STUDENTS = frozenset({"fc48103bdc80afce9a74062da9c7190d8ec72626ba91116008dec447fde54c46"})  # the same tensors
 
 
@@ -109,7 +109,7 @@ BASES.add("demo")(
         identity=lambda reporter: identity(),
         architecture=lambda reporter: architecture_of(Weights(WEIGHTS / "base", "")),
         training_prompts=training_prompts,
-        student=WEIGHTS / STUDENT,
+        student=DEMO_LORA,
         former_students=FORMER_STUDENTS,
         labelled_prompts=labelled_prompts,
         warn=warn,
