@@ -43,6 +43,7 @@ class LoadedBase:
         for part in self._family.parts:
             weights.check(part)
         self.latent_shape = judged.latent_shape
+        self.side_px = judged.side_px
         self._time_ids = self._family.time_ids(judged.side_px)
         self._scaling = judged.scaling_factor
 

@@ -129,7 +129,7 @@ def generate(
             )
             for (prompt, seed), image in zip(batch, made, strict=True):
                 path = _free_path(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
-                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter)
+                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter, loaded.side_px)
                 if with_grid:
                     images.append(image)
                     captions.append(f"{prompt}, seed {seed}")
@@ -227,9 +227,11 @@ def _make_folder(output: Path) -> None:
     sweep(output)
 
 
-def _save(image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter) -> None:
+def _save(
+    image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter, side_px: int | None = None
+) -> None:
     kept, step = "the images before it are kept", "generate the remaining images"
-    with_retries(lambda: save_png(image, path, recipe), path, 0, reporter, kept, step)
+    with_retries(lambda: save_png(image, path, recipe, side_px), path, 0, reporter, kept, step)
 
 
 def _free_path(output: Path, stem: str) -> Path:

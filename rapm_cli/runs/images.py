@@ -43,13 +43,14 @@ def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
+def save_png(image: Image.Image, path: Path, recipe: dict[str, Any], side_px: int | None = None) -> None:
     """Write a PNG whole or not at all, with its recipe as JSON for rapm and as text for other programs.
 
     Args:
         image: Image to write.
         path: File to write.
         recipe: How the image was made, as JSON values; prompt, seed, steps and sampler become the text.
+        side_px: Width and height of what the student sampled, if the image shows more than that.
 
     Raises:
         DiskError: The file cannot be written.
@@ -57,7 +58,7 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any]) -> None:
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
     if "prompt" in recipe:
-        info.add_itxt("parameters", infotext(recipe, image.height))  # a comparison is wider than its images
+        info.add_itxt("parameters", infotext(recipe, side_px or image.height))
     try:
         replace_file(path, png_bytes(image, info))
     except OSError as error:
