@@ -41,7 +41,7 @@ def test_generate_draws_the_same_picture_on_a_base_in_a_folder(rapm, tmp_path, k
 def test_export_writes_it_anew_for_every_command(rapm, tmp_path, kohya, shipped_lora):
     assert json.loads(rapm("inspect", kohya, "--json")[1])["form"] == "kohya, by the blocks of SDXL's original code"
     target = str(tmp_path / "again.safetensors")
-    assert rapm("export", kohya, "--base", "demo", "--output", target)[0] == 0
+    assert rapm("export", kohya, "--base", "demo", "--format", "diffusers", "--output", target)[0] == 0
     facts = json.loads(rapm("inspect", target, "--json")[1])
     own = json.loads(rapm("inspect", str(shipped_lora), "--json")[1])
     assert all(facts[name] == own[name] for name in ("modules", "blocks", "parameters", "rank"))
