@@ -12,11 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from rapm_cli.bases import BASES
 from rapm_cli.cli.app import main
+from rapm_cli.cli.console import Output
 from rapm_cli.distill.previews import COLUMNS, Previews
+from rapm_cli.distill.resolve_run import settings_without_weights
 from rapm_cli.distill.trackers import TRACKERS
 from rapm_cli.evaluate import contact_sheet
 from rapm_cli.evaluate.contact_sheet import Scenes
+from rapm_cli.runs.settings import Settings
 from tests.small_demo import use_small_demo
 
 TINY = (
@@ -188,6 +192,23 @@ def test_a_run_goes_on_whoever_is_told_of_it(rapm, home, recorder, shared, tmp_p
     assert [iteration for iteration, _ in Recorder.made.logged] == [2]
 
 
+def test_settings_keep_previews_and_trackers_when_a_run_is_resumed():
+    demo, out, cpu = BASES["demo"], Output(quiet=True), torch.device("cpu")
+    given = {"trajectories": 2, "iterations": 9, "report_to": ("recorder",), "preview_every": 5}
+    begun = settings_without_weights(demo, given | {"preview_prompts": ("a red cube",)}, None, cpu, out)
+    stored = Settings.from_bytes(begun.to_bytes())
+    kept = settings_without_weights(demo, {}, None, cpu, out, stored)
+    assert (kept.report_to, kept.preview_every, kept.preview_prompts) == (("recorder",), 5, ("a red cube",))
+    ended = settings_without_weights(demo, {"preview_every": 0, "report_to": ()}, None, cpu, out, stored)
+    assert (ended.report_to, ended.preview_every) == ((), 0)
+    assert ended.fingerprint == stored.fingerprint
+    older = json.loads(stored.to_bytes())
+    for name in ("report_to", "preview_every", "preview_prompts"):
+        del older[name]
+    assert Settings.from_bytes(json.dumps(older).encode()).fingerprint == stored.fingerprint
+
+
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_previews_and_trackers_until_it_is_told_otherwise(
     rapm, home, recorder, shared, tmp_path
 ):
