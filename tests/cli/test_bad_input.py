@@ -78,7 +78,6 @@ def test_a_bad_value_is_one_line_and_exit_2(rapm, argv, named):
         (["generate", "a red cube", "--lora", "nowhere"], 3, "nowhere"),
         (["generate", "--from", "nowhere.png"], 3, "nowhere.png"),
         (["generate", "a photo of a woman"], 4, "--base demo"),
-        (["inspect"], 3, "rapm distill --base demo"),
         (["inspect", "nowhere"], 3, "nowhere"),
         (["inspect", ""], 3, "''"),
         (["inspect", "x" * 300], 3, "error"),
