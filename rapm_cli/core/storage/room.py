@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rapm_cli.core.common.errors import DiskError
 
-SPARE = 2**20  # bytes, for names and manifests
+SPARE = 2**16  # bytes, for names and manifests: 16 blocks of a usual disk
 
 
 def require_room(place: Path, needed: int, what: str) -> None:
