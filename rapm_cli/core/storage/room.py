@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rapm_cli.core.common.errors import DiskError
 
-SPARE, BLOCKS = 2**20, 2**14  # bytes for names and manifests: of a large result at most, and of the smallest one
+SPARE = 2**16  # bytes, for names and manifests: 16 blocks of a usual disk
 
 
 def require_room(place: Path, needed: int, what: str) -> None:
@@ -19,9 +19,8 @@ def require_room(place: Path, needed: int, what: str) -> None:
     Raises:
         DiskError: Too little space is free.
     """
-    wanted = needed + min(SPARE, needed + BLOCKS)
-    if free_bytes(place) < wanted:
-        raise DiskError.full(place, what, wanted, free_bytes(place))
+    if free_bytes(place) < needed + SPARE:
+        raise DiskError.full(place, what, needed + SPARE, free_bytes(place))
 
 
 def free_bytes(place: Path) -> int:
