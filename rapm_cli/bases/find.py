@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.checkpoint import V_TENSOR, checkpoint_kind
+from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published, published_name
@@ -17,6 +17,7 @@ from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.formats.header import read_header
+from rapm_cli.formats.original_layout import V_TENSOR
 
 CHOICES = "give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
 PATH_STARTS = ("./", "../", "/", "~", ".\\")  # a name that begins like this means a path, even if it does not exist

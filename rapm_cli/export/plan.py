@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rapm_cli.bases import Base, Weights
-from rapm_cli.bases.checkpoint import V_TENSOR
 from rapm_cli.bases.support import V_PREDICTION, judge
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
@@ -26,7 +25,7 @@ from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
-from rapm_cli.formats.original_layout import clip_name
+from rapm_cli.formats.original_layout import V_TENSOR, clip_name
 from rapm_cli.formats.programs import PROGRAMS, Verdict, checkpoint_verdicts
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
