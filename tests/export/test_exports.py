@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import find_base
+from rapm_cli.bases.hub import PIPELINE, Snapshot
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
 from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, lora_weights
@@ -21,6 +23,7 @@ from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import PROGRAMS, verdicts
 from tests.bases.conftest import load, originals, pipeline, usual_shapes  # noqa: F401  # fixtures
+from tests.bases.small_models import edit
 from tests.formats import lora_forms
 
 OUT = Output(quiet=True)
@@ -107,6 +110,25 @@ def test_a_lora_of_a_base_of_other_shapes_is_for_diffusers_alone(made, tmp_path)
     for file in done.files:
         facts = describe_lora(file.path, read_header(file.path))
         assert [one["program"] for one in facts["programs"] if not one["reason"]] == ["diffusers"]
+
+
+def test_comfyui_is_told_that_an_sd15_of_the_hub_predicts_velocities(originals, tmp_path, usual_shapes, monkeypatch):  # noqa: F811
+    """A LoRA's export fetches no weights of its base: the configurations say it."""
+    folder = shutil.copytree(originals["sd15"], tmp_path / "small-sd15")
+    edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    asked = []
+
+    def fetch(repo, revision, selection, reporter):
+        asked.append(selection)
+        return Snapshot(repo, "0" * 40, folder, ())
+
+    monkeypatch.setattr("rapm_cli.bases.published.fetch", fetch)
+    lora = write_lora(folder, tmp_path / "mine.safetensors")
+    export(lora, find_base("org/small", OUT), tmp_path / "out", reporter=OUT)
+    assert PIPELINE not in asked
+    nodes = json.loads((tmp_path / "out" / "comfyui.json").read_text())
+    (number,) = [k for k, node in nodes.items() if node["class_type"] == "ModelSamplingDiscrete"]
+    assert nodes["6"]["inputs"]["model"] == [number, 0]
 
 
 @pytest.mark.slow
