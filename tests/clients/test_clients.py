@@ -3,6 +3,6 @@
 import pytest
 
 
-@pytest.mark.skip(reason="needs checkouts and 12 GB of environments: see python -m tests.clients --help")
+@pytest.mark.skip(reason="needs checkouts, and GBs of environments and checkpoints: see python -m tests.clients --help")
 def test_every_program_reads_what_we_say():
     pass

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import vision  # noqa: F401
 
 
 def main() -> None:
