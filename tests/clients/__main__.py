@@ -1,7 +1,7 @@
 """Load our files in the programs that read them, and print one table.
 
 `python -m tests.clients --comfyui DIR --sd-scripts DIR --webui DIR` takes checkouts by path. Whatever is not given is
-skipped with the reason, as in CI. Environments are made once below `--environments`: 4 GB and 10 minutes with a torch for CPUs.
+skipped with the reason, as in CI. Environments are made once below `--environments`: 4 GB, with a torch for CPUs.
 """
 
 import argparse
