@@ -65,7 +65,7 @@ def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not_stopped(made, rapm,
     assert (code, names(err, again, "moved")) == (2, True)
 
 
-def test_a_runs_lora_draws_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):
+def test_a_runs_lora_samples_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):
     folder, place, _ = made
     monkeypatch.setenv("RAPM_HOME", str(place / "home"))
     run, exported = str(place / "run"), tmp_path / "mine.safetensors"
