@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rapm_cli.bases.architectures import Architecture
+from rapm_cli.bases.support import EPSILON
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
@@ -61,6 +62,7 @@ class Base:
         identity: Function that returns the identity of the weights, equal wherever they are; it downloads no weights.
         architecture: Function that returns the shapes; it downloads configurations at most.
         training_prompts: Function (count, seed) -> prompts.
+        prediction_type: What the network predicts: "epsilon" or "v_prediction".
         student: Distilled LoRA that ships with the base, or None.
         former_students: sha256 of files in which the same LoRA shipped before, under another header. Images name them.
         labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
@@ -74,6 +76,7 @@ class Base:
     identity: Callable[[Reporter], str]
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
+    prediction_type: str = EPSILON
     student: Path | None = None
     former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None

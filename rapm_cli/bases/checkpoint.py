@@ -8,7 +8,7 @@ from pathlib import Path
 from rapm_cli.bases.support import EPSILON, STEPS, V_PREDICTION
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.header import SUFFIX, Header, TensorInfo, read_header, read_numbers
-from rapm_cli.formats.original_layout import CLIP, CLIP_XL, OPEN_CLIP, UNET, VAE
+from rapm_cli.formats.original_layout import CLIP, CLIP_XL, OPEN_CLIP, UNET, V_TENSOR, VAE
 
 ENCODERS = {"sdxl": (CLIP_XL, OPEN_CLIP), "sd15": (CLIP,)}
 OTHER_FAMILIES = {  # first tensors by which other models are known, to name them
@@ -38,7 +38,6 @@ PREDICTIONS = {  # their values, in lower case with underscores
     **dict.fromkeys(("v", "v_pred", "vpred", "v_prediction", "velocity"), V_PREDICTION),
 }
 UNSAID = ("", "none", "null")
-V_TENSOR = "v_pred"  # an empty tensor of ComfyUI and NoobAI-XL
 V_KEY, ZERO_KEY = "ss_v_parameterization", "ss_zero_terminal_snr"  # of sd-scripts: "True" or "False"
 ALPHAS, SIGMAS = "alphas_cumprod", "denoiser.sigmas"  # schedules that some files store
 BETA_START, BETA_END = 0.00085, 0.012  # of both families

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.checkpoint import V_TENSOR, checkpoint_kind
+from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published, published_name
-from rapm_cli.bases.support import V_PREDICTION, judge
+from rapm_cli.bases.support import EPSILON, V_PREDICTION, judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.formats.header import read_header
+from rapm_cli.formats.original_layout import V_TENSOR
 
 CHOICES = "give a model's folder, a .safetensors checkpoint, or ORG/NAME of the hub"
 PATH_STARTS = ("./", "../", "/", "~", ".\\")  # a name that begins like this means a path, even if it does not exist
@@ -72,7 +73,8 @@ def find_again(source: str, reporter: Reporter) -> Base:
 
 def _folder_base(folder: Path) -> Base:
     configs = Weights(folder, "")
-    defaults = FAMILIES[judge(configs).family].defaults
+    judged = judge(configs)
+    defaults = FAMILIES[judged.family].defaults
 
     def identity(reporter: Reporter) -> str:
         return folder_identity(folder)
@@ -80,14 +82,14 @@ def _folder_base(folder: Path) -> Base:
     def locate(reporter: Reporter) -> Weights:
         return Weights(folder, identity(reporter))
 
-    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs)
+    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs, judged.prediction_type)
 
 
 def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
     if known := published_name(published):  # SDXL by its name on the hub is SDXL
         return BASES[known]
     try:
-        family = judge(published.outline(reporter)).family
+        judged = judge(published.outline(reporter))
     except WeightsError as error:
         error.message += f"; and there is no folder {name} here"
         raise
@@ -96,8 +98,8 @@ def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
         raise
     if known := published_name(published):  # the hub has told its commit
         return BASES[known]
-    defaults = FAMILIES[family].defaults
-    return _base(published.repo, name, defaults, published.weights, published.identity, published.outline)
+    defaults, outline = FAMILIES[judged.family].defaults, published.outline
+    return _base(published.repo, name, defaults, published.weights, published.identity, outline, judged.prediction_type)
 
 
 def _checkpoint_base(path: Path) -> Base:
@@ -110,7 +112,8 @@ def _checkpoint_base(path: Path) -> Base:
         folder = PUBLISHED[family].configs(reporter).folder
         return Weights(folder, identity(reporter), checkpoint=path, prediction_type=prediction_type)
 
-    return _base(path.stem, str(path), BASES[family].defaults, locate, identity, PUBLISHED[family].configs)
+    defaults, configs = BASES[family].defaults, PUBLISHED[family].configs
+    return _base(path.stem, str(path), defaults, locate, identity, configs, prediction_type or EPSILON)
 
 
 def _base(
@@ -120,6 +123,7 @@ def _base(
     locate: Callable[[Reporter], Weights],
     identity: Callable[[Reporter], str],
     configs: Callable[[Reporter], Weights],
+    prediction_type: str,
 ) -> Base:
     return Base(
         name=name,
@@ -129,6 +133,7 @@ def _base(
         identity=identity,
         architecture=lambda reporter: architecture_of(configs(reporter)),
         training_prompts=photographic_prompts,
+        prediction_type=prediction_type,
     )
 
 

@@ -46,7 +46,8 @@ def generate(
 ) -> None:
     """Generate images with a distilled LoRA."""
     out = Output(as_json=json, quiet=quiet)
-    seeds, output = options.parse_seeds(seed, num_images), options.parse_folder(output)
+    seeds = options.parse_seeds(seed, num_images)
+    output = options.parse_folder(output, options.IMAGES, "numbers and seeds become the images' names")
     wanted = options.parse_prompts(prompt, prompts, out, needed=from_image is None)
     out.say("starting")
     from rapm_cli.bases.device import find_device, find_rng
@@ -114,7 +115,7 @@ def export(
             envvar="RAPM_EXPORT_FORMAT",
             autocompletion=completion.list_of(*completion.FORMATS),
             help="Format of the LoRA: diffusers, kohya, or both with a comma.",
-            show_default="both in a folder, one in a .safetensors file",
+            show_default="both in a folder, kohya in a .safetensors file",
         ),
     ] = "",
     fuse: Annotated[
@@ -130,7 +131,8 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to write, or a file that ends in .safetensors.", show_default="RUN-lora or RUN-fused"
+            help="Folder to write; or one file that ends in .safetensors, in kohya's format without --format.",
+            show_default="RUN-lora or RUN-fused",
         ),
     ] = None,
     push_to_hub: Annotated[

@@ -97,6 +97,7 @@ def distill(
     from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
+    output = options.parse_folder(output, options.LORAS, "the LoRA is a file in it, which rapm export copies")
     if resume and (new or output):
         raise ConfigError("--resume does not go with --new or --output", "leave them out")
     if run and not resume:

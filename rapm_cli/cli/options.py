@@ -20,6 +20,7 @@ from rapm_cli.core.method.config import options as declared_options
 
 MAX_SEEDS = 100_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")  # endings of a file's name
+LORAS = (".safetensors", ".ckpt", ".pt")
 PROMPTS = "Prompts: text, JSON lines, COCO captions or CSV file, FILE.csv:COLUMN, or - for standard input."
 
 
@@ -186,16 +187,21 @@ def parse_seeds(text: str, count: int) -> list[int]:
     return list(range(first, last + 1))
 
 
-def parse_folder(path: Path | None) -> Path | None:
-    """Return the path of a folder for images.
+def parse_folder(path: Path | None, endings: tuple[str, ...], remedy: str) -> Path | None:
+    """Return the path of a folder to write to.
+
+    Args:
+        path: Value of `--output`.
+        endings: Endings of the files that the command writes into the folder.
+        remedy: What becomes of these files.
 
     Raises:
-        ConfigError: It has the name of an image, and is no folder.
+        ConfigError: It has the name of such a file, and is no folder.
     """
-    if path is not None and path.suffix.lower() in IMAGES and not path.is_dir():
+    if path is not None and path.suffix.lower() in endings and not path.is_dir():
         raise ConfigError(
-            f"--output {path} is the name of an image, and --output is a folder",
-            f"give --output {shlex.quote(str(path.with_suffix('')))}; numbers and seeds become the images' names",
+            f"--output {path} is the name of a file, and --output is a folder",
+            f"give --output {shlex.quote(str(path.with_suffix('')))}; {remedy}",
         )
     return path
 

@@ -133,7 +133,9 @@ def lora_target(base: Base, reporter: Reporter) -> LoraTarget:
     architecture = base.architecture(reporter)
     network = architecture.network(torch.device("meta"), torch.float32)
     layers = {name for name, layer in network.named_modules() if hasattr(layer, "weight")}
-    return LoraTarget(architecture.has_pooled_text, layers, architecture.side_px)
+    return LoraTarget(
+        architecture.has_pooled_text, layers, architecture.side_px, has_usual_shapes=architecture.has_usual_shapes
+    )
 
 
 def _write_file(plan: ExportPlan, output: Path) -> tuple[list[ExportedFile], int]:

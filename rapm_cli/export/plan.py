@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from rapm_cli.bases import Base, Weights
-from rapm_cli.bases.checkpoint import V_TENSOR
-from rapm_cli.bases.support import V_PREDICTION, judge
+from rapm_cli.bases.support import V_PREDICTION
 from rapm_cli.bases.weights import FP16, read_json
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
@@ -26,7 +25,7 @@ from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
-from rapm_cli.formats.original_layout import clip_name
+from rapm_cli.formats.original_layout import V_TENSOR, clip_name
 from rapm_cli.formats.programs import PROGRAMS, Verdict, checkpoint_verdicts
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
@@ -173,11 +172,11 @@ def plan_fused_checkpoint(
             for one of its tensors.
     """
     weights, architecture = base.locate(reporter), base.architecture(reporter)
-    outputs = _original_outputs(weights, fuser)
+    is_v = base.prediction_type == V_PREDICTION
+    outputs = _original_outputs(weights, fuser, is_v)
     is_xl, side_px = architecture.has_pooled_text, architecture.side_px
     metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
     metadata |= {"modelspec.merged_from": base.name}
-    is_v = predicts_velocity(weights)
     metadata |= {"modelspec.prediction_type": "v"} if is_v else {}  # sd-scripts' word
     found = checkpoint_verdicts(architecture.has_usual_shapes, is_xl=is_xl, is_v=is_v, has_workflow=has_workflow)
     write = partial(_write_fused, outputs=outputs, metadata=metadata, verdicts=found, reporter=reporter)
@@ -197,14 +196,9 @@ def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
     return (json.dumps(config | new, indent=2) + "\n").encode()
 
 
-def predicts_velocity(weights: Weights) -> bool:
-    """Return True where a base's network predicts velocities, by its checkpoint or by its folder."""
-    return judge(weights).prediction_type == V_PREDICTION
-
-
-def _original_outputs(weights: Weights, fuser: LoraFuser) -> dict[str, OutputTensor]:
+def _original_outputs(weights: Weights, fuser: LoraFuser, is_v: bool) -> dict[str, OutputTensor]:
     # ComfyUI and rapm look for the name of this empty tensor
-    mark = {V_TENSOR: OutputTensor((), "F32", (0,))} if predicts_velocity(weights) else {}
+    mark = {V_TENSOR: OutputTensor((), "F32", (0,))} if is_v else {}
     if weights.checkpoint:
         fused = fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
         return mark | {clip_name(name): output for name, output in fused.items()}

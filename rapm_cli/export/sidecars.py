@@ -7,8 +7,9 @@ from typing import Any
 
 from rapm_cli.bases import BASES, Base
 from rapm_cli.bases.published import PUBLISHED
+from rapm_cli.bases.support import V_PREDICTION
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.export.plan import CARD, SHEET, ExportedFile, predicts_velocity
+from rapm_cli.export.plan import CARD, SHEET, ExportedFile
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
@@ -50,8 +51,6 @@ def build_sidecars(
     metrics, provenance = _metrics(run) if has_sheet else ([], "")
     lines = [CardFile(file.path.relative_to(output).as_posix(), file.readers) for file in files]
     published, is_local = PUBLISHED.get(base.name), base.source in BASES.names() or Path(base.source).exists()
-    # The bases with names of their own predict noise, and a LoRA's export downloads no weights to look.
-    is_v = (not is_lora or Path(base.source).exists()) and predicts_velocity(base.locate(reporter))
     base_file = PUBLISHED_FILES.get(base.name, f"{base.name.rpartition('/')[2]}{SUFFIX}")
     content = CardContent(
         lora.recipe,
@@ -62,7 +61,7 @@ def build_sidecars(
         files=lines,
         prompt=min(base.training_prompts(8, 0), key=len),
         checkpoint=base_file,
-        is_v=is_v,
+        is_v=base.prediction_type == V_PREDICTION,
         has_usual_shapes=architecture.has_usual_shapes,
         image=SHEET if has_sheet else None,
         metrics=metrics,
@@ -76,7 +75,7 @@ def build_sidecars(
             lora=comfy if is_lora else None,
             side_px=architecture.side_px,
             prompt=content.prompt,
-            is_v=is_v and not content.is_xl,  # ComfyUI sees it in an SDXL
+            is_v=content.is_v and not content.is_xl,  # ComfyUI sees it in an SDXL
         )
         made[WORKFLOW] = (json.dumps(workflow, indent=2) + "\n").encode()
     return made

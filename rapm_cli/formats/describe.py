@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.formats.header import Header, TensorInfo, read_numbers
-from rapm_cli.formats.programs import OTHER_KINDS, key_format, verdicts
+from rapm_cli.formats.original_layout import V_TENSOR
+from rapm_cli.formats.programs import OTHER_KINDS, checkpoint_verdicts, key_format, verdicts
 from rapm_cli.formats.recipe import (
     ADAPTER_KEY,
     PREFIX,
@@ -24,6 +25,8 @@ from rapm_cli.formats.recipe import (
 
 FACTOR_KEY = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
 FAMILIES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by text width
+ANOTHER_WIDTH = "a base whose text is"
+TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]")  # a layer whose input is the text
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 BLOCK_NAME = re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]?(\d+)?")
 PROVENANCE = {  # metadata keys of other programs, and the names that rapm shows them under
@@ -74,6 +77,8 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
     form = key_format(names)
     ranks, alphas = Counter(one.rank for one in layers.values()), Counter(one.alpha for one in layers.values())
     base = _base_family(layers)
+    is_usual = not base.startswith(ANOTHER_WIDTH)
+    found = verdicts(names, header.metadata, is_xl=base == FAMILIES[2048], has_usual_shapes=is_usual)
     rank, alpha = next(iter(ranks), None), next(iter(alphas), None)
     is_one = len(ranks) == len(alphas) == 1
     kind = next((kind for piece, kind in OTHER_KINDS.items() if any(piece in name for name in names)), None)
@@ -92,7 +97,7 @@ def describe_lora(path: Path, header: Header) -> dict[str, Any]:
         "parameters": sum(one.count for name, one in header.tensors.items() if not name.endswith(".alpha")),
         "blocks": dict(sorted(Counter(map(block_of, layers)).items())),
         "fits": base,
-        "programs": [asdict(one) for one in verdicts(names, header.metadata, is_xl=base == FAMILIES[2048])],
+        "programs": [asdict(one) for one in found],
         "recipe": _recipe(header.metadata),
         "said": _provenance(header.metadata),
     }
@@ -124,17 +129,15 @@ def describe_model(path: Path, header: Header) -> dict[str, Any]:
         "recipe": _recipe(header.metadata),
         "said": _provenance(header.metadata),
     }
-    return facts | ({"predicts": "v_prediction"} if "v_pred" in names else {})
+    return facts | ({"predicts": "v_prediction"} if V_TENSOR in names else {})
 
 
 def _model_kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tuple[str, list[str]]:
-    readers = ["ComfyUI", "A1111", "diffusers (from_single_file)", "rapm (--base)"]
     if "unet" in parts:
         family = "Stable Diffusion XL" if "OpenCLIP" in parts else "Stable Diffusion 1" if "CLIP" in parts else ""
-        is_whole = bool(family) and "autoencoder" in parts
-        return (
-            (f"checkpoint of a whole {family}", readers) if is_whole else ("UNet in the original layout", ["ComfyUI"])
-        )
+        if not family or "autoencoder" not in parts:
+            return "UNet in the original layout", ["ComfyUI"]
+        return f"checkpoint of a whole {family}", _checkpoint_readers(names, is_xl="OpenCLIP" in parts)
     known = {"conv_in.weight": "UNet", "decoder.conv_in.weight": "autoencoder", "z_teacher": "teacher trajectories"}
     for name, kind in known.items():
         if name in names:
@@ -142,6 +145,13 @@ def _model_kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tu
     if any("embeddings.token_embedding.weight" in name for name in names):
         return "text encoder in transformers' layout", []
     return "tensors", []
+
+
+def _checkpoint_readers(names: Mapping[str, TensorInfo], *, is_xl: bool) -> list[str]:
+    widths = {one.shape[-1] for name, one in names.items() if TEXT_READER.search(name) and name.endswith(".weight")}
+    is_usual, is_v = widths <= {2048 if is_xl else 768}, V_TENSOR in names
+    found = checkpoint_verdicts(is_usual, is_xl=is_xl, is_v=is_v, has_workflow=False)
+    return [one.program for one in found if not one.reason] + ["rapm (--base)"]
 
 
 def _part_facts(header: Header, start: str) -> dict[str, Any]:
@@ -201,8 +211,8 @@ def _read_alpha(path: Path, one: TensorInfo) -> float | None:
 
 def _base_family(layers: Mapping[str, LayerInfo]) -> str:
     """Return the model family that the LoRA fits, by the width of the text embedding that its layers read."""
-    widths = {one.inputs for name, one in layers.items() if re.search(r"attn2[._](processor\.)?to_[kv]", name)}
-    found = {FAMILIES.get(width, f"a base whose text is {width} wide") for width in widths}
+    widths = {one.inputs for name, one in layers.items() if TEXT_READER.search(name)}
+    found = {FAMILIES.get(width, f"{ANOTHER_WIDTH} {width} wide") for width in widths}
     if not found:
         return "unknown: no layer that reads the text is changed"
     return found.pop() if len(found) == 1 else "unknown: its layers read texts of several widths"

@@ -57,7 +57,7 @@ def verify_lora(path: Path, lora: LoraFile, target: LoraTarget) -> list[Verdict]
                 f"{path} applies another update to {module} than the LoRA does",
                 "give --dtype fp32, which rounds nothing",
             )
-    return verdicts(header.tensors, header.metadata, is_xl=target.is_xl)
+    return verdicts(header.tensors, header.metadata, is_xl=target.is_xl, has_usual_shapes=target.has_usual_shapes)
 
 
 def _layer_update(lora: LoraFile, module: str) -> torch.Tensor:

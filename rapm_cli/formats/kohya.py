@@ -32,12 +32,14 @@ class LoraTarget:
         layers: Names of the UNet's layers in diffusers.
         side_px: Width and height of the images, in pixels.
         alias: Name that A1111 shows for the LoRA; empty for the file's stem.
+        has_usual_shapes: True for the shapes of the published SDXL or SD 1.5, by which other programs know a base.
     """
 
     is_xl: bool
     layers: Collection[str]
     side_px: int
     alias: str = ""
+    has_usual_shapes: bool = True
 
     def kohya_name(self, module: str) -> str:
         """Return kohya's name for a layer of diffusers.

@@ -26,7 +26,7 @@ FOLDERS = {  # of a LoRA and of a checkpoint, by program, below the program whos
         "Fooocus (SDXL alone)": ("models/loras", "models/checkpoints"),
     },
 }
-UNUSUAL_SHAPES = "it knows a model by its shapes, and these are not those of the published SDXL or SD 1.5"
+UNUSUAL_SHAPES = "it knows a base by its shapes, and this one's are not those of the published SDXL or SD 1.5"
 A1111_V = "it takes the file for one that predicts noise, unless a .yaml beside it says that it predicts velocities"
 COMFYUI_V = "it takes an SD 1.5 for one that predicts noise, unless its node ModelSamplingDiscrete says v_prediction"
 ORIGINAL_BLOCK_KEY = re.compile(r"lora_unet_(input|middle|output)_block|lora_unet_(time_embed|label_emb|out)_\d")
@@ -84,17 +84,24 @@ def key_format(names: Collection[str]) -> KeyFormat | None:
     return forms.pop() if len(forms) == 1 else MIXED if forms else None
 
 
-def verdicts(names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool) -> list[Verdict]:
+def verdicts(
+    names: Collection[str], metadata: Mapping[str, str], *, is_xl: bool, has_usual_shapes: bool = True
+) -> list[Verdict]:
     """Return one verdict for each program.
 
     Args:
         names: Names of the LoRA's tensors.
         metadata: Metadata of the LoRA's header.
         is_xl: True for a LoRA of an SDXL.
+        has_usual_shapes: True where the base has the shapes of the published SDXL or SD 1.5. Other programs than
+            diffusers cannot open another base.
     """
     form = key_format(names)
     if form is None:
         return [Verdict(program, "the file holds no LoRA of a UNet") for program in PROGRAMS]
+    if not has_usual_shapes:
+        refusals = {**form.refusals, **dict.fromkeys(PROGRAMS[1:], UNUSUAL_SHAPES)}
+        return [Verdict(program, refusals.get(program, "")) for program in PROGRAMS]
     refusals = {**form.refusals, "ComfyUI": _comfyui_reason(names)}
     if form is KOHYA_BLOCKS and is_xl:
         refusals["sd-scripts"] = f"keys with diffusers' names of SDXL's layers are not supported; {KOHYA_HINT}"
@@ -133,7 +140,7 @@ def checkpoint_verdicts(has_usual_shapes: bool, *, is_xl: bool, is_v: bool, has_
         has_workflow: True where a ComfyUI workflow that says so lies beside the checkpoint.
     """
     if not has_usual_shapes:
-        return [Verdict(program, UNUSUAL_SHAPES if program != "diffusers" else "") for program in PROGRAMS]
+        return [Verdict(program, UNUSUAL_SHAPES if program in PROGRAMS[1:] else "") for program in PROGRAMS]
     refusals = {"A1111": A1111_V} if is_v else {}
     if is_v and not is_xl and not has_workflow:
         refusals["ComfyUI"] = COMFYUI_V

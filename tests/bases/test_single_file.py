@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import LoadedBase, Weights, find_base
-from rapm_cli.bases.architectures import ARCHITECTURES, Architecture
+from rapm_cli.bases.architectures import ARCHITECTURES
 from rapm_cli.bases.base import Base
 from rapm_cli.bases.checkpoint import checkpoint_kind
 from rapm_cli.cli.console import Output
@@ -206,12 +206,6 @@ def test_what_overflows_or_does_not_fit_is_refused_and_nothing_is_left(
     with pytest.raises(VerificationError, match=naming("first_stage_model.encoder.conv_in.bias")):
         export(lora, base_of(folder), output, fuse=True, dtype="fp32", reporter=OUT, single_file=True)
     assert set(tmp_path.iterdir()) == before | {lora}
-
-
-@pytest.fixture
-def usual_shapes(monkeypatch):
-    """Let the small models pass for published ones, by whose shapes other programs know a model."""
-    monkeypatch.setattr(Architecture, "has_usual_shapes", True)
 
 
 def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lora_of, tmp_path, usual_shapes):

@@ -45,6 +45,8 @@ DISTILL = ["distill", "--base", "demo"]
         (["generate", "a red cube", "--seed", f"{2**64 - 1}", "--num-images", "2"], "--seed"),
         (["generate", "a", "red", "cube"], "3 'a red cube'"),
         (["generate", "a red cube", "--output", "x.PNG"], "--output x.PNG"),
+        ([*DISTILL, "--output", "x.safetensors"], "--output x.safetensors export"),
+        ([*DISTILL, "--dry-run", "--output", "x.safetensors"], "--output x.safetensors export"),
         (["generate", "a red cube", "--lora", "a", "--lora", "b"], "--lora 2"),
         (["generate", "a red cube", "--output", "a", "--outdir=a"], "--output 2"),
         ([*DISTILL, "--prompts", "a", "--prompts", "b", "--prompts", "c"], "--prompts 3"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,16 +10,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rapm_cli.bases import find_base
+from rapm_cli.bases.hub import PIPELINE, Snapshot
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError, VerificationError
 from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, lora_weights
 from rapm_cli.export.export import export
 from rapm_cli.formats import exports
 from rapm_cli.formats.comfyui_keys import layers_found
+from rapm_cli.formats.describe import describe_lora
 from rapm_cli.formats.exports import EXPORTS
+from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora import LoraFile, load_lora, save_lora
 from rapm_cli.formats.programs import PROGRAMS, verdicts
-from tests.bases.conftest import load, originals, pipeline  # noqa: F401  # a fixture
+from tests.bases.conftest import load, originals, pipeline, usual_shapes  # noqa: F401  # fixtures
+from tests.bases.small_models import edit
 from tests.formats import lora_forms
 
 OUT = Output(quiet=True)
@@ -65,7 +70,7 @@ def test_diffusers_samples_the_same_image_from_every_format(made, tmp_path):
     assert (sample(pipeline(folder)) - images[0]).abs().max() > 0.05
 
 
-def test_headers_and_sidecars_describe_the_export(made, tmp_path):
+def test_headers_and_sidecars_describe_the_export(made, tmp_path, usual_shapes):  # noqa: F811
     family, folder, lora = made
     done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
     assert sorted(path.name for path in done.path.iterdir()) == [
@@ -90,6 +95,40 @@ def test_headers_and_sidecars_describe_the_export(made, tmp_path):
     )
     for node in nodes.values():  # every link leads to a node
         assert all(value[0] in nodes for value in node["inputs"].values() if isinstance(value, list))
+
+
+def test_a_lora_of_a_base_of_other_shapes_is_for_diffusers_alone(made, tmp_path):
+    """The demo base is one. ComfyUI, A1111 and sd-scripts cannot open it, so no card or workflow names them."""
+    _, folder, lora = made
+    done = export(lora, find_base(str(folder), OUT), tmp_path / "out", reporter=OUT)
+    assert [file.readers for file in done.files] == [["diffusers"]] * len(EXPORTS.names())
+    assert not (done.path / "comfyui.json").exists()
+    said = (done.path / "README.md").read_text()
+    assert not {"ComfyUI", "A1111", "sd-scripts", "ComfyUI:", "`models/loras`;"} & set(
+        said[said.index("## Files") : said.index("## Recipe")].split()
+    )
+    for file in done.files:
+        facts = describe_lora(file.path, read_header(file.path))
+        assert [one["program"] for one in facts["programs"] if not one["reason"]] == ["diffusers"]
+
+
+def test_comfyui_is_told_that_an_sd15_of_the_hub_predicts_velocities(originals, tmp_path, usual_shapes, monkeypatch):  # noqa: F811
+    """A LoRA's export fetches no weights of its base: the configurations say it."""
+    folder = shutil.copytree(originals["sd15"], tmp_path / "small-sd15")
+    edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    asked = []
+
+    def fetch(repo, revision, selection, reporter):
+        asked.append(selection)
+        return Snapshot(repo, "0" * 40, folder, ())
+
+    monkeypatch.setattr("rapm_cli.bases.published.fetch", fetch)
+    lora = write_lora(folder, tmp_path / "mine.safetensors")
+    export(lora, find_base("org/small", OUT), tmp_path / "out", reporter=OUT)
+    assert PIPELINE not in asked
+    nodes = json.loads((tmp_path / "out" / "comfyui.json").read_text())
+    (number,) = [k for k, node in nodes.items() if node["class_type"] == "ModelSamplingDiscrete"]
+    assert nodes["6"]["inputs"]["model"] == [number, 0]
 
 
 @pytest.mark.slow
