@@ -19,7 +19,7 @@ from tests.bases.small_models import SIDE, edit
 from tests.messages import names
 
 PROMPTS = ["a red cube", "a blue sphere at dawn"]
-SHORT = ["--iterations", "2", "--trajectories", "2", "--fine-steps", "2", "--samples", "0"]
+SHORT = ["--iterations", "2", "--trajectories", "2", "--fine-steps", "2", "--samples", "0", "--warmup", "0"]
 
 
 @pytest.fixture(scope="module", params=WRITERS)
