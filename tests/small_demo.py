@@ -51,6 +51,7 @@ def small_demo(folder: Path) -> Base:
     return dataclasses.replace(
         DEMO,
         locate=lambda reporter: weights,
+        identity=lambda reporter: weights.identity,
         architecture=lambda reporter: architecture_of(weights),
         student=None,
     )

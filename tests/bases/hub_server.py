@@ -6,14 +6,20 @@ Large files, those that the hub keeps in LFS, are redirected to another path as 
 import base64
 import hashlib
 import json
+import os
+import shlex
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from huggingface_hub import constants
 
 LARGE = (".safetensors", ".bin", ".pt")
 CODES = {401: "GatedRepo", 404: "RepoNotFound"}  # how the hub says which 401 and 404 it means
@@ -250,3 +256,21 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[len(data) // 2 :]
         self.hub.sent += len(data) if is_file else 0
         self.wfile.write(data)
+
+
+def bytes_of(snapshot) -> dict[str, bytes]:
+    return {name: (snapshot.folder / name).read_bytes() for name in snapshot.files}
+
+
+def hf(hub, command: str) -> None:
+    """Run a command that an error named, in huggingface_hub's own program."""
+    program, *words = shlex.split(command)
+    assert program == "hf"
+    code = "from huggingface_hub.cli.hf import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | hub.environment(Path(constants.HF_HUB_CACHE).parent) | {"HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

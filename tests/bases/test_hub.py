@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,18 +13,14 @@ import pytest
 from huggingface_hub import constants, file_download, scan_cache_dir, try_to_load_from_cache
 
 from rapm_cli.bases.demo.base import WEIGHTS
-from rapm_cli.bases.hub import CONFIGS, PIPELINE, fetch, one_file, snapshot
+from rapm_cli.bases.hub import CONFIGS, PIPELINE, fetch, one_file
 from rapm_cli.bases.hub.selection import LackingError, pipeline_files
-from rapm_cli.core.common.errors import DiskError, InputError, Stopped, WeightsError
+from rapm_cli.core.common.errors import DiskError, Stopped, WeightsError
 from rapm_cli.formats.lora import load_lora, save_lora
 from tests.bases import hub_server
 from tests.bases.hub_pipeline import BESIDE, BIG, NEEDED, NETWORKS, REPO, a_pipeline
-from tests.bases.hub_server import Seen
+from tests.bases.hub_server import Seen, bytes_of, hf
 from tests.messages import names, naming
-
-
-def bytes_of(snapshot) -> dict[str, bytes]:
-    return {name: (snapshot.folder / name).read_bytes() for name in snapshot.files}
 
 
 def test_only_what_is_needed_is_asked_for_and_a_bar_counts_its_bytes(hub):
@@ -172,76 +167,6 @@ def test_a_signal_keeps_the_complete_files(hub, monkeypatch):
     assert not any(request.endswith("model_index.json") for request in hub.requests)
 
 
-def test_wrong_bytes_are_refused_and_come_right_when_the_server_is_mended(hub):
-    hub.wrong = {BIG}
-    for _ in range(2):
-        with pytest.raises(InputError, match=naming(BIG, REPO)):
-            fetch(REPO, None, PIPELINE, Seen())
-    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
-    hub.wrong = set()
-    made = fetch(REPO, None, PIPELINE, Seen())
-    assert bytes_of(made)[BIG] == hub.repos[REPO][BIG]
-
-
-@pytest.mark.parametrize(("has_links", "revision"), [(True, False), (False, True)])
-def test_a_damaged_file_is_found_by_its_hash_and_downloaded_again(hub, monkeypatch, has_links, revision):
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not has_links)
-    made = fetch(REPO, None, PIPELINE, Seen())
-    path = made.folder / BIG
-    data = path.read_bytes()
-    path.write_bytes(b"x" + data[1:])
-    hub.forget()
-    seen = Seen()
-    assert fetch(REPO, made.commit if revision else None, PIPELINE, seen) == made
-    assert path.read_bytes() == data
-    assert hub.sent == len(data)
-    assert str(path) in seen.said[0]
-    hub.forget()
-    assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
-    assert hub.requests == []
-
-
-def test_damage_without_a_network_is_named_with_the_command_that_mends_it(hub, offline, monkeypatch):
-    made = fetch(REPO, None, PIPELINE, Seen())
-    path = made.folder / BIG
-    data = path.read_bytes()
-    path.write_bytes(b"x" + data[1:])
-    offline()
-    with pytest.raises(InputError) as caught:
-        fetch(REPO, made.commit, PIPELINE, Seen())
-    assert str(path) in caught.value.message
-    assert path.exists()
-    remedy = caught.value.remedy.removeprefix("download it again: ")
-    assert remedy == f"hf download {REPO} --revision {made.commit} {BIG} --force-download"
-    hf(hub, remedy)
-    assert fetch(REPO, made.commit, PIPELINE, Seen()) == made
-    assert path.read_bytes() == data
-
-
-def test_files_are_hashed_once(hub, monkeypatch):
-    made = fetch(REPO, None, PIPELINE, Seen())
-    hashed = []
-    real = snapshot.is_right
-    monkeypatch.setattr(snapshot, "is_right", lambda path, *rest: hashed.append(path.name) or real(path, *rest))
-    fetch(REPO, made.commit, PIPELINE, Seen())
-    assert hashed == []
-    (made.folder / BIG).resolve().touch()  # as if it had been written
-    fetch(REPO, made.commit, PIPELINE, Seen())
-    fetch(REPO, made.commit, PIPELINE, Seen())
-    assert hashed == [Path(BIG).name]
-
-
-def test_gigabytes_are_hashed_under_a_bar(hub, monkeypatch):
-    made = fetch(REPO, None, PIPELINE, Seen())
-    monkeypatch.setattr(snapshot, "LONG_BYTES", 1)
-    (made.folder / BIG).resolve().touch()
-    seen = Seen()
-    fetch(REPO, made.commit, PIPELINE, seen)
-    (bar,) = seen.bars
-    assert (bar["title"], bar["unit"], bar["total"]) == ("verifying", "byte", len(hub.repos[REPO][BIG]))
-    assert sum(bar["steps"]) == bar["total"]
-
-
 def test_weights_in_full_precision_are_used_where_they_are_here_and_others_are_not(hub):
     hub.repos[REPO] = a_pipeline([*NEEDED, *BESIDE])
     for part, stem in NETWORKS.items():
@@ -299,20 +224,6 @@ def test_a_part_that_only_the_index_names_is_missed(hub, offline):
     offline()
     with pytest.raises(WeightsError, match="is not complete in the Hugging Face cache"):
         fetch(REPO, made.commit, PIPELINE, Seen())
-
-
-def hf(hub, command: str) -> None:
-    """Run a command that an error named, in huggingface_hub's own program."""
-    program, *words = shlex.split(command)
-    assert program == "hf"
-    code = "from huggingface_hub.cli.hf import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        env=os.environ | hub.environment(Path(constants.HF_HUB_CACHE).parent) | {"HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("selection", "revision"), [(PIPELINE, False), (CONFIGS, True)])

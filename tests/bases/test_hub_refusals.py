@@ -96,7 +96,7 @@ def test_a_repository_of_another_kind_is_told_what_it_lacks(hub):
 
 def test_room_is_asked_for_before_the_download(hub, monkeypatch):
     monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 1000)
-    with pytest.raises(DiskError, match=naming(REPO, "MB")) as caught:
+    with pytest.raises(DiskError, match=naming(REPO, "kB")) as caught:
         fetch(REPO, None, PIPELINE, Seen())
     assert caught.value.is_full
     assert hub.sent == 0

@@ -163,7 +163,7 @@ def test_16_bits_are_the_float32_result_rounded_once(originals, lora_of, tmp_pat
     assert 1e-5 < done.report.mean_lost < done.report.worst_lost < 0.2
 
 
-def test_the_header_says_how_to_draw(originals, lora_of, tmp_path):
+def test_the_header_says_how_to_sample(originals, lora_of, tmp_path):
     output = tmp_path / "one.safetensors"
     export(
         lora_of(originals["sdxl"]),

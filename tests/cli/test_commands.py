@@ -146,7 +146,7 @@ def test_json_is_the_only_thing_on_stdout(rapm, short_run, tmp_path):
     facts = json.loads(out)["lora"]
     assert code == 0
     assert err == ""
-    assert (facts["rank"], facts["alpha"], facts["scale"]) == (2, 5.0, 2.5)
+    assert (facts["rank"], facts["alpha"], facts["scale"]) == (2, 2.0, 1.0)  # the strength is in B
     assert facts["recipe"]["sampler"]["timesteps"] == [999, 749, 499, 249]
     assert facts["parameters"] == sum(v.numel() for v in _tensors(short_run / "lora.safetensors").values())
     code, out, err = rapm(

@@ -31,7 +31,7 @@ def draw(rapm, tmp_path, *argv):
     return np.asarray(Image.open(json.loads(out)[0]["path"]), dtype=int), err
 
 
-def test_generate_draws_the_same_picture_on_a_base_in_a_folder(rapm, tmp_path, kohya, shipped_lora):
+def test_generate_samples_the_same_image_on_a_base_in_a_folder(rapm, tmp_path, kohya, shipped_lora):
     own, _ = draw(rapm, tmp_path, "--base", "demo", "--lora", str(shipped_lora))
     foreign, err = draw(rapm, tmp_path, "--base", str(WEIGHTS / "base"), "--lora", kohya)
     assert np.abs(own - foreign).max() <= 1

@@ -103,7 +103,7 @@ def test_what_would_take_long_is_refused_with_its_hours(rapm, brief, monkeypatch
     assert names(err, "demo", "hours", "--base demo")
 
 
-def test_both_ways_of_drawing_end_at_one_latent(architecture, latents, make_cond, schedule):
+def test_both_ways_of_sampling_end_at_one_latent(architecture, latents, make_cond, schedule):
     from rapm_cli.core.method.samplers import sample_student
     from rapm_cli.core.network.backbone import Backbone
     from rapm_cli.core.network.student import attach_lora

@@ -178,12 +178,12 @@ def test_a_run_on_a_rounded_base_stays_on_it_and_its_lora_says_so(rapm, tmp_path
     monkeypatch.setattr(memory_plan, "quantise", lambda network: rounded.append(real(network)))
     assert rapm(*SHORT, "--vram", "8", "--output", str(folder))[0] == 0
     again = ["distill", "--resume", str(folder), "--iterations"]
-    code, _, err = rapm(*again, "3")
+    code, _, err = rapm(*again, "4")
     assert code == 0
     assert len(rounded) == 2
     assert "warning" not in err
     assert json.loads(rapm("inspect", str(folder), "--json")[1])["lora"]["recipe"]["training"]["vram"] == "8"
-    code, _, err = rapm(*again, "4", "--vram", "12")
+    code, _, err = rapm(*again, "5", "--vram", "12")
     assert code == 0
     assert len(rounded) == 2
     assert names(err, "8-bit", "cpu")

@@ -19,7 +19,7 @@ from tests.bases.small_models import SIDE, edit
 from tests.messages import names
 
 PROMPTS = ["a red cube", "a blue sphere at dawn"]
-SHORT = ["--iterations", "2", "--trajectories", "2", "--fine-steps", "2", "--samples", "0"]
+SHORT = ["--iterations", "2", "--trajectories", "2", "--fine-steps", "2", "--samples", "0", "--warmup", "0"]
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -65,7 +65,7 @@ def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not_stopped(made, rapm,
     assert (code, names(err, again, "moved")) == (2, True)
 
 
-def test_a_runs_lora_draws_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):
+def test_a_runs_lora_samples_the_same_in_rapm_and_once_exported_in_diffusers(made, rapm, monkeypatch, tmp_path):
     folder, place, _ = made
     monkeypatch.setenv("RAPM_HOME", str(place / "home"))
     run, exported = str(place / "run"), tmp_path / "mine.safetensors"

@@ -241,7 +241,7 @@ def test_one_prompt_has_a_figure_and_no_interval(evaluate):
     assert all({"low", "high"}.isdisjoint(value) for value in metrics.values())
 
 
-def test_a_damaged_image_is_named_and_drawn_again(world, evaluate, rapm):
+def test_a_damaged_image_is_named_and_sampled_again(world, evaluate, rapm):
     options = ("--samples", 4, "--teacher-samples", 0, "--metrics", "clip", "--batch-size", 2)
     row = evaluate(*options)["rows"][0]
     path = sorted(Path(row["folder"]).glob("0*/*.png"))[0]
@@ -266,7 +266,7 @@ def test_statistics_of_the_reference_give_the_same_figure_as_its_images(world, e
     assert (code, "--prompts captions_coco14_test.txt" in err) == (2, True)
 
 
-def test_what_cannot_be_answered_is_refused_before_an_image_is_drawn(world, evaluate, home, tmp_path, monkeypatch):
+def test_what_cannot_be_answered_is_refused_before_an_image_is_sampled(world, evaluate, home, tmp_path, monkeypatch):
     moments_only = tmp_path / "peer.npz"
     np.savez(moments_only, mu=np.zeros(2048), sigma=np.eye(2048))
     captions = tmp_path / "captions.txt"

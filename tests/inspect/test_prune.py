@@ -11,6 +11,7 @@ import pytest
 from rapm_cli.core.common.errors import DiskError
 from rapm_cli.core.storage.commit import commit
 from rapm_cli.core.storage.files import TEMPORARY, temporary_name
+from rapm_cli.inspect import prune
 from tests.inspect.conftest import PRUNE, contents, held, of_a_gone_process, size_of
 from tests.messages import names
 
@@ -20,7 +21,7 @@ def test_what_no_unfinished_run_needs_goes_and_runs_stay(rapm, run, home):
     code, out, _ = rapm(*PRUNE, "--yes", "--json")
     assert code == 0
     record = json.loads(out)
-    assert [entry["kind"] for entry in record["removed"]] == ["trajectories", "readings"]
+    assert [entry["kind"] for entry in record["removed"]] == [*["galleries"] * 3, "trajectories", "readings"]
     assert record["bytes"] == total
     assert contents(home / "cache") == {Path("readings/lock"): b""}
     assert contents(home / "data") == before
@@ -144,7 +145,12 @@ def test_a_cache_folder_that_is_a_link_to_another_disk_is_pruned_there(rapm, run
     (tmp_path / "disk" / "note.json").write_text("{}")
     code, out, _ = rapm(*PRUNE, "--yes", "--json")
     assert code == 0
-    assert {entry["kind"] for entry in json.loads(out)["removed"]} == {"trajectories", "readings", "leftovers"}
+    assert {entry["kind"] for entry in json.loads(out)["removed"]} == {
+        "galleries",
+        "trajectories",
+        "readings",
+        "leftovers",
+    }
     assert json.loads(out)["left_alone"] == []
     assert contents(tmp_path / "disk") == {Path("readings/lock"): b"", Path("note.json"): b"{}"}
 
@@ -179,10 +185,14 @@ def test_converted_weights_go_and_a_damaged_store_is_no_trap(rapm, run, store, h
 
 
 def test_what_cannot_be_removed_is_named(rapm, run, store, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    remove = prune.remove_commit
 
-    monkeypatch.setattr("rapm_cli.inspect.prune.remove_commit", refuse)
+    def refuse(path):
+        if store in (path, *path.parents):
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path)
+
+    monkeypatch.setattr(prune, "remove_commit", refuse)
     code, _, err = rapm(*PRUNE, "--yes")
     assert code == DiskError.exit_code
     assert names(err, "error:", store, "Permission denied")

@@ -199,7 +199,7 @@ def lay_out(hub, repository, commit):
 
 
 @pytest.mark.slow
-def test_generate_without_a_run_draws_what_the_authors_code_draws(tmp_path):
+def test_generate_without_a_run_samples_what_the_authors_code_samples(tmp_path):
     sdxl = PUBLISHED["sdxl"]
     lay_out(tmp_path / "hub", sdxl.repo, sdxl.revision).symlink_to(WEIGHTS / "base", target_is_directory=True)
     snapshot = lay_out(tmp_path / "hub", REPO, "0" * 40)

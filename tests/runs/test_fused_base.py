@@ -39,7 +39,7 @@ def drawn(rapm, output, *more):
         return picture.convert("RGB"), path, err
 
 
-def test_it_draws_what_base_and_lora_draw(rapm, merged, tmp_path):
+def test_it_samples_what_base_and_lora_sample(rapm, merged, tmp_path):
     mine, path, err = drawn(rapm, tmp_path / "mine", PROMPT, "--base", merged)
     assert names(err, "four-steps", "LoRA")
     theirs, _, _ = drawn(rapm, tmp_path / "theirs", PROMPT, "--base", "demo")

@@ -135,7 +135,7 @@ def test_evaluations_of_training_are_counted(whole):
 
 
 @pytest.mark.slow
-def test_the_same_again_trains_and_draws_nothing_and_says_the_same(rapm, whole, monkeypatch, file):
+def test_the_same_again_trains_and_samples_nothing_and_says_the_same(rapm, whole, monkeypatch, file):
     home, record = whole
     shutil.copytree(home, os.environ["RAPM_HOME"])
     no_training(monkeypatch)

@@ -7,7 +7,6 @@ import pytest
 
 from rapm_cli.core.common.errors import DiskError
 from rapm_cli.core.storage.files import write_file
-from rapm_cli.core.storage.room import require_room
 from rapm_cli.runs.retry import with_retries
 from tests.messages import names
 
@@ -54,22 +53,3 @@ def test_a_file_in_the_place_of_a_folder_is_not_answered_with_free_space(tmp_pat
         told = DiskError.of(failed.value, path)
         assert "free space" not in told.remedy
         assert "in its place" in told.remedy
-
-
-@pytest.mark.parametrize(
-    ("needed", "free", "fits"), [(12_000, 60_000, True), (12_000, 12_000, False), (0, 4096, False)]
-)
-def test_a_small_file_needs_little_more_than_its_own_size(tmp_path, monkeypatch, needed, free, fits):
-    monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: free)
-    if fits:
-        require_room(tmp_path, needed, "x")
-    else:
-        with pytest.raises(DiskError, match=r"\d kB"):
-            require_room(tmp_path, needed, "x")
-
-
-def test_a_large_result_leaves_a_mebibyte(tmp_path, monkeypatch):
-    monkeypatch.setattr("rapm_cli.core.storage.room.free_bytes", lambda place: 5_000_000 + 2**20)
-    require_room(tmp_path, 5_000_000, "x")
-    with pytest.raises(DiskError):
-        require_room(tmp_path, 5_000_001, "x")
