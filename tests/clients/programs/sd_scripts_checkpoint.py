@@ -24,7 +24,7 @@ def main() -> None:
         unet = unet.float()
         if lora:
             state = load_file(lora)
-            made, _ = network.create_network_from_weights(1.0, lora, vae, encoder, unet, weights_sd=state)
+            made, _ = network.create_network_from_weights(1.0, lora, vae, encoder, unet, state, for_inference=True)
             made.merge_to(encoder, unet, state, torch.float32, "cpu")
         with torch.no_grad():
             outputs[name] = unet(inputs["z"], 500, inputs["tokens"]).sample.contiguous()
