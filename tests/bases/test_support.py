@@ -105,8 +105,9 @@ def test_a_header_s_velocities_are_kept_in_a_merged_file(checkpoint, originals, 
     layer = "mid_block.attentions.0.proj_in"
     halves = {f"{layer}.lora_A.weight": torch.ones(1, 16), f"{layer}.lora_B.weight": torch.ones(16, 1)}
     save_lora(lora, LoraFile(halves, 1, 1.0, {}))
-    weights = Weights(originals["sdxl"], "", checkpoint=path, prediction_type=checkpoint_kind(path)[1])
-    base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda _: weights)
+    said = checkpoint_kind(path)[1]
+    weights = Weights(originals["sdxl"], "", checkpoint=path, prediction_type=said)
+    base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda _: weights, prediction_type=said)
     export(lora, base, tmp_path / "merged.safetensors", fuse=True, single_file=True, reporter=OUT)
     assert checkpoint_kind(tmp_path / "merged.safetensors") == ("sdxl", "v_prediction")
 
