@@ -14,8 +14,9 @@ from rapm_cli.cli.console import Output
 from tests.clients.checkpoints import checkpoint_rows
 from tests.clients.loras import diffusers_rows, layer_rows
 from tests.clients.texts import launcher_rows, reader_rows, webui_rows
+from tests.clients.workflows import workflow_rows
 
-CHECKS = (launcher_rows, reader_rows, webui_rows, layer_rows, checkpoint_rows, diffusers_rows)
+CHECKS = (launcher_rows, reader_rows, webui_rows, layer_rows, checkpoint_rows, workflow_rows, diffusers_rows)
 
 
 def main() -> int:

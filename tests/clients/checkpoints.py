@@ -77,8 +77,20 @@ def _write_files(place: Path) -> tuple[Path, dict[str, tuple[str, str]]]:
     Returns:
         Folder of the base; and by kind, the checkpoint and the LoRA that is loaded with it.
     """
+    folder, lora = write_base(place), place / "mine.safetensors"
+    base = find_base(str(folder), OUT)
+    write_lora(folder, lora, SIZE)
+    export(lora, base, place / "kohya.safetensors", reporter=OUT)
+    export(lora, base, place / "merged.safetensors", reporter=OUT, fuse=True, single_file=True)
+    bare = str(write_checkpoint(folder, place / "bare.safetensors"))
+    files = {"bare": (bare, ""), "with the LoRA": (bare, str(place / "kohya.safetensors"))}
+    return folder, files | {"merged": (str(place / "merged.safetensors"), "")}
+
+
+def write_base(place: Path) -> Path:
+    """Write a base of random weights, full-size but for its latents, and return its folder."""
     torch.manual_seed(0)
-    folder, lora = write_sd15(place / "base"), place / "mine.safetensors"
+    folder = write_sd15(place / "base")
     architecture = ARCHITECTURES["sd15"]
     kind, config = ENCODERS["text_encoder"]
     small = type(architecture)(architecture.unet | {"sample_size": 8}, architecture.vae)
@@ -92,10 +104,4 @@ def _write_files(place: Path) -> tuple[Path, dict[str, tuple[str, str]]]:
         f"text_model.{name.removeprefix('text_model.')}": v for name, v in kind(config).half().state_dict().items()
     }
     save_file(state, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
-    base = find_base(str(folder), OUT)
-    write_lora(folder, lora, SIZE)
-    export(lora, base, place / "kohya.safetensors", reporter=OUT)
-    export(lora, base, place / "merged.safetensors", reporter=OUT, fuse=True, single_file=True)
-    bare = str(write_checkpoint(folder, place / "bare.safetensors"))
-    files = {"bare": (bare, ""), "with the LoRA": (bare, str(place / "kohya.safetensors"))}
-    return folder, files | {"merged": (str(place / "merged.safetensors"), "")}
+    return folder
