@@ -26,6 +26,7 @@ from rapm_cli.formats.recipe import (
 FACTOR_KEY = re.compile(r"(.+?)[._](?:lora[._])?(?:(A|down)|(B|up))(?:\.[^.]+)?\.weight")
 FAMILIES = {2048: "Stable Diffusion XL", 768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by text width
 ANOTHER_WIDTH = "a base whose text is"
+RAPM = "rapm (--base)"  # among the programs that read a model
 TEXT_READER = re.compile(r"attn2[._](processor\.)?to_[kv]")  # a layer whose input is the text
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 BLOCK_NAME = re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]?(\d+)?")
@@ -151,7 +152,7 @@ def _checkpoint_readers(names: Mapping[str, TensorInfo], *, is_xl: bool) -> list
     widths = {one.shape[-1] for name, one in names.items() if TEXT_READER.search(name) and name.endswith(".weight")}
     is_usual, is_v = widths <= {2048 if is_xl else 768}, V_TENSOR in names
     found = checkpoint_verdicts(is_usual, is_xl=is_xl, is_v=is_v, has_workflow=False)
-    return [one.program for one in found if not one.reason] + ["rapm (--base)"]
+    return [one.program for one in found if not one.reason] + [RAPM]
 
 
 def _part_facts(header: Header, start: str) -> dict[str, Any]:

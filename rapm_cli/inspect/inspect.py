@@ -13,7 +13,7 @@ from rapm_cli.bases.support import judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
-from rapm_cli.formats.describe import describe_lora, describe_model, is_lora
+from rapm_cli.formats.describe import RAPM, describe_lora, describe_model, is_lora
 from rapm_cli.formats.header import SUFFIX, has_header, is_lookalike, read_header
 from rapm_cli.formats.pickle_scan import SAFE_IMPORTS, is_pickle, pickle_imports
 from rapm_cli.formats.png import MAGIC, RECIPE_KEY, read_png
@@ -23,7 +23,6 @@ from rapm_cli.runs.lock import holder
 from rapm_cli.runs.run import LORA, Run, find_lora, find_run
 
 START_BYTES = 32  # enough to tell the kinds of files apart
-RAPM = "rapm (--base)"  # among the programs that read a model
 FOLDER_PROGRAMS = ["diffusers (from_pretrained)", RAPM]
 
 
