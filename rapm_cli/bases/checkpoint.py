@@ -8,7 +8,16 @@ from pathlib import Path
 from rapm_cli.bases.support import EPSILON, STEPS, V_PREDICTION
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.header import SUFFIX, Header, TensorInfo, read_header, read_numbers
-from rapm_cli.formats.original_layout import CLIP, CLIP_XL, OPEN_CLIP, UNET, V_TENSOR, VAE
+from rapm_cli.formats.original_layout import (
+    CLIP,
+    CLIP_XL,
+    OPEN_CLIP,
+    UNET,
+    UNET_PARAMETERS,
+    V_TENSOR,
+    VAE,
+    unet_parameters,
+)
 
 ENCODERS = {"sdxl": (CLIP_XL, OPEN_CLIP), "sd15": (CLIP,)}
 OTHER_FAMILIES = {  # first tensors by which other models are known, to name them
@@ -64,6 +73,7 @@ def checkpoint_kind(path: Path) -> tuple[str, str | None]:
     for name in header.tensors:
         if reason := _refusal(name):
             raise InputError(f"{path} {reason}, which rapm cannot distil: it holds {name}", GIVE_ANOTHER)
+    _check_size(path, family, header)
     _check_schedule(path, header)
     return family, _prediction_type(path, header)
 
@@ -76,6 +86,21 @@ def _family(path: Path, names: Collection[str]) -> str:
     raise InputError(
         f"{path} is {other}no checkpoint of a whole Stable Diffusion XL or 1.5", "give one with text encoders and VAE"
     )
+
+
+def _check_size(path: Path, family: str, header: Header) -> None:
+    """Refuse a UNet of other shapes than the published one, whose configuration a single file is read with.
+
+    Raises:
+        InputError: The UNet has more or fewer parameters.
+    """
+    found, published = unet_parameters(header.tensors), UNET_PARAMETERS[family]
+    if found != published:
+        raise InputError(
+            f"{path} has a UNet of {found:,} parameters, not the {published:,} of {family}: it was pruned or has "
+            "other shapes",
+            "give the model as a folder in diffusers' layout, which says its shapes",
+        )
 
 
 def _has(names: Collection[str], start: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.formats.header import Header, TensorInfo, read_numbers
-from rapm_cli.formats.original_layout import V_TENSOR
+from rapm_cli.formats.original_layout import UNET_PARAMETERS, V_TENSOR, unet_parameters
 from rapm_cli.formats.programs import OTHER_KINDS, checkpoint_verdicts, key_format, verdicts
 from rapm_cli.formats.recipe import (
     ADAPTER_KEY,
@@ -149,9 +149,9 @@ def _model_kind(names: Mapping[str, TensorInfo], parts: Mapping[str, Any]) -> tu
 
 
 def _checkpoint_readers(names: Mapping[str, TensorInfo], *, is_xl: bool) -> list[str]:
-    widths = {one.shape[-1] for name, one in names.items() if TEXT_READER.search(name) and name.endswith(".weight")}
-    is_usual, is_v = widths <= {2048 if is_xl else 768}, V_TENSOR in names
-    found = checkpoint_verdicts(is_usual, is_xl=is_xl, is_v=is_v, has_workflow=False)
+    """Return the programs that read a checkpoint; `rapm` stands for one that its own check has still to judge."""
+    is_usual = unet_parameters(names) == UNET_PARAMETERS["sdxl" if is_xl else "sd15"]
+    found = checkpoint_verdicts(is_usual, is_xl=is_xl, is_v=V_TENSOR in names, has_workflow=False)
     return [one.program for one in found if not one.reason] + [RAPM]
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from rapm_cli.formats.header import TensorInfo
+
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_XL, OPEN_CLIP, CLIP = (
     "conditioner.embedders.0.transformer.",
@@ -15,6 +17,7 @@ CLIP_XL, OPEN_CLIP, CLIP = (
 )
 CLIP_PREFIXES, INSIDE_CLIP = (CLIP_XL, CLIP), "text_model."  # which some files leave out
 V_TENSOR = "v_pred"  # an empty tensor by which ComfyUI, NoobAI-XL and rapm mark a network that predicts velocities
+UNET_PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964}  # of the published UNets; a pruned one has fewer
 PER_BLOCK = 3  # entries of the original's lists for each diffusers block: two resnets, and one down- or upsampler
 UNET_TOP_LEVEL = {
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -56,6 +59,11 @@ class OriginalTensor:
     sources: tuple[str, ...]
     shape: Shape
     is_transposed: bool = False
+
+
+def unet_parameters(tensors: Mapping[str, TensorInfo]) -> int:
+    """Return the number of parameters of a checkpoint's UNet, from its header."""
+    return sum(one.count for name, one in tensors.items() if name.startswith(UNET))
 
 
 def attention_blocks(names: Collection[str]) -> frozenset[str]:

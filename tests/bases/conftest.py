@@ -13,6 +13,8 @@ from huggingface_hub import constants
 from rapm_cli.bases import LoadedBase, Weights
 from rapm_cli.bases.architectures import Architecture
 from rapm_cli.core.network.student import attach_lora, lora_weights
+from rapm_cli.formats.header import read_header
+from rapm_cli.formats.original_layout import UNET_PARAMETERS
 from tests.bases.hub_pipeline import REPO, a_pipeline
 from tests.bases.hub_server import in_this_process
 from tests.bases.small_models import write_sd15, write_sdxl
@@ -74,9 +76,12 @@ def copy_of(originals, tmp_path):
 
 
 @pytest.fixture
-def usual_shapes(monkeypatch):
-    """Let the small models pass for published ones, by whose shapes other programs know a model."""
+def usual_shapes(originals, monkeypatch):
+    """Let the small models pass for published ones, by whose shapes rapm and other programs know a single file."""
     monkeypatch.setattr(Architecture, "has_usual_shapes", True)
+    for family, folder in originals.items():
+        unet = read_header(folder / "unet" / "diffusion_pytorch_model.safetensors").tensors
+        monkeypatch.setitem(UNET_PARAMETERS, family, sum(one.count for one in unet.values()))
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ class Hub:
         wrong: Files of which another byte is sent.
         stalled: Files of which only the first half is sent, until they are taken out of the set.
         has_ranges: False for a server that always sends the whole.
+        half_sent: Files of `stalled` of which the first half is sent.
         writer: The token that may write; None for nobody's.
         requests: "GET /path" in the order they came.
         sent: Bytes of files that were sent.
@@ -56,6 +57,7 @@ class Hub:
     cut_after: int = 0
     wrong: set[str] = field(default_factory=set)
     stalled: set[str] = field(default_factory=set)
+    half_sent: set[str] = field(default_factory=set)
     has_ranges: bool = True
     writer: str | None = None
     requests: list[str] = field(default_factory=list)
@@ -241,8 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status, headers, data=b"", is_file=True, name=""):
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(data))}).items():
-            self.send_header(name, value)
+        for header, value in (headers | {"Content-Length": str(len(data))}).items():
+            self.send_header(header, value)
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -251,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             data, self.close_connection = data[: self.hub.cut_after], True
         if name in self.hub.stalled:
             self.wfile.write(data[: len(data) // 2])
+            self.hub.half_sent.add(name)
             while name in self.hub.stalled:
                 time.sleep(0.01)
             data = data[len(data) // 2 :]

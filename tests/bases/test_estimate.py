@@ -7,6 +7,7 @@ from rapm_cli.bases.estimate import META, estimate_training
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.training.meta_profiler import Meter, flash_attention
+from rapm_cli.formats.original_layout import UNET_PARAMETERS
 from tests.conftest import tiny_unet
 
 
@@ -14,6 +15,7 @@ from tests.conftest import tiny_unet
 @pytest.mark.parametrize(("name", "count"), [("sdxl", 2_567_463_684), ("sd15", 859_520_964)])
 def test_random_networks_have_the_size_of_the_real_ones(name, count):
     assert sum(p.numel() for p in ARCHITECTURES[name].network(META, torch.bfloat16).parameters()) == count
+    assert UNET_PARAMETERS[name] == count
 
 
 @pytest.mark.slow

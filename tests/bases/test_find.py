@@ -1,5 +1,7 @@
 """Which base a name means, and which models are refused before any work."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +14,8 @@ from rapm_cli.bases.hub import CONFIGS, OUTLINE, PIPELINE, Snapshot
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.formats.header import read_header
+from rapm_cli.formats.original_layout import UNET, UNET_PARAMETERS
 from tests.bases.conftest import WRITERS
 from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import edit, shard, weight_files
@@ -94,7 +98,7 @@ def test_a_file_or_folder_that_is_not_there_is_not_asked_of_the_hub(hub, name):
 
 
 @pytest.mark.parametrize("family", WRITERS)
-def test_a_checkpoint_is_read_with_the_configurations_of_its_family(originals, hub, tmp_path, family):
+def test_a_checkpoint_is_read_with_the_configurations_of_its_family(originals, usual_shapes, hub, tmp_path, family):
     path = write_checkpoint(originals[family], tmp_path / "mine.safetensors")
     base = find_base(str(path), OUT)
     assert hub == []
@@ -104,7 +108,7 @@ def test_a_checkpoint_is_read_with_the_configurations_of_its_family(originals, h
     assert (weights.checkpoint, weights.folder, weights.prediction_type) == (path, originals[family], None)
 
 
-def test_a_checkpoint_that_says_so_predicts_velocities(originals, tmp_path):
+def test_a_checkpoint_that_says_so_predicts_velocities(originals, usual_shapes, tmp_path):
     path = write_checkpoint(originals["sdxl"], tmp_path / "v.safetensors", v_pred=torch.ones(1))
     assert checkpoint_kind(path) == ("sdxl", "v_prediction")
     path = write_checkpoint(originals["sdxl"], tmp_path / "z.safetensors", v_pred=torch.ones(1), ztsnr=torch.ones(1))
@@ -313,12 +317,41 @@ def test_a_pickled_checkpoint_is_refused_unread(refused, tmp_path):
     ("name", "part"),
     [
         ("conditioner.embedders.1.model.text_projection", "text_encoder_2"),
-        ("model.diffusion_model.out.2.weight", "unet"),
+        ("model.diffusion_model.out.2.weight", "UNet"),
     ],
 )
-def test_a_checkpoint_that_lacks_a_weight_is_refused(refused, hub, originals, tmp_path, name, part):
+def test_a_checkpoint_that_lacks_a_weight_is_refused(refused, hub, originals, usual_shapes, tmp_path, name, part):
     path = write_checkpoint(originals["sdxl"], tmp_path / "model.safetensors")
     state = load_file(path)
     del state[name]
     save_file(state, path)
     assert names(refused(path), part)
+
+
+def pruned(path):
+    """As SSD-1B is: without the attention of its middle block."""
+    state = load_file(path)
+    save_file({name: value for name, value in state.items() if "middle_block.1." not in name}, path)
+
+
+@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize("spoil", [lambda path: None, pruned], ids=["small", "pruned"])
+def test_a_checkpoint_of_other_shapes_is_refused_from_its_header(
+    refused, hub, rapm, originals, request, tmp_path, family, spoil
+):
+    """It would be read with the published configuration."""
+    path = write_checkpoint(originals[family], tmp_path / "model.safetensors")
+    spoil(path)
+    if spoil is pruned:
+        request.getfixturevalue("usual_shapes")
+    count = sum(one.count for name, one in read_header(path).tensors.items() if name.startswith(UNET))
+    named = f"{count:,}", f"{UNET_PARAMETERS[family]:,}"
+    assert names(refused(path), *named)
+    for command in (["distill", "--dry-run"], ["generate", "a red cube"]):
+        code, out, err = rapm(*command, "--base", str(path), "--quiet")
+        assert (code, out, names(err, *named)) == (3, "", True), err
+    assert hub == []
+    code, out, _ = rapm("inspect", str(path), "--json")
+    facts = json.loads(out)
+    assert (code, facts["programs"]) == (0, ["diffusers"])
+    assert names(facts["said"]["not a base"], *named)

@@ -74,7 +74,7 @@ def test_a_fused_folder_gives_the_students_image_in_plain_diffusers(case, rapm):
     assert np.abs(sampled(pipeline(fused), 4, 1.0) - ours).max() <= 1
 
 
-def test_one_file_gives_the_folders_images(case, originals, rapm, monkeypatch):
+def test_one_file_gives_the_folders_images(case, originals, usual_shapes, rapm, monkeypatch):
     """With the published configurations, which say epsilon: what the network predicts, the file itself says."""
     folder, place, _, *ours = case
     velocities = "v_prediction" in (folder / "scheduler" / "scheduler_config.json").read_text()

@@ -224,7 +224,7 @@ def test_a_checkpoint_in_a_folder_comes_with_a_card_and_a_workflow(originals, lo
     assert "from_pretrained('.'" in (tmp_path / "folder" / "README.md").read_text()
 
 
-def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path):
+def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path, usual_shapes):
     folder, output = copy_of("sdxl"), tmp_path / "one.safetensors"
     edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
     export(lora_of(folder), base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)

@@ -33,7 +33,7 @@ def rescaled(alphas):
 
 
 @pytest.fixture
-def checkpoint(originals, tmp_path):
+def checkpoint(originals, tmp_path, usual_shapes):
     """Writes a checkpoint with more tensors and with metadata."""
 
     def write(metadata=None, family="sdxl", **more):
