@@ -17,6 +17,26 @@ FEWER = ["--iterations", "1", "--samples", "0", "--quiet"]
 SMALL = ["--batch-size", "1", "--precision", "fp32", "--device", "cpu", "--discriminator", "latent"]
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """What both phases of the tiny base compute, once it has been counted."""
+    return []
+
+
+@pytest.fixture
+def quick(tiny, counted, monkeypatch):
+    """The tiny base, counted once for all tests and not tried."""
+    real = dry_run._count_costs
+
+    def count_once(*args):
+        if not counted:
+            counted.append(real(*args))
+        return counted[0]
+
+    monkeypatch.setattr(dry_run, "_count_costs", count_once)
+    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+
+
 def test_a_dry_run_loads_and_writes_nothing_and_scales_what_it_timed(rapm, home, small_demo, monkeypatch):
     base = BASES["demo"]
     monkeypatch.setattr(
@@ -43,8 +63,7 @@ def test_the_forecast_of_stored_trajectories_is_their_size(rapm, home, small_dem
     assert predicted == pytest.approx(stored, rel=0.02)
 
 
-def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, tiny, monkeypatch):
-    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm, quick, monkeypatch):
     monkeypatch.setattr(dry_run, "matmul_rate", lambda device, dtype: 1e9)
     monkeypatch.setattr(dry_run, "time_iteration", lambda *args: pytest.fail("it tries"))
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
@@ -59,16 +78,14 @@ def test_where_a_trial_would_take_minutes_hours_are_scaled_and_called_rough(rapm
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, tiny, monkeypatch, processes):
+def test_a_dry_run_says_that_it_foresees_one_process_of_several(rapm, quick, monkeypatch, processes):
     monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
     assert code == 0
     assert names(out, "processes", 2) == (processes == "2")
 
 
-def test_a_dry_run_shows_the_settings_that_a_run_would_use_and_no_others(rapm, tiny, monkeypatch):
-    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+def test_a_dry_run_shows_the_settings_that_a_run_would_use_and_no_others(rapm, quick):
     code, out, _ = rapm(*SHORT, *SMALL, "--dry-run")
     assert code == 0
     assert names(out, "teacher", "fine-steps 2", "trajectories 4", "guidance 2.0")
@@ -96,8 +113,7 @@ def test_a_dry_run_says_where_a_machine_is_not_one_for_the_run():
         (("--batch-size", "5"), ("--batch-size", 5, 4)),
     ],
 )
-def test_values_that_are_hardly_meant_are_warned_of(rapm, tiny, monkeypatch, argv, named):
-    monkeypatch.setattr(dry_run, "PATIENCE_SECONDS", 0.0)
+def test_values_that_are_hardly_meant_are_warned_of(rapm, quick, argv, named):
     code, _, err = rapm(*SHORT, *SMALL, "--dry-run", *argv)
     assert code == 0
     assert ("warning" in err) == bool(named)
