@@ -20,8 +20,36 @@ from rapm_cli.cli.app import main
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
 from rapm_cli.evaluate import contact_sheet
-from rapm_cli.study import study
+from rapm_cli.metrics import bootstrap
+from rapm_cli.metrics.bootstrap import resampled
+from rapm_cli.study import scores, study
 from tests.small_demo import use_small_demo, write_small_demo
+
+FEW_RESAMPLES = 20
+TINY = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (1, 2),
+    "norm_num_groups": 4,
+    "cross_attention_dim": 12,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 10 + 6 * 4,
+}
+SDXL_LEVELS = {
+    "block_out_channels": (8, 16, 16),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (1, 2, 2),
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,6 +64,20 @@ def _narrow_sheets():
     """Contact sheets show one prompt: a third of a short run's time, and tests of sheets ask for more."""
     for module in (contact_sheet, study):
         module.COLUMNS = 1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_resamples():
+    """Intervals come of a tenth of their resamples, a third of a short evaluation's time; `all_resamples` undoes it."""
+    for module in (bootstrap, scores):
+        module.resampled = lambda *arguments: resampled(*arguments[:-1], min(arguments[-1], FEW_RESAMPLES))
+
+
+@pytest.fixture
+def all_resamples(monkeypatch):
+    """Intervals come of all their resamples, for tests of the intervals themselves."""
+    for module in (bootstrap, scores):
+        monkeypatch.setattr(module, "resampled", resampled)
 
 
 @pytest.fixture(autouse=True)
@@ -98,29 +140,12 @@ def authors_scheduler():
     )
 
 
-def tiny_unet(seed: int = 0, layers_per_block: int = 1, **settings):
-    """SDXL's UNet topology on 8x8 latents, a few thousand random weights; the real one has two layers a block."""
+def tiny_unet(seed: int = 0, **settings):
+    """A UNet of SDXL's blocks on 8x8 latents, a few thousand random weights; `**SDXL_LEVELS` gives it all levels."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16, 16),
-        layers_per_block=layers_per_block,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(1, 2, 2),
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=10 + 6 * 4,
-        **settings,
-    )
+    return UNet2DConditionModel(**(TINY | settings))
 
 
 def tiny_sd15_unet(seed: int = 0):
@@ -145,7 +170,7 @@ def backbone(schedule):
     return Backbone(tiny_unet(), schedule)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_cond():
     def make(count: int, seed: int = 0) -> Conditioning:
         generator = torch.Generator().manual_seed(seed)
@@ -158,7 +183,7 @@ def make_cond():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def latents():
     def make(count: int, seed: int = 1) -> torch.Tensor:
         return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))

@@ -13,12 +13,21 @@ import typer
 from pydantic import ValidationError
 
 from rapm_cli import __version__
+from rapm_cli.bases.places import cache_dir, data_dir
 from rapm_cli.cli import commands, evaluate
 from rapm_cli.cli.console import Output, lost_result
 from rapm_cli.cli.distill import distill
 from rapm_cli.cli.inspect import inspect
 from rapm_cli.cli.renamed import Command
-from rapm_cli.core.common.errors import OutOfMemoryError, RapmError, Stopped, as_told, is_disk_full
+from rapm_cli.core.common.errors import (
+    ConfigError,
+    DiskError,
+    OutOfMemoryError,
+    RapmError,
+    Stopped,
+    as_told,
+    is_disk_full,
+)
 from rapm_cli.core.method.config import wanted
 from rapm_cli.runs.signals import handled
 
@@ -125,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["COLUMNS"] = "1000"
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
+        _require_docstrings()
         with handled():
             code = app(args=arguments, prog_name="rapm", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -137,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Output().stopped(stopped.message, stopped.remedy)
         return stopped.exit_code
     except RapmError as error:
-        return _print_error(error.message, error.remedy, error.exit_code)
+        return _print_error(error.message, _remedy(error), error.exit_code)
     except _TyperError as error:
         name = error.ctx.command_path if getattr(error, "ctx", None) else "rapm"
         return _print_error(
@@ -147,6 +157,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Exception as error:  # noqa: BLE001  users see one line, whatever happened
         return _unexpected(error, arguments[0])
+
+
+def _require_docstrings() -> None:
+    """Refuse a Python without docstrings: rapm's help is made of them, and transformers cannot be imported.
+
+    Raises:
+        ConfigError: Python was started with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which transformers needs", "unset PYTHONOPTIMIZE"
+        )
 
 
 def run() -> None:
@@ -213,9 +235,20 @@ def _print_error(message: str, remedy: str, code: int) -> int:
     return code
 
 
+def _remedy(error: RapmError) -> str:
+    """Return an error's remedy; for rapm's own folders, it names the variable that moves them."""
+    if isinstance(error, DiskError) and error.place and not error.is_full:
+        is_missing = not os.path.exists(error.place)  # then it is a parent that could not be made
+        for folder in (cache_dir().absolute(), data_dir().absolute()):
+            if error.place.is_relative_to(folder) or (is_missing and folder.is_relative_to(error.place)):
+                cure = f"{error.cure}, or " if error.cure else ""
+                return f"{cure}set RAPM_HOME to a folder that can be written"
+    return error.remedy
+
+
 def _unexpected(error: Exception, command: str) -> int:
     if os.environ.get("RAPM_DEBUG") == "1":
         raise error
     shown = as_told(error)
-    remedy = LESS_MEMORY.get(command, shown.remedy) if isinstance(shown, OutOfMemoryError) else shown.remedy
+    remedy = LESS_MEMORY.get(command, shown.remedy) if isinstance(shown, OutOfMemoryError) else _remedy(shown)
     return _print_error(shown.message, remedy, shown.exit_code)

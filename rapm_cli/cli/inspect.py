@@ -103,6 +103,8 @@ def _run(out: Output, run: dict[str, Any]) -> None:
     """Print a run: every checkpoint, and whether it verifies; its LoRA, where it has one."""
     out.fact("run", run["run"])
     out.fact("state", f"{run['state']}, {run['iterations']} iterations saved")
+    if run["verdict"]:
+        out.fact("verdict", run["verdict"])
     rows = []
     for checkpoint in run["commits"]:
         holds = ", ".join(name.removesuffix(".safetensors") for name in checkpoint.get("files", {}))

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -133,7 +134,8 @@ def _compute_share(
     with reporter.bar("trajectories", store.count, "trajectory", base.device, done=store.count - to_do) as bar:
         for k, (rows, cond) in zip(range(0, len(missing), world.size), conds, strict=False):
             pace.begin(settings.teacher.num_slots * settings.teacher.fine_steps)
-            _make(base, settings, store, rows, cond, reporter, lambda: bar.advance(0, f"step {pace.advance()}"))
+            walk = partial(_rollout_in_memory, pace=pace, of=len(rows), on_step=lambda note: bar.advance(0, note))
+            _make(base, settings, store, rows, cond, reporter, walk)
             pace.end()
             bar.advance(sum(map(len, missing[k : k + world.size])))
             if world.request_stop(signals.pending()) is not None:
@@ -174,9 +176,9 @@ def _make(
     rows: range,
     cond: Conditioning,
     reporter: Reporter,
-    on_step: Callable[[], object],
+    walk: Callable[[LoadedBase, TeacherConfig, Conditioning, range], Trajectories],
 ) -> None:
-    made = _rollout_in_memory(base, settings.teacher, cond, rows, on_step)
+    made = walk(base, settings.teacher, cond, rows)
     size = len(rows) * _bytes_each(base, settings)
     if not made.is_finite:
         reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
@@ -201,11 +203,29 @@ def bytes_per_trajectory(latent_shape: tuple[int, int, int], row: Conditioning, 
 
 
 def _rollout_in_memory(
-    base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range, on_step: Callable[[], object]
+    base: LoadedBase,
+    config: TeacherConfig,
+    cond: Conditioning,
+    rows: range,
+    *,
+    pace: Pace,
+    of: int,
+    on_step: Callable[[str], object],
 ) -> Trajectories:
-    """Compute the trajectories of some rows; if memory runs out, in two halves."""
+    """Compute the trajectories of some rows; if memory runs out, in two halves.
+
+    Args:
+        base: Loaded base model.
+        config: Settings of the trajectories.
+        cond: Conditioning of the rows.
+        rows: Indices of the trajectories.
+        pace: Counts the steps of the shard. A step of fewer rows counts as a share of one.
+        of: Number of trajectories of the shard.
+        on_step: Receives the number of steps done, in words.
+    """
+    kept = pace.done
     try:
-        return _rollout(base, config, cond, rows, on_step)
+        return _rollout(base, config, cond, rows, lambda: on_step(f"step {pace.advance(len(rows) / of)}"))
     except RuntimeError as error:
         failure = require_shortage(error)
     if len(rows) == 1:
@@ -213,9 +233,12 @@ def _rollout_in_memory(
             f"the teacher of {config.base} is out of memory with a single prompt", "close other programs on the device"
         ) from failure
     free_memory(base.device)
+    pace.lose(kept)
     half = len(rows) // 2
     parts = ((cond[:half], rows[:half]), (cond[half:], rows[half:]))
-    return Trajectories.cat([_rollout_in_memory(base, config, *part, on_step) for part in parts])
+    return Trajectories.cat(
+        [_rollout_in_memory(base, config, *part, pace=pace, of=of, on_step=on_step) for part in parts]
+    )
 
 
 def _rollout(

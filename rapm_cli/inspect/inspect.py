@@ -92,6 +92,7 @@ def inspect_run(name: str) -> dict[str, Any] | None:
         "state": "finished" if run.is_finished else "diverged" if run.has_diverged else "unfinished",
         "at_work": trainer,
         "iterations": max(good, default=0),
+        "verdict": _closing_verdict(run),
         "resume": run.resume_command if is_open and not trainer else "",
         "commits": checkpoints,
         "damaged": damaged,
@@ -99,6 +100,13 @@ def inspect_run(name: str) -> dict[str, Any] | None:
         "lora": facts_of_lora,
         "lora_damage": damage_of_lora,
     }
+
+
+def _closing_verdict(run: Run) -> str:
+    """Return the verdict of a finished run's closing evaluation; empty without one, as in older runs."""
+    with contextlib.suppress(InputError):  # the LoRA's damage tells of it
+        return str(run.result().get("verdict") or "")
+    return ""
 
 
 def _checkpoint(name: str, manifest: Manifest | None, damage: str) -> dict[str, Any]:

@@ -1,9 +1,12 @@
+import errno
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
-from rapm_cli.core.common.errors import Stopped
+from rapm_cli.core.common.errors import DiskError, Stopped
 from tests.messages import names
 
 DISTILL = ["distill", "--base", "demo"]
@@ -227,6 +230,25 @@ def test_ctrl_c_and_a_full_disk_have_their_codes(rapm, monkeypatch):
     assert stop(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))[0] == 5
     assert stop(OSError(28, "No space left on device", "x"))[0] == 5
     assert stop(type("OutOfMemoryError", (RuntimeError,), {})("CUDA"))[0] == 6
+
+
+def test_the_remedy_for_rapms_own_folders_is_the_variable_that_moves_them(rapm, monkeypatch, tmp_path):
+    def fail_at(place, error=PermissionError, number=errno.EACCES):
+        def fail(*args):
+            raise DiskError.of(error(number, os.strerror(number)), place)
+
+        monkeypatch.setattr("rapm_cli.inspect.inspect.inspect", fail)
+        code, _, err = rapm("inspect", "x")
+        assert (code, names(err, place)) == (5, True)
+        return "RAPM_HOME" in err
+
+    own = Path(os.environ["RAPM_HOME"])
+    assert fail_at(own / "cache" / "trajectories")
+    assert fail_at(own / "data" / "runs" / "x", OSError, errno.EROFS)
+    assert fail_at(own)  # which is not there, and cannot be made
+    assert not fail_at(own / "data" / "runs", OSError, errno.ENOSPC)
+    assert not fail_at(tmp_path)
+    assert not fail_at(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(

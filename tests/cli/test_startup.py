@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.messages import names
+
 HEAVY = ("torch", "diffusers", "transformers", "peft", "numpy", "PIL", "accelerate")
 COMMANDS = ("distill", "generate", "eval", "export", "inspect")
 
@@ -36,6 +38,14 @@ def test_help_cuts_nothing_off_on_a_narrow_terminal(command):
     env = os.environ | {"TERMINAL_WIDTH": "80"}
     argv = [sys.executable, "-m", "rapm_cli", command, "--help"]
     assert "…" not in subprocess.run(argv, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def test_a_python_without_docstrings_is_refused_by_name():
+    """transformers cannot be imported by it."""
+    done = subprocess.run([sys.executable, "-OO", "-m", "rapm_cli", "inspect"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert names(done.stderr, "error:", "PYTHONOPTIMIZE")
 
 
 ENDING = """

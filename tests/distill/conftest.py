@@ -10,11 +10,6 @@ from tests.bases.conftest import copy_of, originals  # noqa: F401  # fixtures
 from tests.conftest import tiny_unet
 from tests.resuming import again, whole  # noqa: F401  # fixtures
 
-UNET = {
-    "block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (1, 1),
-    "transformer_layers_per_block": 1,
-}  # fmt: skip
 VAE = {
     "block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
     "latent_channels": 4, "norm_num_groups": 4, "sample_size": 8,
@@ -24,7 +19,7 @@ VAE = {
 @pytest.fixture
 def architecture():
     """A hundredth of the demo base's."""
-    return Architecture({**tiny_unet().config, **UNET}, VAE, tokens=5)
+    return Architecture({**tiny_unet().config}, VAE, tokens=5)
 
 
 @pytest.fixture

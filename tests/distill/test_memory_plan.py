@@ -47,19 +47,24 @@ def trained(schedule, trajectories, plan, reporter):
     return trainer
 
 
-@pytest.fixture
-def trajectories(backbone, make_cond, latents):
-    zeros = make_cond(1).map(torch.zeros_like)
+@pytest.fixture(scope="module")
+def trajectories(schedule, make_cond, latents):
+    zeros, backbone = make_cond(1).map(torch.zeros_like), Backbone(tiny_unet(), schedule)
     return rollout(
         backbone.teacher, latents(4), make_cond(4), zeros, num_slots=4, fine_steps=3, delta=1, guidance_scale=2.0
     )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(schedule, trajectories):
+    """The LoRA of a training whose memory never runs out."""
+    return trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
+
+
 @pytest.mark.parametrize("shortage", [torch.OutOfMemoryError("CUDA out of memory"), SHORTAGE])
 def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same(
-    schedule, trajectories, monkeypatch, shortage
+    schedule, trajectories, undisturbed, monkeypatch, shortage
 ):
-    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, calls = Trainer._update, []
 
     def short_of_memory(self, *args):
@@ -84,10 +89,9 @@ def test_a_slot_that_runs_out_is_repeated_with_the_next_plan_and_trains_the_same
 
 
 def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they_were(
-    schedule, trajectories, monkeypatch
+    schedule, trajectories, undisturbed, monkeypatch
 ):
     """The discriminators' moments are laid out before the student changes, so that a repeated slot counts once."""
-    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear())
     real, failed = torch.optim.AdamW.step, []
 
     def short_of_memory(self, *args, **kwargs):
@@ -104,12 +108,11 @@ def test_memory_that_runs_out_in_the_first_update_leaves_both_optimizers_as_they
     assert steps
     assert all(value == 8 for value in steps)  # two iterations of four slots
     for name, value in repeated.lora.state().items():
-        torch.testing.assert_close(value, undisturbed.lora.state()[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, undisturbed[name], rtol=1e-4, atol=1e-6)
 
 
-def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, monkeypatch):
+def test_moments_that_are_laid_out_in_part_are_laid_out_again(schedule, trajectories, undisturbed, monkeypatch):
     """torch would take a parameter that has a count of steps for one that has its moments."""
-    undisturbed = trained(schedule, trajectories, PLANS["24"], Ear()).lora.state()
     real, made = torch.zeros_like, []
 
     def short_of_memory(*args, **kwargs):

@@ -52,6 +52,8 @@ def test_more_samples_compare_again(rapm, again):
     code, _, err = rapm("distill", "--resume", again.folder.name, "--samples", "8", "--json")
     assert code == 0, err
     assert again.result()["comparison"]["samples"] == 8
+    assert json.loads(rapm("inspect", again.folder.name, "--json")[1])["verdict"] == again.result()["verdict"] != ""
+    assert again.result()["verdict"] in " ".join(rapm("inspect", again.folder.name)[1].split())
     assert state_of(again) | {"settings.json": b""} == wanted | {"settings.json": b""}
 
 

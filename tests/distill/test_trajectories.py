@@ -1,6 +1,7 @@
 """Trajectories are the same bits whichever of them are missing, and whatever is read beside them."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +57,28 @@ def test_a_stop_says_how_long_the_trajectories_still_take(monkeypatch):
     now[0] += 20
     assert pace.seconds_left() == pytest.approx(120 - 20)
     now[0] += 500
+    assert pace.seconds_left() == 0
+
+
+def test_a_shard_that_is_halved_counts_its_steps_to_the_end(monkeypatch):
+    """Two steps of four are made in vain; those of a half count half."""
+
+    def rollout(base, config, cond, rows, on_step):
+        for k in range(4):
+            if (len(rows), k) == (4, 2):
+                raise RuntimeError("CUDA error: out of memory")
+            on_step()
+        return small_trajectories(len(rows))
+
+    monkeypatch.setattr(module, "_rollout", rollout)
+    pace, notes = progress.Pace(), []
+    pace.begin(4)
+    cond = Conditioning(torch.zeros(4, 5, 8))
+    made = module._rollout_in_memory(
+        SimpleNamespace(device=CPU), None, cond, range(4), pace=pace, of=4, on_step=notes.append
+    )
+    assert len(made) == 4
+    assert notes == [f"step {k}" for k in ("1/4", "2/4", "2/6", "3/6", "3/6", "4/6", "4/6", "5/6", "5/6", "6/6")]
     assert pace.seconds_left() == 0
 
 

@@ -11,6 +11,8 @@ from rapm_cli.evaluate.verdict import findings, verdict
 from rapm_cli.metrics import METRICS
 from rapm_cli.metrics.metric import Evidence, LabelledSamples, TeacherDifference
 
+pytestmark = pytest.mark.usefixtures("all_resamples")
+
 COUNT = 64
 PLAN = SamplePlan([f"prompt {k}" for k in range(COUNT)], 0, 8)
 

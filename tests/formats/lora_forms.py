@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from rapm_cli.core.network.student import TARGET_MODULES
-from tests.conftest import tiny_sd15_unet, tiny_unet
+from tests.conftest import SDXL_LEVELS, tiny_sd15_unet, tiny_unet
 
 EXTRA = ("conv_in", "conv_out", "time_embedding.linear_1")  # other programs train these, rapm does not
-NETWORKS = {"sdxl": lambda: tiny_unet(layers_per_block=2), "sd15": tiny_sd15_unet}
+NETWORKS = {"sdxl": lambda: tiny_unet(**SDXL_LEVELS), "sd15": tiny_sd15_unet}
 RANK, ALPHA = 3, 7.5
 
 

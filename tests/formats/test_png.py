@@ -37,6 +37,23 @@ def test_size_and_texts_are_read(made):
     assert read.texts == {"rapm": '{"seed": 1}', "packed": "a" * 1000, "parameters": "ein grüner Würfel"}
 
 
+@pytest.mark.parametrize(
+    "late",
+    [
+        chunk(b"tEXt", b"parameters\0Seed: 7"),
+        chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"Seed: 7")),
+        chunk(b"iTXt", b"parameters\0\0\0\0\0Seed: 7"),
+    ],
+)
+def test_texts_that_stand_after_the_pixels_are_read(tmp_path, late):
+    end = chunk(b"IEND", b"")
+    data = png(chunk(b"tEXt", b"rapm\0{}")).removesuffix(end) + chunk(b"tIME", bytes(7)) + late + end
+    (tmp_path / "late.png").write_bytes(data)
+    assert read_png(tmp_path / "late.png").texts == {"rapm": "{}", "parameters": "Seed: 7"}
+    with Image.open(tmp_path / "late.png") as image:
+        assert image.text == {"rapm": "{}", "parameters": "Seed: 7"}
+
+
 def test_every_damaged_byte_and_every_cut_is_refused(made):
     data = made.read_bytes()
     for k in range(len(data) - 12):  # the last chunk, which holds nothing
@@ -54,6 +71,7 @@ def test_every_damaged_byte_and_every_cut_is_refused(made):
         png(size=(2**31 - 1, 2**31 - 1)),
         png(chunk(b"zTXt", b"rapm\0\0" + zlib.compress(bytes(10**8), 9))),
         png(chunk(b"iTXt", b"rapm\0\1\0\0\0" + zlib.compress(bytes(10**8), 9))),
+        png()[:-12] + chunk(b"zTXt", b"rapm\0\0" + zlib.compress(bytes(10**8), 9)) + chunk(b"IEND", b""),
     ],
 )
 def test_a_bomb_is_refused_and_costs_no_memory(tmp_path, data):

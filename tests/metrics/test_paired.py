@@ -5,6 +5,8 @@ import torch
 
 from rapm_cli.metrics.paired import paired_difference, sign_test
 
+pytestmark = pytest.mark.usefixtures("all_resamples")
+
 
 def generator():
     return torch.Generator().manual_seed(0)

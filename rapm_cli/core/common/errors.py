@@ -72,6 +72,7 @@ class DiskError(RapmError):
     exit_code = 5
     is_full = False
     cure = ""  # what removes the cause, where that is known
+    place: Path | None = None  # what cannot be written, where that is known
 
     @classmethod
     def of(cls, error: Exception, path: object, what: str = "written") -> "DiskError":
@@ -87,7 +88,7 @@ class DiskError(RapmError):
         cure = _CURES[errno.ENOSPC] if is_full else _CURES.get(getattr(error, "errno", 0), "")
         remedy = " or ".join(filter(None, (cure and f"{cure},", f"name a place that can be {what}")))
         made = cls(f"{path} cannot be {what}: {reason}", remedy)
-        made.is_full, made.cure = is_full, cure
+        made.is_full, made.cure, made.place = is_full, cure, Path(str(path)).absolute()
         return made
 
     @classmethod

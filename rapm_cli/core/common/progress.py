@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+ROUNDING = 1e-6  # of shares that sum up to a whole part
 HOUR = 3600
 DAYS = 4  # from which a duration is in days
 
@@ -58,7 +59,8 @@ class Pace:
     """Pace of a work that is done unit by unit: how long the present unit still takes, for a user who wants to stop."""
 
     def __init__(self) -> None:
-        self._begun, self._parts, self._done, self._usual = time.monotonic(), 1, 0, 0.0
+        self._begun, self._parts, self._usual = time.monotonic(), 1.0, 0.0
+        self.done = 0.0  # parts of the present unit
 
     def begin(self, parts: int = 1) -> None:
         """Begin a unit.
@@ -66,12 +68,16 @@ class Pace:
         Args:
             parts: Number of equal parts of the unit, each of which ends with `advance`.
         """
-        self._begun, self._parts, self._done = time.monotonic(), parts, 0
+        self._begun, self._parts, self.done = time.monotonic(), parts, 0.0
 
-    def advance(self) -> str:
-        """End a part; return the number of parts done, of all."""
-        self._done += 1
-        return f"{self._done}/{self._parts}"
+    def advance(self, share: float = 1.0) -> str:
+        """End a part, or a share of one; return the number of parts done, of all."""
+        self.done += share
+        return f"{int(self.done + ROUNDING)}/{round(self._parts)}"
+
+    def lose(self, kept: float) -> None:
+        """Add the parts that were done in vain and have to be done again, all but the first `kept` of those done."""
+        self._parts += self.done - kept
 
     def end(self) -> None:
         """End the unit, whose time is the guess for the next one."""
@@ -80,8 +86,8 @@ class Pace:
     def seconds_left(self) -> float | None:
         """Return the seconds that the present unit still takes; None while nothing is known."""
         spent = time.monotonic() - self._begun
-        if self._done:
-            return spent / self._done * (self._parts - self._done)
+        if self.done:
+            return spent / self.done * (self._parts - self.done)
         return max(0.0, self._usual - spent) if self._usual else None
 
 
