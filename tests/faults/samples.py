@@ -6,17 +6,16 @@ python -m tests.faults.samples --kills 20
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapm_cli.cli.console import Output
-from tests.evaluate.small_world import command
+from tests.evaluate.small_world import command, write_world
 from tests.faults import processes
 
 
@@ -66,8 +65,8 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
     options = ("--samples", samples, "--batch-size", 4, "--teacher-samples", 16, "--metrics", "clip,fidelity", "--json")
     argv = command(folder / "world", *options)
     try:
-        _make(folder / "world")
         processes.preload()
+        _make(folder / "world")
         assert processes.run(argv, folder / "whole", folder / "whole.txt") == 0, (folder / "whole.txt").read_text()
         wanted = images(folder / "whole"), scores(folder / "whole.txt")
         while sum(tally.kills.values()) < kills:
@@ -92,10 +91,17 @@ def main(kills: int = 20, samples: int = 400, longest: float = 8.0, seed: int = 
 
 
 def _make(place: Path) -> None:
-    """Write the small world in a process of its own: forks need a parent that has computed nothing."""
+    """Write the small world in a fork: later ones need a parent that has computed nothing."""
     place.mkdir(parents=True)
-    code = f"import pathlib, tests.evaluate.small_world as w; w.write_world(pathlib.Path({str(place)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            write_world(place)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _interrupt(

@@ -1,14 +1,14 @@
 """Short forms of the commands in this folder."""
 
 import os
-import subprocess
-import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 
 from rapm_cli.core.common.errors import is_disk_full
 from tests.faults import boundaries, flips, fuzz
+from tests.forked import Forked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks")
 
@@ -41,11 +41,12 @@ def with_small_demo(small_folder):
 
 
 def assert_holds(code: str, before: str = "") -> None:
-    """Run a condition in a process of its own, after a statement: forks need a parent that has computed nothing."""
+    """Evaluate a condition in a fork, after a statement: forks need a parent that has computed nothing."""
     head = "from rapm_cli.evaluate import contact_sheet; from tests.faults import bits, disk, kill, overhead, samples"
     code = f"{head}; contact_sheet.COLUMNS = 1; {before or 'pass'}; raise SystemExit(not ({code}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = Forked([], {}, partial(exec, code, {}))
+    said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
 
 
 @pytest.mark.slow
