@@ -34,6 +34,8 @@ RUN = ["eval", "--benchmark", "--base", "demo", "--device", "cpu", "--precision"
 def test_it_measures_both_phases_every_plan_every_variant_and_sampling(rapm, brief, home, monkeypatch):
     plans = {name: PLANS[name] for name in ("24", "8")}  # weights as they are, and in 8 bits
     monkeypatch.setattr(benchmark, "PLANS", plans)
+    estimates = {name: CostEstimate(peak_bytes=2**30, flops=10**9 * int(name)) for name in plans}
+    monkeypatch.setattr(benchmark, "estimate_plan", lambda *args: estimates[args[-1].name])  # below a real one
     monkeypatch.setattr(backbone, "compile_blocks", lambda unet: None)  # tests of its own: test_backbone.py
     code, out, _ = rapm(*RUN, "--json", "--profile")
     assert code == 0

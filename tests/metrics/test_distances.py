@@ -14,6 +14,8 @@ from rapm_cli.metrics.metric import Evidence, LabelledSamples, ReferenceFeatures
 from rapm_cli.metrics.moments import Moments, RunningMoments, moments
 from tests.metrics.peers import peer
 
+pytestmark = pytest.mark.usefixtures("all_resamples")
+
 
 def features(count, width, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
@@ -24,7 +26,7 @@ def features(count, width, seed, shift=0.0):
 # (D, N): below, at and above full rank
 SIZES = [(2, 3), (2, 40), (64, 20), (64, 64), (64, 2000)]
 BELOW, ABOVE = (2048, 100), (2048, 2500)  # as many features as Inception has
-SCIPYS = (512, 100), (512, 700)  # of scipy's matrix square root, which takes half a minute for 2,048
+FEWER, MORE = (512, 100), (512, 700)  # for the peers, which take up to half a minute for 2,048
 
 
 def sizes(*large):
@@ -83,14 +85,14 @@ def test_frechet_is_scipys_matrix_square_root(width, count):
     assert ours(width, count) == pytest.approx(expected, rel=allowed(width, count))
 
 
-@sizes(BELOW)
+@sizes(FEWER)
 def test_frechet_is_torchmetrics(width, count):
     p, q = map(moments, two_sets(width, count))
     expected = peer("torchmetrics.image.fid")._compute_fid(p.mean, p.covariance, q.mean, q.covariance).item()
     assert ours(width, count) == pytest.approx(expected, rel=allowed(width, count))
 
 
-@sizes(ABOVE)
+@sizes(MORE)
 def test_frechet_is_torch_fidelitys(width, count):
     metric, (p, q) = peer("torch_fidelity.metric_fid"), (moments(side) for side in two_sets(width, count))
     stats = [{"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (p, q)]
@@ -99,7 +101,7 @@ def test_frechet_is_torch_fidelitys(width, count):
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")
-@sizes(*SCIPYS)
+@sizes(FEWER, MORE)
 def test_frechet_is_pytorch_fids(width, count):
     theirs, (a, b) = peer("pytorch_fid.fid_score").calculate_frechet_distance, two_sets(width, count)
     expected = theirs(*numpys(a), *numpys(b))
@@ -107,7 +109,7 @@ def test_frechet_is_pytorch_fids(width, count):
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")
-@sizes(*SCIPYS)
+@sizes(FEWER, MORE)
 def test_frechet_is_clean_fids(width, count):
     theirs, (a, b) = peer("cleanfid.fid").frechet_distance, two_sets(width, count)
     expected = theirs(*numpys(a), *numpys(b))

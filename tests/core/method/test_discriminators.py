@@ -53,7 +53,8 @@ def test_every_discriminator_keeps_the_contract(name, backbone, make_cond, laten
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRIMINATORS.names())
 def test_every_discriminator_learns_to_tell_two_positions_apart(name, backbone, trainer_of, trajectories):
-    trainer = trainer_of(discriminator=name, discriminator_learning_rate=1e-2, learning_rate=1e-9)
+    rates = {"discriminator_learning_rate": 1e-2, "learning_rate": 1e-9}
+    trainer = trainer_of(discriminator=name, discriminators="absolute", relative_weight=0.0, **rates)
     first = trainer.train_step(trajectories[0:4], 0)
     for _ in range(25):
         last = trainer.train_step(trajectories[0:4], 0)  # the same noise each time
