@@ -39,7 +39,7 @@ from rapm_cli.runs.resolve_lora import ResolvedLora
 NONE = Damage("no damage", (0,), "")
 CONTROL = Damage("other noise", (0,), "")  # the teacher's images with other noise in the place of its own
 CHECKED = 128  # prompts of a check, by default
-SLACK = 0.02  # share of the largest answer that an answer may fall behind an earlier one
+LITTLE = 0.01  # share of a metric's largest change that counts as none, however certain it is
 
 
 @dataclass(frozen=True)
@@ -153,22 +153,23 @@ def answers(subject: Subject, judges: Judges, reporter: Reporter, device: torch.
 def smallest_seen(name: str, damage: Damage, made: Sequence[Answer]) -> float | None:
     """Return the smallest amount of a damage from which on a metric sees it; None if it never does.
 
-    It sees an amount if its answer is worse than without damage, no better than to any smaller amount that it sees, and
-    if its 95 % interval, where it has one, does not hold the answer without damage.
+    It sees an amount if its answer is worse than without damage and not better than to a smaller amount, by more than
+    `LITTLE`, and if its 95 % interval, where it has one, does not hold the answer without damage.
     """
-    metric = METRICS[name]
     exact = next(one.values[name] for one in made if one.damage is NONE)
-    mine = [(one.amount, one.values.get(name)) for one in made if one.damage is damage]
-    worst = max((metric.shortfall(value.value) for _, value in mine if value), default=0.0)
-    begun: float | None = None
-    before = metric.shortfall(exact.value)
-    slack = SLACK * abs(worst - before)
-    for amount, value in mine:
-        if value is None or not _is_outside(exact.value, value) or metric.shortfall(value.value) < before - slack:
-            begun, before = None, metric.shortfall(exact.value)
-        else:
-            begun, before = amount if begun is None else begun, metric.shortfall(value.value)
-    return begun
+
+    def worse(value: Estimate) -> float:
+        return METRICS[name].shortfall(value.value) - METRICS[name].shortfall(exact.value)
+
+    least = LITTLE * max(worse(one.values[name]) for one in made if name in one.values)
+    found, before, largest = None, False, 0.0
+    for one in (one for one in made if one.damage is damage and name in one.values):
+        value = one.values[name]
+        is_seen = _is_outside(exact.value, value) and worse(value) > max(least, largest - least)
+        if is_seen and not before:
+            found = one.amount
+        before, largest = is_seen, max(largest, worse(value))
+    return found if before else None
 
 
 def _is_outside(exact: float, value: Estimate) -> bool:

@@ -88,8 +88,11 @@ DAMAGES = (
 
 
 def sources(count: int, percent: float) -> list[int]:
-    """Return by number which image stands in its place: the next one's for `percent` of the images, spread evenly."""
-    return [(k + _is_hit(k, percent)) % count for k in range(count)]
+    """Return by number which image stands in its place: the next but one for `percent` of the images, spread evenly.
+
+    Every second prompt teaches the judge of `told-apart`; an image must not come from the other half.
+    """
+    return [(k + 2 * _is_hit(k, percent)) % count for k in range(count)]
 
 
 def collapsed(images: Sequence[ImageReader], others: Sequence[ImageReader], percent: float) -> list[ImageReader]:
