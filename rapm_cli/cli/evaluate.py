@@ -67,7 +67,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=0,
-            help="Number of prompts that the teacher samples too.",
+            help="Number of prompts that the teacher samples too, and every model again with other noise.",
             show_default="64",
             rich_help_panel=WHAT,
         ),
