@@ -78,8 +78,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _estimate(evidence: Evidence, others: Tensor) -> Estimate:
     """Return the share of right answers; a prompt is one trial, whose two answers may depend on each other."""
-    count = len(others)
-    right = told_apart(evidence.features[FILTERS][:count], others, halves(evidence.prompts[:count]))
+    own = evidence.features[FILTERS]
+    count = min(len(own), len(others))
+    right = told_apart(own[:count], others[:count], halves(evidence.prompts[:count]))
     share = float(right.mean())
     return Estimate(share, *wilson(share, count), by_prompt=right)
 

@@ -198,8 +198,11 @@ def test_half_a_pixel_of_blur_is_told_from_sharp_images(filters):
         prompts=[str(k) for k in range(32)],
         features={FILTERS: two},
         teacher_features={FILTERS: one},
+        true_features={FILTERS: torch.cat([one, one])},  # of more prompts than the model has images of
     )
-    assert METRICS["told-apart"].compute(evidence).value > 0.95
+    found = METRICS["told-apart"].compute(evidence)
+    assert found.value > 0.95
+    assert METRICS["told-true"].compute(evidence).value == found.value
 
 
 def test_images_are_read_in_order_as_shares_of_white():
