@@ -67,7 +67,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=0,
-            help="Number of prompts that the teacher samples too.",
+            help="Number of prompts that the teacher samples too, and every model again with other noise.",
             show_default="64",
             rich_help_panel=WHAT,
         ),
@@ -112,6 +112,14 @@ def evaluate(
         bool,
         typer.Option("--benchmark", help="Measure speed and memory, with random weights.", rich_help_panel=OTHER),
     ] = False,
+    check_metrics: Annotated[
+        bool,
+        typer.Option(
+            "--check-metrics",
+            help="Damage the teacher's images in known ways, and print every metric's answer; 128 prompts by default.",
+            rich_help_panel=OTHER,
+        ),
+    ] = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -131,7 +139,8 @@ def evaluate(
 ) -> None:
     """Measure a LoRA beside its teacher and the undistilled base, on the same prompts and noise.
 
-    --study distils and measures the rows of a study instead; --benchmark measures the device.
+    --study distils and measures the rows of a study instead; --benchmark measures the device; --check-metrics shows
+    what the metrics see.
     """
     is_follower = launcher.is_follower()
     out = Output(as_json=json, quiet=quiet or is_follower)
@@ -169,10 +178,12 @@ def evaluate(
         return
     if output is not None and not is_follower:
         ready_folder(output)
+    if check_metrics:
+        _check_metrics(out, base or "demo", options.typed(context), asked, place, precision)
+        return
     chosen = resolve_lora(base, lora, out)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
-    has_labels = chosen.base.labelled_prompts is not None
-    _refuse(options.typed(context), ONLY_OTHERS if has_labels else ONLY_DEMO, chosen.base.name)
+    _refuse_for(options.typed(context), chosen)
     second = [resolve_lora(base or chosen.base.source, compare_lora, out)] if compare_lora else []
     _evaluate(out, [chosen, *second], asked, output, place, precision)
 
@@ -186,10 +197,36 @@ def _device_of(name: str) -> str:
     return device_of(name)
 
 
-def _refuse(typed: list[str], inapplicable: tuple[str, ...], base: str) -> None:
-    for name in inapplicable:
+def _refuse_for(typed: list[str], chosen: "ResolvedLora") -> None:
+    """Refuse options that do not apply to a base."""
+    for name in ONLY_DEMO if chosen.base.labelled_prompts is None else ONLY_OTHERS:
         if name in typed:
-            raise ConfigError(f"--{name.replace('_', '-')} does not apply to base {base}", "leave it out")
+            raise ConfigError(f"--{name.replace('_', '-')} does not apply to base {chosen.base.name}", "leave it out")
+
+
+def _check_metrics(
+    out: Output, base: str, typed: list[str], asked: "Options", device: "torch.device", precision: str
+) -> None:
+    """Show what the metrics answer to damaged images of the teacher."""
+    from dataclasses import replace
+
+    from rapm_cli.bases.device import describe_machine
+    from rapm_cli.evaluate.check_metrics import CHECKED, check_metrics, check_record, for_check
+    from rapm_cli.evaluate.request import build_request
+    from rapm_cli.runs.resolve_lora import without_lora
+
+    if {"lora", "compare_lora"} & {*typed}:
+        raise ConfigError("--check-metrics needs the teacher alone", "leave out --lora and --compare-lora")
+    chosen = without_lora(base, out)
+    _refuse_for(typed, chosen)
+    if launcher.is_follower():
+        return
+    samples = CHECKED if asked.samples is None else asked.samples
+    request = for_check(build_request(chosen, replace(asked, samples=samples, teacher_samples=samples), out))
+    made = check_metrics(chosen, request, device=device, precision=precision, reporter=out)
+    record = check_record(made, request, chosen.base.name, describe_machine(device))
+    show.checked_metrics(out, record)
+    out.result(record)
 
 
 def _evaluate(

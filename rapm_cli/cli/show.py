@@ -108,6 +108,22 @@ def programs(out: Output, verdicts: list[dict[str, str]], read_beside: Collectio
         out.fact("not in", f"{', '.join(refusing)}: {words}")
 
 
+def checked_metrics(out: Output, record: dict[str, Any]) -> None:
+    """Print a check of the metrics: their answers to every damage, what they see, and what they do not see."""
+    from rapm_cli.evaluate.check_metrics import check_tables
+
+    for title, columns, rows in check_tables(record):
+        out.table(title, columns, rows)
+    limits(out, record)
+    out.fact("machine", record["machine"])
+
+
+def limits(out: Output, record: dict[str, Any]) -> None:
+    """Print what each metric does not see."""
+    for name, each in record["legend"].items():
+        out.data(f"{each['title']} ({name}) does not see {each['does_not_see']}")
+
+
 def evaluation(out: Output, record: dict[str, Any]) -> None:
     """Print an evaluation: a table for each split, the differences of two students, and what values depend on."""
     from rapm_cli.evaluate.record import column, tables
@@ -122,7 +138,10 @@ def evaluation(out: Output, record: dict[str, Any]) -> None:
         won = f"more in {one['first']:,} of {one['first'] + one['second']:,} prompts, p {one['p_sign']:.2g}"
         out.data(f"{column(name, record)}, first minus second: {more}; {won}")
     if record["beside_teacher"]:
-        out.fact("teacher", f"differences from it are on the first {record['beside_teacher']:,} prompts")
+        out.fact("teacher", f"models are compared with it on the first {record['beside_teacher']:,} prompts")
+    if record["with_other_noise"]:
+        out.fact("other noise", f"the first {record['with_other_noise']:,} prompts are sampled with other noise too")
+    limits(out, record)
     for name, each in record["reference"].items():
         out.fact("reference", f"{name}: {each['source']}; {each['made']}")
     for identity in record["extractors"].values():

@@ -12,7 +12,7 @@ from rapm_cli.evaluate.plan import SamplePlan, labelled_plan
 from rapm_cli.evaluate.request import unseen_prompts
 
 # Metrics that 64 prompts say something about; a distance between distributions needs ten times as many.
-METRICS_OF_FEW = ("attributes", "pictures", "fidelity", "latents")
+METRICS_OF_FEW = ("attributes", "pictures", "told-apart", "edges", "fine", "fidelity", "latents")
 UNSEEN, NEW_NOISE = "prompts that training did not see", "training prompts with new noise"  # names of the samples
 
 

@@ -18,9 +18,9 @@ from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method.config import TeacherConfig, from_json
 from rapm_cli.evaluate import models
 from rapm_cli.evaluate.features import gather, reference_statistics
-from rapm_cli.evaluate.models import BASE, STUDENT, TEACHER, EvalModel, teacher_and_base
+from rapm_cli.evaluate.models import BASE, CONTROL, STUDENT, TEACHER, EvalModel, teacher_and_base
 from rapm_cli.evaluate.plan import SamplePlan
-from rapm_cli.evaluate.request import Request
+from rapm_cli.evaluate.request import Protocol, Request
 from rapm_cli.evaluate.samples import SampleSet
 from rapm_cli.extractors.statistics import Statistics
 from rapm_cli.formats.lora import apply_lora
@@ -69,10 +69,12 @@ class SplitResult:
     Args:
         plan: Prompts and noise.
         rows: Results of the teacher, the undistilled base and the students, as far as they have samples.
+        controls: Results of the teacher's samples with other noise, if there are some: what no difference looks like.
     """
 
     plan: SamplePlan
     rows: list[ModelResult]
+    controls: Sequence[ModelResult] = ()
 
     @cached_property
     def gap_closed(self) -> Estimate | None:
@@ -123,7 +125,8 @@ class EvalResult:
         """Hash of everything but the students; results with the same fingerprint can be compared."""
         plan = self.splits[0].plan
         files = {name: (made.description, made.files) for name, made in self.references.items()}
-        sampled = [plan.seed, plan.batch, self.request.teacher_samples, self.teacher]
+        counts = [self.request.teacher_samples, self.request.other_samples]
+        sampled = [plan.seed, plan.batch, *counts, self.teacher]
         key = [self.request.protocol.words, self.prompts_digest, sampled, self.extractors, files]
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -147,13 +150,15 @@ def evaluate(
     """
     request, references = reference_statistics(request, device, reporter)
     splits = sample_all(students, request, device=device, precision=precision, reporter=reporter)
+    splits = [[*sets, *_controls(sets)] for sets in splits]
     evidence, identities = gather(request, splits, references, device, reporter)
     results = []
     for plan, sets, found in zip(request.plans, splits, evidence, strict=True):
         if plan.labels:
             reporter.say(f"scoring {plan.name}, with intervals")
-        rows = [ModelResult(one, _values(request.metrics, each), each) for one, each in zip(sets, found, strict=True)]
-        results.append(SplitResult(plan, rows))
+        rows = [ModelResult(one, values(request.metrics, each), each) for one, each in zip(sets, found, strict=True)]
+        is_control = [row.model.role == CONTROL for row in rows]
+        results.append(SplitResult(plan, *(_where(rows, is_control, wanted) for wanted in (False, True))))
     differences = _differences(*results[0].rows[-2:]) if len(students) > 1 else {}
     teacher = _teacher(students[0], device, precision, reporter)
     return EvalResult(request, results, identities, references, differences, teacher)
@@ -169,21 +174,21 @@ def evaluate_model(
     is_strict: bool = False,
     teacher: SampleSet | None = None,
 ) -> ModelResult:
-    """Evaluate one model without extractors of kept images.
+    """Evaluate one model without reference images.
 
     Args:
         model: The model.
         plan: Prompts and noise.
-        metrics: Names of metrics on labelled prompts, or on differences from the teacher.
+        metrics: Names of metrics, as far as they need no reference images and no weights.
         loaded: Base of the model, with the LoRA attached if it is a student.
         reporter: Reporter of progress.
         is_strict: Whether damage to kept samples is an error; otherwise they are sampled again.
         teacher: The teacher's samples for the same plan, to compare the model with; None for no comparison.
     """
     samples = SampleSet(model, plan).sampled(loaded, reporter, is_strict=is_strict)
-    difference = samples.difference(teacher) if teacher else None
-    evidence = Evidence(prompts=plan.prompts, labelled=samples.labelled(), teacher=difference)
-    return ModelResult(samples, _values(metrics, evidence), evidence)
+    request, sets = Request(protocol=Protocol(), plans=(plan,), metrics=metrics), [teacher] if teacher else []
+    ((*_, evidence),), _ = gather(request, [[*sets, samples]], {}, torch.device("cpu"), reporter)
+    return ModelResult(samples, values(metrics, evidence), evidence)
 
 
 def sample_all(
@@ -231,7 +236,7 @@ def _sampled(
 
     The base is not in memory any more when this returns.
     """
-    weights, share = chosen.base.locate(reporter), _share()
+    weights = chosen.base.locate(reporter)
     loaded = LoadedBase(weights, device, DTYPES[config.precision])
     if chosen.warning:
         reporter.warn(chosen.warning)
@@ -243,12 +248,32 @@ def _sampled(
             of_others = plan if plan.labels else replace(plan, prompts=plan.prompts[: plan.positions])
             of_others = replace(of_others, images=min(plan.images, len(of_others.prompts)))
             for model in teacher_and_base(loaded, config, weights.identity) if of_others.prompts else ():
-                sets.append(SampleSet(model, of_others).sampled(loaded, reporter, share=share))
+                sets.append(_samples(model, of_others, request, loaded, reporter))
     apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
     student = models.student(loaded, config, weights.identity, chosen.lora)
     for plan, sets in zip(request.plans, splits, strict=True):
-        sets.append(SampleSet(student, plan).sampled(loaded, reporter, share=share))
+        sets.append(_samples(student, plan, request, loaded, reporter))
     return splits
+
+
+def _samples(model: EvalModel, plan: SamplePlan, request: Request, loaded: LoadedBase, reporter: Reporter) -> SampleSet:
+    """Return a model's samples, with those of other noise if a metric wants them."""
+    share = _share()
+    made = SampleSet(model, plan).sampled(loaded, reporter, share=share)
+    if not (request.other_samples and request.wants("wants_others")):
+        return made
+    other = SampleSet(model, plan.with_other_noise(request.other_samples))
+    return replace(made, other=other.sampled(loaded, reporter, share=share))
+
+
+def _controls(sets: Sequence[SampleSet]) -> list[SampleSet]:
+    """Return the teacher's samples with other noise as a set of their own, if there are some."""
+    others = [one.other for one in sets if one.model.role == TEACHER and one.other]
+    return [replace(other, model=replace(other.model, role=CONTROL)) for other in others]
+
+
+def _where(rows: Sequence[ModelResult], marks: Sequence[bool], wanted: bool) -> list[ModelResult]:
+    return [row for row, mark in zip(rows, marks, strict=True) if mark == wanted]
 
 
 def _teacher(chosen: ResolvedLora, device: torch.device, precision: str, reporter: Reporter) -> str:
@@ -277,8 +302,8 @@ def _share() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0, world_size()
 
 
-def _values(metrics: Sequence[str], evidence: Evidence) -> dict[str, Estimate]:
-    """Return the values of those metrics that the evidence suffices for."""
+def values(metrics: Sequence[str], evidence: Evidence) -> dict[str, Estimate]:
+    """Return the values of those metrics that the evidence suffices for, by name."""
     return {name: METRICS[name].compute(evidence) for name in metrics if METRICS[name].is_computable(evidence)}
 
 

@@ -5,14 +5,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rapm_cli.core.common.errors import ConfigError, WeightsError
 from rapm_cli.core.common.progress import NO_BAR, Reporter
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
+from rapm_cli.evaluate.models import TEACHER
+from rapm_cli.evaluate.plan import SamplePlan
 from rapm_cli.evaluate.reference import statistics_of
 from rapm_cli.evaluate.request import PROTOCOLS, Options, Protocol, Request, reference_of
 from rapm_cli.evaluate.samples import SampleSet
@@ -27,15 +31,22 @@ from rapm_cli.runs.versions import versions
 
 FEATURES = "features.safetensors"
 CHUNK = 1024  # images whose features are kept together
+NEEDS_OF_ALL = ("wants_features", "wants_texts", "wants_teacher", "wants_true")  # needs of the features of every sample
 
 
-def extract(samples: SampleSet, extractor: Extractor, reporter: Reporter) -> Iterator[Tensor]:
+def extract(samples: SampleSet, extractor: Extractor, reporter: Reporter, count: int | None = None) -> Iterator[Tensor]:
     """Yield (B, D) float32 features of a set's kept images, in order; features found on the disk are not computed.
+
+    Args:
+        samples: The set.
+        extractor: The extractor.
+        reporter: Reporter of progress.
+        count: Number of first images; None for all.
 
     Raises:
         Stopped: A signal came; the features of all whole chunks are kept.
     """
-    readers, cache = samples.readers(), ChunkCache(samples.folder, reporter)
+    readers, cache = samples.readers(count), ChunkCache(samples.folder, reporter)
     count = len(readers)
     chunks = [range(k, min(k + CHUNK, count)) for k in range(0, count, CHUNK)]
     names = {chunk: _name(samples, extractor, chunk) for chunk in chunks}
@@ -75,6 +86,7 @@ class Found:
     moments: dict[str, Moments] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
     texts: list[Tensor] = field(default_factory=list)  # at most one
+    true_features: dict[str, Tensor] = field(default_factory=dict)
 
 
 def gather(
@@ -100,25 +112,38 @@ def gather(
         for plan, sets, founds in zip(request.plans, splits, found, strict=True):
             prompts = list(plan.prompts)
             embedded = [_embedded(texts, prompts, reporter)] if texts else []
+            true = {name: _true_features(plan, extractor)} if request.wants("wants_true", name) else {}
             for samples, each in zip(sets, founds, strict=True):
                 each.texts.extend(embedded)
-                if samples.plan.images == len(prompts):  # a teacher without labels has the first ones only
+                each.true_features.update(true)
+                if request.wants("wants_teacher", name):
+                    _extract_all(each, name, samples, extractor, request, reporter, samples.compared(sets[0]))
+                elif samples.plan.images == len(prompts):  # a teacher without labels has the first ones only
                     _extract_all(each, name, samples, extractor, request, reporter)
     for labels in {plan.labels.known.reader: plan.labels for plan in request.plans if plan.labels}.values():
         identities[labels.known.reader] = labels.reader.identity
     sides = {name: ReferenceFeatures(made.moments, made.features) for name, made in references.items()}
     made = [
-        [_evidence(request, samples, sets[0], each, sides) for samples, each in zip(sets, founds, strict=True)]
+        [
+            _evidence(request, samples, sets[0], each, founds[0], sides)
+            for samples, each in zip(sets, founds, strict=True)
+        ]
         for sets, founds in zip(splits, found, strict=True)
     ]
     return made, identities
 
 
 def _evidence(
-    request: Request, samples: SampleSet, first: SampleSet, found: Found, sides: dict[str, ReferenceFeatures]
+    request: Request,
+    samples: SampleSet,
+    first: SampleSet,
+    found: Found,
+    first_found: Found,
+    sides: dict[str, ReferenceFeatures],
 ) -> Evidence:
-    has_teacher = first.model.role == "teacher" and samples is not first
-    wants_images = request.wants("wants_images")
+    has_teacher = first.model.role == TEACHER and samples is not first
+    wants_images, count = request.wants("wants_images"), samples.compared(first)
+    has_others = wants_images and has_teacher and samples.other is not None and first.other is not None
     return Evidence(
         prompts=samples.plan.prompts,
         images=samples.readers() if wants_images else (),
@@ -128,17 +153,37 @@ def _evidence(
         texts=next(iter(found.texts), None),
         labelled=samples.labelled(),
         teacher=samples.difference(first) if has_teacher else None,
-        teacher_images=first.readers(samples.plan.positions) if wants_images and has_teacher else (),
+        teacher_images=first.readers(count) if wants_images and has_teacher else (),
+        others=samples.other.readers() if has_others and samples.other else (),
+        teacher_others=first.other.readers() if has_others and first.other else (),
+        teacher_features={k: x[:count] for k, x in first_found.features.items()} if has_teacher else {},
+        true_features=found.true_features,
     )
 
 
+def _true_features(plan: SamplePlan, extractor: Extractor) -> Tensor:
+    """Return (N, D) features of the true images of a plan's prompts."""
+    assert plan.labels is not None
+    found: list[Tensor] = []
+    for chunk in plan.chunks:
+        images = (plan.labels.known.true_images(chunk) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        found += extractor.features([partial(np.asarray, image) for image in images])
+    return torch.cat(found)
+
+
 def _extract_all(
-    found: Found, name: str, samples: SampleSet, extractor: Extractor, request: Request, reporter: Reporter
+    found: Found,
+    name: str,
+    samples: SampleSet,
+    extractor: Extractor,
+    request: Request,
+    reporter: Reporter,
+    count: int | None = None,
 ) -> None:
     """Extract features once; memory grows with the number of images only if a metric wants all features."""
     running, kept = RunningMoments(extractor.width), []
-    keep = request.wants("wants_features", name) or request.wants("wants_texts", name)
-    for features in extract(samples, extractor, reporter):
+    keep = any(request.wants(need, name) for need in NEEDS_OF_ALL)
+    for features in extract(samples, extractor, reporter, count):
         running.add(features)
         kept += [features] if keep else []
     if running.count > 1:

@@ -16,6 +16,7 @@ from rapm_cli.core.network.schedule import fine_grid, slot_edges
 from rapm_cli.formats.lora import LoraFile
 
 TEACHER, BASE, STUDENT = "teacher", "base", "student"  # roles
+CONTROL = "teacher's other noise"  # role of the teacher's samples with other noise, which metrics should find alike
 SampleFunction = Callable[[Tensor, Conditioning], list[Tensor]]  # noise and conditioning to positions, clean first
 
 
@@ -24,7 +25,7 @@ class EvalModel:
     """One way to sample.
 
     Args:
-        role: `TEACHER`, `BASE` or `STUDENT`.
+        role: `TEACHER`, `BASE`, `STUDENT` or `CONTROL`.
         steps: Number of sampling steps.
         evaluations: Network evaluations for each image; guidance doubles them.
         sample: (B, C, h, w) noise and conditioning to a list of latents: `[0]` is clean, the last is the noise. Those

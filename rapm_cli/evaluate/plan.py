@@ -1,7 +1,7 @@
 """Samples to make: prompts, noise, form of the images, and the labels of prompts that have some."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from rapm_cli.core.common.progress import Reporter
 from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import AS_IT_IS, Preparation
 
+USUAL_NOISE = "evaluation"  # purpose of noise, which seeds it
 LABELLED_BATCH = 32  # labelled prompts that are sampled, read and kept together
 SPLIT_NAMES = {True: "held-out scenes", False: "scenes that training may see"}  # by whether they are held out
 
@@ -72,7 +73,7 @@ class SamplePlan:
     rounding: str = "nearest"
     labels: Labels | None = None
     name: str = ""
-    purpose: str = "evaluation"
+    purpose: str = USUAL_NOISE
 
     @property
     def chunks(self) -> list[range]:
@@ -82,6 +83,12 @@ class SamplePlan:
     def whole_batches(self, count: int) -> int:
         """Return `count` prompts rounded up to whole batches."""
         return min(-(-count // self.batch) * self.batch, len(self.prompts))
+
+    def with_other_noise(self, count: int) -> "SamplePlan":
+        """Return a plan for the first `count` prompts with other noise; it keeps their images."""
+        kept, purpose = self.whole_batches(count), f"{self.purpose}, other noise"
+        prompts, name = self.prompts[:kept], "other noise"
+        return replace(self, prompts=prompts, images=kept, positions=0, labels=None, name=name, purpose=purpose)
 
 
 def labelled_plan(

@@ -26,7 +26,6 @@ class Column:
     cell: Callable[[Record], str]
 
 
-ROW_TITLE = Column("", lambda row: str(row["name"]))
 EVALUATIONS = Column("NFE", lambda row: "" if row["evaluations"] is None else str(row["evaluations"]))
 SECONDS = Column("s/image", lambda row: f"{row['seconds_per_picture']:.3f}")
 
@@ -54,6 +53,7 @@ def to_record(made: EvalResult, *, base: str, loras: list[str], machine: str) ->
         "loras": loras,
         "samples": len(plan.prompts),
         "beside_teacher": request.teacher_samples,
+        "with_other_noise": request.other_samples,
         "seed": plan.seed,
         "batch": plan.batch,
         "extractors": made.extractors,
@@ -61,6 +61,8 @@ def to_record(made: EvalResult, *, base: str, loras: list[str], machine: str) ->
         "versions": versions(),
         "machine": machine,
         "rows": splits[0]["rows"],
+        "controls": splits[0]["controls"],
+        "legend": legend(request.metrics),
         "differences": {name: asdict(difference) for name, difference in made.differences.items()},
     }
     return record | ({"lora": loras[0], "parts": splits} if plan.labels else {})
@@ -75,6 +77,15 @@ def split_record(split: SplitResult) -> Record:
         "seed": split.plan.seed,
         "closed": value_record(gap) if gap else None,
         "rows": [_row(row) for row in split.rows],
+        "controls": [_row(row) for row in split.controls],
+    }
+
+
+def legend(metrics: Sequence[str]) -> Record:
+    """Return by metric the damages that it sees, and in words what it does not see."""
+    return {
+        name: {"title": METRICS[name].title, "sees": list(METRICS[name].sees), "does_not_see": METRICS[name].blind_to}
+        for name in metrics
     }
 
 
@@ -94,18 +105,19 @@ def _row(row: ModelResult) -> Record:
     if row.samples.plan.images:
         teacher = row.evidence.teacher
         made |= {"folder": str(row.samples.folder), "drawn_with": row.samples.versions()}
-        made["positions_by_edge"] = None if teacher is None else teacher.positions.mean(dim=0).tolist()
+        positions = None if teacher is None else teacher.positions
+        made["positions_by_edge"] = None if positions is None else positions.mean(dim=0).tolist()
     return made
 
 
-def value_record(value: Estimate) -> Record:
+def value_record(value: Estimate, *, with_prompts: bool = True) -> Record:
     """Return a value with those of its interval, spread and values by prompt or by seed that it has."""
     interval: Record = {"low": value.low, "high": value.high}
     if value.by_seed:  # the keys of a study's record
         return {"mean": value.value, "spread": value.spread, **interval, "values": list(value.by_seed)}
     known = {"value": value.value, **interval, "spread": value.spread}
     made = {name: number for name, number in known.items() if number is not None}
-    if value.by_prompt is not None:
+    if value.by_prompt is not None and with_prompts:
         made["by_prompt"] = [round(number, 5) for number in value.by_prompt.tolist()]
     return made
 
@@ -122,10 +134,7 @@ def column(name: str, record: Record) -> str:
 def tables(record: Record) -> list[tuple[str, list[str], list[list[str]], str]]:
     """Return title, column titles, rows and note of one table for each split."""
     if "parts" in record:
-        return [
-            (split_title(split), *table(record | {"rows": split["rows"]}), gap_in_words(split))
-            for split in record["parts"]
-        ]
+        return [(split_title(split), *table(record | split), gap_in_words(split)) for split in record["parts"]]
     title = f"{record['samples']:,} prompts, seed {record['seed']}, protocol {record['protocol']}, 95 % intervals"
     return [(title, *table(record), "")]
 
@@ -136,14 +145,17 @@ def split_title(split: Record) -> str:
 
 
 def table(record: Record) -> tuple[list[str], list[list[str]]]:
-    """Return column titles, and the cells of a row for each model in `record["rows"]`."""
-    names = dict.fromkeys(name for row in record["rows"] for name in row["metrics"])
+    """Return column titles, one for each model of a record, and the cells of a row for each metric."""
+    models = [*record["rows"], *record.get("controls", ())]
+    names = dict.fromkeys(name for row in models for name in row["metrics"])
     images = Column("images", lambda row: f"{row['pictures']:,}")
     metrics = [
         value_column(name, f"{column(name, record)} {METRICS[name].arrow}", METRICS[name].form, METRICS[name].unit)
         for name in names
     ]
-    return table_of([ROW_TITLE, EVALUATIONS, images, SECONDS, *metrics], record["rows"])
+    titles, cells = table_of([EVALUATIONS, images, SECONDS, *metrics], models)
+    rows = [[title, *row] for title, row in zip(titles, zip(*cells, strict=True), strict=True)]
+    return ["", *(row["name"] for row in models)], rows
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -153,7 +165,14 @@ def table_of(columns: Sequence[Column], rows: Sequence[Record]) -> tuple[list[st
 
 
 def value_column(
-    name: str, title: str, form: str, unit: str = "", *, spread_form: str | None = None, sign: str = ""
+    name: str,
+    title: str,
+    form: str,
+    unit: str = "",
+    *,
+    spread_form: str | None = None,
+    sign: str = "",
+    has_interval: bool = True,
 ) -> Column:
     """Return a column of values with their spreads and intervals.
 
@@ -164,6 +183,7 @@ def value_column(
         unit: "%" for shares; else empty.
         spread_form: Python's format of the spread; None for `form`.
         sign: "+" to show the sign of positive values.
+        has_interval: Whether to show spreads and intervals.
     """
     scale = 100 if unit == "%" else 1
 
@@ -172,7 +192,7 @@ def value_column(
         if value is None:
             return ""
         number = value["mean"] if "mean" in value else value["value"]
-        spread, low = value.get("spread"), value.get("low")
+        spread, low = (value.get(key) if has_interval else None for key in ("spread", "low"))
         around = "" if spread is None else f" ±{spread * scale:{spread_form or form}}"
         interval = "" if low is None else f" [{low * scale:{form}},{value['high'] * scale:{form}}]"
         return f"{number * scale:{sign}{form}}{unit}{around}{interval}"

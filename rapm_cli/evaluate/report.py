@@ -45,7 +45,7 @@ def evaluation_report(made: EvalResult, record: dict[str, Any], students: Sequen
     sections: list[Section] = []
     if any(row["metrics"] for row in record["rows"]):
         sections += _tables(record)
-    sections += [*_edges(made, record), *_images(made, record)]
+    sections += [*_legend(record), *_edges(made, record), *_images(made, record)]
     for chosen in students:
         if charts := training_charts(Run(chosen.lora_path.parent).log):
             sections.append(ChartsSection(f"Training of {chosen.lora_path.parent.name}", charts))
@@ -66,10 +66,17 @@ def _tables(record: dict[str, Any]) -> list[Section]:
     ]
 
 
+def _legend(record: dict[str, Any]) -> list[Section]:
+    """Return what each metric of the tables sees and does not see."""
+    facts = {each["title"]: f"Does not see {each['does_not_see']}." for each in record["legend"].values()}
+    return [FactsSection("What the metrics do not see", facts)] if facts else []
+
+
 def _edges(made: EvalResult, record: dict[str, Any]) -> list[Section]:
     """Return a chart of the distance from the teacher's trajectory at every slot edge."""
     pairs = zip(made.rows, record["rows"], strict=True)
-    found = [(each["name"], row.evidence.teacher.positions) for row, each in pairs if row.evidence.teacher]
+    differences = [(each["name"], row.evidence.teacher) for row, each in pairs if row.evidence.teacher]
+    found = [(name, one.positions) for name, one in differences if one.positions is not None]
     if not found:
         return []
     count = min(positions.shape[1] for _, positions in found)

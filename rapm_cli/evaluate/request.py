@@ -105,7 +105,7 @@ class Options:
         samples: Number of prompts, in each split.
         seed: Seed of noise and prompts.
         batch_size: Number of prompts that are sampled together.
-        teacher_samples: Number of prompts on which models are compared with the teacher.
+        teacher_samples: Number of prompts that the teacher samples too, and that every model samples with other noise.
         inception: Path of Inception's weights.
         clip_model: CLIP model instead of the protocol's.
         split: Name from `SPLITS`, for a base with labelled prompts.
@@ -134,6 +134,7 @@ class Request:
         metrics: Names from `METRICS`.
         reference: Reference images; None if no metric needs them.
         teacher_samples: Number of first prompts on which models are compared with the teacher; whole batches.
+        other_samples: Number of first prompts that are sampled with other noise too; whole batches.
         inception: Path of Inception's weights; None for the usual places.
         required: Extractors that the user asked for; metrics of others are left out where weights are missing.
     """
@@ -143,6 +144,7 @@ class Request:
     metrics: Sequence[str]
     reference: Reference | None = None
     teacher_samples: int = 0
+    other_samples: int = 0
     inception: Path | None = None
     required: frozenset[str] = frozenset()
 
@@ -184,21 +186,24 @@ def _labelled_request(chosen: ResolvedLora, options: Options, reporter: Reporter
     if not MIN_SAMPLES <= samples <= MAX_SAMPLES:
         raise ConfigError(f"--samples {samples} is out of range", f"give {MIN_SAMPLES} to {MAX_SAMPLES}")
     compared = min(TEACHER_SAMPLES if options.teacher_samples is None else options.teacher_samples, samples)
-    metrics = _metrics(options.metrics, None, samples, compared, reporter, has_labels=True)
-    batch, plans = options.batch_size or LABELLED_BATCH, []
-    for held_out in SPLITS[options.split]:
-        plan = labelled_plan(chosen.base, samples, options.seed, held_out, reporter, batch=batch)
-        plans.append(replace(plan, images=plan.whole_batches(compared), positions=plan.whole_batches(compared)))
+    beside = samples if compared else 0
+    metrics = _metrics(options.metrics, None, samples, beside, reporter, has_labels=True)
+    batch = options.batch_size or LABELLED_BATCH
+    plans = [
+        labelled_plan(chosen.base, samples, options.seed, held_out, reporter, batch=batch)
+        for held_out in SPLITS[options.split]
+    ]
     made = Request(
         protocol=LABELLED,
         plans=tuple(plans),
         metrics=metrics,
-        teacher_samples=plans[0].whole_batches(compared),
+        teacher_samples=beside,
+        other_samples=plans[0].whole_batches(compared),
         required=_required(options),
     )
-    if made.extractors or made.wants("wants_images"):
-        made = replace(made, plans=tuple(replace(plan, images=samples) for plan in plans))
-    return made
+    images = samples if compared or made.extractors else 0
+    kept = (replace(plan, images=images, positions=made.teacher_samples) for plan in plans)
+    return replace(made, plans=tuple(kept))
 
 
 def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Request:
@@ -227,6 +232,7 @@ def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Requ
         metrics=_metrics(options.metrics, reference, len(prompts), compared, reporter),
         reference=reference,
         teacher_samples=plan.positions,
+        other_samples=plan.positions,
         inception=options.inception,
         required=_required(options),
     )
@@ -337,7 +343,9 @@ def _metrics(
             raise ConfigError(f"--metrics {name}: {metric.title} needs {lacks}", remedy)
         if lacks:
             left_out += [metric.title] if "reference" in lacks and not has_labels else []
-        elif fewest < metric.fewest:
+        elif metric.wants_teacher and compared < metric.fewest and not named:
+            reporter.say(f"without {metric.title}: it needs the teacher's samples for {metric.fewest} prompts or more")
+        elif (compared if metric.wants_teacher else fewest) < metric.fewest:
             needs = f"{metric.title} needs at least {metric.fewest} images, not {fewest}"
             raise ConfigError(needs, "give more --samples, or more reference images")
         elif named or not (has_labels and metric.wants_texts):
@@ -354,6 +362,8 @@ def _lack(metric: Metric, reference: Reference | None, compared: int, has_labels
     """Return what a metric lacks, and the remedy; empty if it lacks nothing."""
     if metric.wants_labels and not has_labels:
         return "prompts with labels", "give --base demo"
+    if metric.wants_true and not has_labels:
+        return "true images of its prompts", "give --base demo"
     if metric.wants_teacher and not compared:
         return "the teacher's samples", "give --teacher-samples of at least 1"
     labelled = [name for name in NAMES if METRICS[name].wants_labels]

@@ -27,7 +27,7 @@ from rapm_cli.core.storage.commit import read_manifest
 from rapm_cli.core.storage.files import sweep
 from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact, read_tensors
 from rapm_cli.evaluate.models import EvalModel
-from rapm_cli.evaluate.plan import SamplePlan
+from rapm_cli.evaluate.plan import USUAL_NOISE, SamplePlan
 from rapm_cli.extractors.preparation import ImageArray
 from rapm_cli.metrics.metric import LabelledSamples, TeacherDifference
 from rapm_cli.runs import signals
@@ -47,17 +47,19 @@ class SampleSet:
     Args:
         model: The model.
         plan: The plan.
+        other: Samples of the same model with other noise; None if there are none.
     """
 
     model: EvalModel
     plan: SamplePlan
+    other: "SampleSet | None" = None
 
     @cached_property
     def folder(self) -> Path:
         """Folder of the images; a longer list of prompts continues in the same folder."""
         plan = self.plan
         key = [self.model.identity, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
-        key += [plan.purpose] if plan.labels else []
+        key += [plan.purpose] if plan.purpose != USUAL_NOISE else []
         return samples_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
     def image(self, k: int) -> ImageArray:
@@ -80,17 +82,27 @@ class SampleSet:
         return [partial(self.image, k) for k in range(self.plan.images if count is None else count)]
 
     def difference(self, teacher: "SampleSet") -> TeacherDifference | None:
-        """Return the differences from the teacher's samples; None if no positions are kept."""
+        """Return the differences from the teacher's samples, as far as both are kept; None if they are not."""
         images, positions = [], []
+        for k in range(self.compared(teacher)):
+            off = self.image(k).astype(np.float64) - teacher.image(k)
+            images.append(float(np.sqrt((off**2).mean())))
         for chunk in (chunk for chunk in self.plan.chunks if chunk.start < self.plan.positions):
-            for k in chunk:
-                off = self.image(k).astype(np.float64) - teacher.image(k)
-                images.append(float(np.sqrt((off**2).mean())))
             off_edges = (self._positions(chunk) - teacher._positions(chunk))[:, :-1]  # the noise is the same
             positions.append(off_edges.square().mean(dim=(2, 3, 4)).sqrt())
         if not images:
             return None
-        return TeacherDifference(torch.tensor(images, dtype=torch.float64), torch.cat(positions))
+        edges = torch.cat(positions) if positions else None
+        return TeacherDifference(torch.tensor(images, dtype=torch.float64), edges)
+
+    def compared(self, teacher: "SampleSet") -> int:
+        """Return the number of first prompts whose images both sets keep."""
+        return min(self.plan.images, teacher.plan.images)
+
+    def positions(self) -> Tensor:
+        """Return (K, N + 1, C, h, w) kept latents by slot edge; the last edge is the noise."""
+        kept = (chunk for chunk in self.plan.chunks if chunk.start < self.plan.positions)
+        return torch.cat([self._positions(chunk) for chunk in kept])
 
     def _positions(self, chunk: range) -> Tensor:
         """Return (B, N + 1, C, h, w) kept latents of a batch by slot edge."""

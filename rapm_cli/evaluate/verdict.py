@@ -28,7 +28,7 @@ class Finding:
         metric: Name of the metric.
         student: The student's value.
         other: The other model's value.
-        interval: The 95 % interval of student less other, over other prompts.
+        interval: The 95 % interval of the student's shortfall less the other's, over other prompts.
     """
 
     metric: str
@@ -40,13 +40,14 @@ class Finding:
     def sign(self) -> int:
         """1 where the student is better, -1 where it is worse, 0 where the interval covers no difference."""
         low, high = self.interval
-        ahead = int(low > 0) - int(high < 0)
-        return ahead if METRICS[self.metric].is_higher_better else -ahead
+        return int(high < 0) - int(low > 0)
 
     @property
     def is_small(self) -> bool:
         """True if a distance to the teacher differs by less than `LITTLE` of the other model's."""
-        return METRICS[self.metric].wants_teacher and abs(self.student - self.other) < LITTLE * abs(self.other)
+        metric = METRICS[self.metric]
+        ours, theirs = metric.shortfall(self.student), metric.shortfall(self.other)
+        return metric.wants_teacher and abs(ours - theirs) < LITTLE * abs(theirs)
 
     @property
     def words(self) -> str:
@@ -68,7 +69,7 @@ def verdict(split: SplitResult | None, *, is_renoised: bool = False) -> str:
     if not split or not {TEACHER, BASE, STUDENT} <= rows.keys():
         return ""
     teacher, base, student = rows[TEACHER], rows[BASE], rows[STUDENT]
-    beside_base = [one for one in findings(student, base) if not (is_renoised and METRICS[one.metric].wants_teacher)]
+    beside_base = [one for one in findings(student, base) if not (is_renoised and METRICS[one.metric].is_paired)]
     if not beside_base:
         return f"{UNPAIRED}."
     beside_teacher = findings(student, teacher)
@@ -86,17 +87,17 @@ def findings(student: ModelResult, other: ModelResult) -> list[Finding]:
 
 
 def _interval(name: str, student: ModelResult, other: ModelResult) -> tuple[float, float]:
-    """Return the interval of the difference in a metric; it resamples the prompts of both models together."""
-    bootstrap = METRICS[name].bootstrap
+    """Return the interval of the difference in shortfall; it resamples the prompts of both models together."""
+    bootstrap, shortfall = METRICS[name].bootstrap, METRICS[name].shortfall
     one, two = student.evidence.labelled, other.evidence.labelled
     ours, theirs = student.metrics[name].by_prompt, other.metrics[name].by_prompt
 
     def difference(rows: Tensor) -> float:
         if bootstrap and one is not None and two is not None:
-            return bootstrap.statistic(one[rows]) - bootstrap.statistic(two[rows])
+            return shortfall(bootstrap.statistic(one[rows])) - shortfall(bootstrap.statistic(two[rows]))
         assert ours is not None  # a metric without labels is a mean over prompts
         assert theirs is not None
-        return float((ours[rows].double() - theirs[rows].double()).mean())
+        return shortfall(float(ours[rows].double().mean())) - shortfall(float(theirs[rows].double().mean()))
 
     return bootstrap_interval(difference, len(student.evidence.prompts), generator_for("verdict", name), draws=DRAWS)
 

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 MODULES = {  # metrics of each module
     "labels": ("attributes", "pictures"),
+    "two_sample": ("told-apart", "told-true"),
+    "frequencies": ("edges", "coarse", "middle", "fine"),
+    "diversity": ("diversity",),
+    "patches": ("patches",),
+    "teacher_difference": ("fidelity", "latents", "position"),
     "frechet": ("fd-demo", "fid", "fd-dinov2"),
     "kernel": ("kd-demo", "kid"),
     "clip_score": ("clip",),
     "cmmd": ("cmmd",),
     "neighbours": ("precision", "recall", "density", "coverage"),
-    "teacher_difference": ("fidelity", "latents", "position"),
 }
 NAMES = tuple(name for names in MODULES.values() for name in names)  # in the order of the table's columns
 

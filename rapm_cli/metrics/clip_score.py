@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rapm_cli.metrics.metric import CLIP, METRICS, Estimate, Evidence, Metric, mean_estimate
+from rapm_cli.metrics.metric import CLIP, METRICS, OTHER_PROMPT, Estimate, Evidence, Metric, mean_estimate
 
 
 def clip_scores(features: Tensor, texts: Tensor) -> Tensor:
@@ -26,4 +26,9 @@ def _clip(evidence: Evidence) -> Estimate:
     return mean_estimate(clip_scores(evidence.features[CLIP], evidence.texts))
 
 
-METRICS.add("clip")(Metric("CLIP score", True, _clip, CLIP, wants_texts=True, is_usual=True))
+METRICS.add("clip")(
+    Metric(
+        "CLIP score", True, _clip, CLIP, wants_texts=True, is_usual=True, sees=(OTHER_PROMPT,),
+        blind_to="most blur, noise and artefacts",
+    )
+)  # fmt: skip

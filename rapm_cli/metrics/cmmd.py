@@ -34,4 +34,9 @@ def _cmmd(evidence: Evidence) -> Estimate:
     return Estimate(clip_discrepancy(evidence.features[CLIP_336], reference))
 
 
-METRICS.add("cmmd")(Metric("CMMD", False, _cmmd, CLIP_336, wants_features=True, form=".3f", fewest=2))
+METRICS.add("cmmd")(
+    Metric(
+        "CMMD", False, _cmmd, CLIP_336, wants_features=True, form=".3f", fewest=2,
+        blind_to="whether an image suits its prompt, and fine detail that CLIP overlooks",
+    )
+)  # fmt: skip

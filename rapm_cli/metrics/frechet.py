@@ -64,8 +64,17 @@ def _demo(samples: LabelledSamples) -> float:
     return frechet_distance(moments(samples.features), moments(samples.reference))
 
 
-add_labelled_metric("fd-demo", "FD-demo", False, Bootstrap(_demo, lowest=0))
+BLIND_TO = "whether an image suits its prompt, and a single bad image; it needs thousands of images"
+add_labelled_metric(
+    "fd-demo", "FD-demo", False, Bootstrap(_demo, lowest=0), is_usual=False, sees=(),
+    blind_to="blur and noise, which its reader was trained to overlook, nor whether an image suits its prompt",
+)  # fmt: skip
 METRICS.add("fid")(
-    Metric("FID", False, _of_extractor(INCEPTION), INCEPTION, wants_moments=True, is_usual=True, fewest=2)
+    Metric(
+        "FID", False, _of_extractor(INCEPTION), INCEPTION, wants_moments=True, is_usual=True, fewest=2,
+        blind_to=BLIND_TO,
+    )
+)  # fmt: skip
+METRICS.add("fd-dinov2")(
+    Metric("FD-DINOv2", False, _of_extractor(DINO), DINO, wants_moments=True, fewest=2, blind_to=BLIND_TO)
 )
-METRICS.add("fd-dinov2")(Metric("FD-DINOv2", False, _of_extractor(DINO), DINO, wants_moments=True, fewest=2))

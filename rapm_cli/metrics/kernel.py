@@ -114,5 +114,13 @@ def _demo(samples: LabelledSamples) -> float:
     return paired_kernel_distance(samples.features, samples.reference, generator_for("kernel distance subsets"))
 
 
-add_labelled_metric("kd-demo", "KD-demo", False, Bootstrap(_demo, draws=50))
-METRICS.add("kid")(Metric("KID", False, _kid, INCEPTION, wants_features=True, is_usual=True, form=".5f", fewest=2))
+add_labelled_metric(
+    "kd-demo", "KD-demo", False, Bootstrap(_demo, draws=50), is_usual=False, sees=(),
+    blind_to="blur and noise, which its reader was trained to overlook, nor whether an image suits its prompt",
+)  # fmt: skip
+METRICS.add("kid")(
+    Metric(
+        "KID", False, _kid, INCEPTION, wants_features=True, is_usual=True, form=".5f", fewest=2,
+        blind_to="whether an image suits its prompt, and a single bad image",
+    )
+)  # fmt: skip

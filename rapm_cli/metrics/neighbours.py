@@ -91,7 +91,16 @@ def _of_evidence(name: str) -> Callable[[Evidence], Estimate]:
     return compute
 
 
+BLIND_TO = {
+    "precision": "missing variety",
+    "density": "missing variety",
+    "recall": "bad images beside good ones",
+    "coverage": "bad images beside good ones",
+}
 for _name in NAMES:
     METRICS.add(_name)(
-        Metric(_name, True, _of_evidence(_name), INCEPTION, wants_features=True, form=".3f", fewest=max(NEIGHBOURS) + 1)
-    )
+        Metric(
+            _name, True, _of_evidence(_name), INCEPTION, wants_features=True, form=".3f", fewest=max(NEIGHBOURS) + 1,
+            blind_to=f"{BLIND_TO[_name]}, and whether an image suits its prompt",
+        )
+    )  # fmt: skip

@@ -103,6 +103,12 @@ def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporte
     return _chosen(base, lora_name, reporter)
 
 
+def without_lora(base_name: str, reporter: Reporter) -> ResolvedLora:
+    """Return a base with its usual teacher and an empty LoRA, for work that needs the teacher alone."""
+    base = find_base(base_name, reporter)
+    return ResolvedLora(base, Path(base.source), LoraFile({}, 1, 1.0, {}), "")
+
+
 def resolve_model(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora | FusedBase:
     """Resolve a LoRA as `resolve_lora` does, or a base that has a LoRA in its weights.
 

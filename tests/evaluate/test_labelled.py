@@ -21,6 +21,7 @@ from rapm_cli.evaluate.chunk_cache import ChunkCache, is_intact
 from rapm_cli.evaluate.models import EvalModel
 from rapm_cli.evaluate.plan import Labels, SamplePlan, labelled_plan
 from rapm_cli.evaluate.samples import SampleSet
+from rapm_cli.metrics import METRICS, NAMES
 from tests.small_demo import use_small_demo
 
 QUIET = Output(quiet=True)
@@ -58,17 +59,23 @@ def whole(short_run, small_folder, tmp_path_factory):
 def test_every_prompt_is_sampled_once_by_every_model(whole):
     record, noise, evaluations, _ = whole
     rows = [row for split in record["parts"] for row in split["rows"]]
-    assert noise == {(f"exam {held_out}", k): 3 for held_out in (0, 1) for k in range(8)}
-    assert evaluations == sum(row["evaluations"] * row["pictures"] for row in rows) == 2 * 8 * (16 + 4 + 4)
+    purposes = [f"exam {held_out}{more}" for held_out in (0, 1) for more in ("", ", other noise")]
+    assert noise == {(purpose, k): 3 for purpose in purposes for k in range(8)}
+    assert evaluations == 2 * sum(row["evaluations"] * row["pictures"] for row in rows) == 2 * 2 * 8 * (16 + 4 + 4)
 
 
 def test_every_split_has_every_metric_of_the_same_samples(whole):
     record, *_ = whole
-    labelled, compared = {"attributes", "pictures", "fd-demo", "kd-demo"}, {"fidelity", "latents", "position"}
+    labelled, compared = {"attributes", "pictures"}, {name for name in NAMES if METRICS[name].wants_teacher}
+    without_latents = {name for name in compared if METRICS[name].wants_positions or METRICS[name].wants_others}
     for split in record["parts"]:
         teacher, *others = split["rows"]
         assert set(teacher["metrics"]) == labelled
         assert all(set(row["metrics"]) == labelled | compared for row in others)
+        (control,) = split["controls"]
+        assert set(control["metrics"]) == compared - without_latents
+        assert control["pictures"] == 8
+    assert set(record["legend"]) == labelled | compared
     assert record["rows"] == record["parts"][0]["rows"]
     assert record["extractors"]["demo"].startswith("demo reader")
 
@@ -91,7 +98,8 @@ def test_a_page_has_a_table_for_each_split_and_images_of_the_first(whole):
     page = Path(whole[0]["report"]).read_text()
     for split in whole[0]["parts"]:
         assert f"8 {split['part']}, seed 0" in page
-    assert page.count("image difference") == 2
+    assert page.count("image difference ↓") == 2
+    assert METRICS["fidelity"].blind_to in page
     assert page.count("data:image/png") >= 3 * 8
 
 
