@@ -23,6 +23,7 @@ def generate(
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
+    base_lora: options.BaseLora = None,
     from_image: Annotated[
         Path | None,
         typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate its image again."),
@@ -53,6 +54,7 @@ def generate(
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.generate.generate import generate as run_generate
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
     loaded_as, noise_on = str(precision), str(rng)
@@ -64,7 +66,7 @@ def generate(
         loaded_as, noise_on = recipe.precision, recipe.rng
         chosen = resolve_recipe_lora(base, recipe, out)
     else:
-        chosen = resolve_model(base, lora, out)
+        chosen = resolve_model(base, lora, out, read_refs(base_lora))
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     if preview:
@@ -108,6 +110,7 @@ def export(
         ),
     ] = None,
     base: options.Base = None,
+    base_lora: options.BaseLora = None,
     form: Annotated[
         str,
         typer.Option(
@@ -123,6 +126,9 @@ def export(
     ] = False,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="With --fuse: write one checkpoint file for ComfyUI and A1111.")
+    ] = False,
+    absorb: Annotated[
+        bool, typer.Option("--absorb", help="Write one LoRA that also holds the LoRAs of --base-lora.")
     ] = False,
     dtype: Annotated[
         Literal["base", "fp16", "bf16", "fp32"],
@@ -147,9 +153,10 @@ def export(
     out = Output(as_json=json, quiet=quiet)
     out.say("starting")
     from rapm_cli.export import export as workflow
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import resolve_lora
 
-    chosen = resolve_lora(base, lora, out)
+    chosen = resolve_lora(base, lora, out, read_refs(base_lora))
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     if push_to_hub:
@@ -163,6 +170,7 @@ def export(
         fuse=fuse,
         single_file=single_file,
         dtype=dtype,
+        absorb=absorb,
     )
     if push_to_hub:
         made = workflow.push(made, push_to_hub, out)

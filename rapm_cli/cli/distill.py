@@ -25,6 +25,7 @@ def distill(
     ] = None,
     base: options.Base = None,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, show_default="the base's own")] = None,
+    base_lora: options.BaseLora = None,
     output: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a new one")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume RUN with its own settings.")] = False,
     dry_run: Annotated[
@@ -92,8 +93,10 @@ def distill(
     out.say("starting")
     if alone := launcher.lone_process_warning():
         out.warn(alone)
+    from rapm_cli.bases.merged import with_loras
     from rapm_cli.distill import resolve_run, workers
     from rapm_cli.distill.distill import distill as run_distill
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
@@ -109,18 +112,21 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.dry_run(out, unfused_base(base or "sdxl", out), given, prompts, device)
+            merged = with_loras(unfused_base(base or "sdxl", out), read_refs(base_lora), out)
+            speed.dry_run(out, merged, given, prompts, device)
         return
     with workers.joined(device, out) as world:
         if not world.is_first:
             workers.follow(world, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
-        place = workers.device_of(device)
+        place, loras = workers.device_of(device), read_refs(base_lora)
         if resume:
-            begun = resolve_run.resume_run(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
+            begun = resolve_run.resume_run(
+                run, base, given, wanted, place, out, is_strict=strict, processes=world.size, base_loras=loras
+            )
         else:
-            found = unfused_base(base or "sdxl", out)
+            found = with_loras(unfused_base(base or "sdxl", out), loras, out)
             begun = resolve_run.begin_run(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )

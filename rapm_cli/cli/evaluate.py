@@ -30,6 +30,7 @@ def evaluate(
     context: typer.Context,
     base: options.Base = None,
     lora: options.Lora = None,
+    base_lora: options.BaseLora = None,
     compare_lora: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +154,7 @@ def evaluate(
         return
     from rapm_cli.bases.device import find_device
     from rapm_cli.evaluate.request import Options
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import resolve_lora
     from rapm_cli.runs.retry import ready_folder
 
@@ -169,11 +171,12 @@ def evaluate(
         return
     if output is not None and not is_follower:
         ready_folder(output)
-    chosen = resolve_lora(base, lora, out)
+    loras = read_refs(base_lora)
+    chosen = resolve_lora(base, lora, out, loras)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     has_labels = chosen.base.labelled_prompts is not None
     _refuse(options.typed(context), ONLY_OTHERS if has_labels else ONLY_DEMO, chosen.base.name)
-    second = [resolve_lora(base or chosen.base.source, compare_lora, out)] if compare_lora else []
+    second = [resolve_lora(base or chosen.base.source, compare_lora, out, loras)] if compare_lora else []
     _evaluate(out, [chosen, *second], asked, output, place, precision)
 
 

@@ -60,6 +60,10 @@ class LoraFile:
         """Names of the layers that the LoRA changes, sorted."""
         return sorted(name.removesuffix(".lora_A.weight") for name in self.state if name.endswith(".lora_A.weight"))
 
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of a layer."""
+        return self.state[f"{module}.lora_A.weight"], self.state[f"{module}.lora_B.weight"]
+
     def digest(self) -> str:
         """Return sixteen hexadecimal digits of the update alone; files that sample the same images have the same."""
         digest = hashlib.sha256(repr((self.rank, self.alpha)).encode())
@@ -97,7 +101,8 @@ def save_lora(path: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> N
     """
     # A LoRA that rapm trained has every layer of its kinds, so the kinds are enough. For any other LoRA each layer is
     # listed: by kinds, diffusers would look for layers that the LoRA lacks, and skip layers of other kinds.
-    targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
+    is_ours = "training" in lora.recipe and "absorbed" not in lora.recipe
+    targets = sorted(TARGET_MODULES) if is_ours else lora.modules
     # diffusers 0.34 to 0.39 need the patterns. Those before ignore alpha, so the scale is in B.
     adapter = {"r": lora.rank, "lora_alpha": float(lora.rank), "rank_pattern": {}, "alpha_pattern": {}}
     adapter |= {"target_modules": targets, "lora_dropout": 0.0}

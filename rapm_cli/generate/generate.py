@@ -157,7 +157,7 @@ def _recipe(
         "precision": precision,
         "rng": rng.type,
         "sampler": chosen.recipe.get("sampler", {}),
-    }
+    } | ({"base_loras": [lora.record for lora in chosen.base.loras]} if chosen.base.loras else {})
 
 
 def _load_student(

@@ -1,19 +1,23 @@
 """Resolve which base and which LoRA a command uses when the user names both, one or neither."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapm_cli.bases import BASES, Base, find_base
 from rapm_cli.bases.find import find_again
+from rapm_cli.bases.merged import with_loras
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.formats.lora import LoraFile, load_lora
+from rapm_cli.formats.lora_ref import LoraRef
 from rapm_cli.runs import authors_lora
+from rapm_cli.runs.base_loras import find_refs, refs_of_run
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.fused_base import FusedBase, fused_base
 from rapm_cli.runs.images import read_recipe
@@ -80,7 +84,9 @@ class ResolvedLora:
         return {name: said.get(name, value) for name, value in settings.items()}
 
 
-def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
+def resolve_lora(
+    base_name: str | None, lora_name: str | None, reporter: Reporter, base_loras: Sequence[LoraRef] = ()
+) -> ResolvedLora:
     """Choose the LoRA that was named, else the newest run's, else the one that comes with the base.
 
     With the demo base comes a LoRA in this package, with SDXL the one that the authors published.
@@ -89,10 +95,11 @@ def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporte
         base_name: Base as `--base` takes it; None for the LoRA's own.
         lora_name: LoRA as `find_lora` takes it, or None.
         reporter: Receives messages and the progress of downloads.
+        base_loras: LoRAs that the base is merged with; none for those that the LoRA's file names.
 
     Raises:
         WeightsError: No LoRA was named, no run has one, and the authors' LoRA is not available.
-        InputError: The LoRA does not fit the base, or the base has a LoRA in its weights.
+        InputError: A LoRA does not fit the base or is not found, or the base has a LoRA in its weights.
     """
     base = None if base_name is None else find_base(base_name, reporter)
     if base and lora_name is None and fused_base(base):
@@ -100,10 +107,12 @@ def resolve_lora(base_name: str | None, lora_name: str | None, reporter: Reporte
             f"{base.source} has a LoRA in its weights, and this command needs base and LoRA apart",
             "give the base that it was merged into; rapm generate uses it as it is",
         )
-    return _chosen(base, lora_name, reporter)
+    return _chosen(base, lora_name, reporter, base_loras)
 
 
-def resolve_model(base_name: str | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora | FusedBase:
+def resolve_model(
+    base_name: str | None, lora_name: str | None, reporter: Reporter, base_loras: Sequence[LoraRef] = ()
+) -> ResolvedLora | FusedBase:
     """Resolve a LoRA as `resolve_lora` does, or a base that has a LoRA in its weights.
 
     Raises:
@@ -113,10 +122,12 @@ def resolve_model(base_name: str | None, lora_name: str | None, reporter: Report
     base = None if base_name is None else find_base(base_name, reporter)
     if base and lora_name is None and (fused := fused_base(base)):
         return fused
-    return _chosen(base, lora_name, reporter)
+    return _chosen(base, lora_name, reporter, base_loras)
 
 
-def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> ResolvedLora:
+def _chosen(
+    base: Base | None, lora_name: str | None, reporter: Reporter, base_loras: Sequence[LoraRef]
+) -> ResolvedLora:
     base_name = base.name if base else None
     identity = base.identity(reporter) if base and lora_name is None else ""
     run = newest_run_with_lora(base_name, identity) if lora_name is None else None
@@ -141,8 +152,21 @@ def _chosen(base: Base | None, lora_name: str | None, reporter: Reporter) -> Res
         if not made_for:
             raise ConfigError(f"{path} does not name its base", "give --base")
         base = _base_of_file(path, str(made_for), reporter)
+    base = with_loras(base, _base_loras_of(path, lora, base_loras), reporter)
     _warn_of_other_weights(path, lora, base, reporter)
     return ResolvedLora(base, path, lora, reason)
+
+
+def _base_loras_of(path: Path, lora: LoraFile, given: Sequence[LoraRef]) -> Sequence[LoraRef]:
+    """Return the LoRAs that the base of a LoRA is merged with: those that its file names, or those given.
+
+    Raises:
+        ConfigError: The file names others than those given.
+        InputError: A LoRA that the file names is not found.
+    """
+    records = lora.recipe.get("base_loras", [])
+    remembered = [ref.path for ref in refs_of_run(Run(path.parent))]
+    return find_refs(records, [path.parent, *remembered], path, given) if records else given
 
 
 def _warn_of_other_weights(path: Path, lora: LoraFile, base: Base, reporter: Reporter) -> None:

@@ -21,6 +21,7 @@ from rapm_cli.core.method.config import (
     out_of_range,
     to_json,
 )
+from rapm_cli.formats.lora_ref import LoraRef
 
 # Names in files of settings that may change when a run is resumed, because the work that is done stays valid. Only
 # --resume may change to or from a plan that rounds the base.
@@ -48,6 +49,7 @@ class Settings(Checked):
         report_to: Names of the trackers that the training reports to. These and the previews change no bit of the LoRA.
         preview_every: Iterations from one preview to the next; 0 for none.
         preview_prompts: Prompts of the previews; none for those of the contact sheet.
+        base_loras: LoRAs that are merged into the base. `base_identity` tells them apart.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Settings(Checked):
     report_to: Texts = ()
     preview_every: Annotated[int, Field(ge=0)] = 0
     preview_prompts: Texts = ()
+    base_loras: Annotated[tuple[LoraRef, ...], Field(strict=False)] = ()
 
     def __post_init__(self) -> None:
         if not (MIN_SAMPLES <= self.samples <= MAX_SAMPLES or self.samples == 0):
@@ -95,6 +98,8 @@ class Settings(Checked):
             named.pop("base", None)  # equal weights under another name
         elif "base" in named:
             named.pop("base_identity")
+        elif (loras := (_lora_words(self), _lora_words(other)))[0] != loras[1]:
+            named = {"base_lora": loras} | {name: values for name, values in named.items() if name != "base_identity"}
         if "rank" in named and named["rank"] == named.get("alpha"):  # alpha follows the rank by default
             named.pop("alpha")
         return [_difference(name, *values) for name, values in named.items()]
@@ -111,10 +116,12 @@ class Settings(Checked):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that every file of the run carries: no path, and no prompt of the user's."""
+        merged = {"base_loras": [lora.record for lora in self.base_loras]} if self.base_loras else {}
         return {
             "rapm": __version__,
             "base": self.base_name,
             "base_identity": self.base_identity,
+            **merged,
             "teacher": to_json(self.teacher),
             "training": to_json(self.training),
         }
@@ -142,6 +149,10 @@ class Settings(Checked):
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         more = {"base_identity": self.base_identity, "prompts": prompts, "deterministic": self.deterministic}
         return {**to_json(self.teacher), **training, **more}
+
+
+def _lora_words(settings: Settings) -> str:
+    return ", ".join(lora.words for lora in settings.base_loras) or "none"
 
 
 def _difference(name: str, mine: object, other: object) -> str:
