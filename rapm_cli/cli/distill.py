@@ -27,6 +27,10 @@ def distill(
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, show_default="the base's own")] = None,
     base_lora: options.BaseLora = None,
     output: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a new one")] = None,
+    init_lora: Annotated[
+        str | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="LoRA that the student starts from.", show_default="a fresh one"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume RUN with its own settings.")] = False,
     dry_run: Annotated[
         bool,
@@ -147,12 +151,13 @@ def distill(
 
 
 def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
-    """Return the user's options with the prompts of the previews, and with the names of trackers that are installed.
+    """Return the user's options with what their files hold, and with the names of trackers that are installed.
 
     Raises:
-        ConfigError: A tracker is unknown or not installed.
-        InputError: The prompts cannot be read.
+        ConfigError: A tracker is unknown or not installed, or a LoRA's weight means nothing.
+        InputError: A file cannot be read.
     """
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.prompts import read_prompts
 
     if "report_to" in given:
@@ -160,6 +165,8 @@ def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
 
         given["report_to"] = options.parse_names(given["report_to"])
         check_trackers(given["report_to"])
+    if "init_lora" in given:
+        (given["init_lora"],) = read_refs([given["init_lora"]], "--init-lora")
     if "preview_prompts" in given:
         given["preview_prompts"] = tuple(read_prompts(given["preview_prompts"], out))
     return given

@@ -18,6 +18,7 @@ from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.trainer import check_fit, check_options
+from rapm_cli.distill.warm_start import check_init_lora
 from rapm_cli.formats.lora_ref import LoraRef
 from rapm_cli.runs.base_loras import find_refs
 from rapm_cli.runs.checkpoints import read_settings
@@ -25,7 +26,7 @@ from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinishe
 from rapm_cli.runs.settings import Settings
 
 # Settings of a run beside those of its teacher and its training that an option may change when it is resumed.
-OWN = ("samples", "checkpoint_every", "deterministic", "report_to", "preview_every", "preview_prompts")
+OWN = ("samples", "checkpoint_every", "deterministic", "report_to", "preview_every", "preview_prompts", "init_lora")
 MAX_PREVIEWS = 8  # prompts of a preview
 
 
@@ -83,6 +84,7 @@ def settings_without_weights(
             "start a number of processes that divides it",
         )
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
+    check_init_lora(base, given, reporter)
     teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
     check_options(given, training.method)

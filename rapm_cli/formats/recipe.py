@@ -17,7 +17,8 @@ RECIPE_KEY = "rapm_recipe"
 RECIPE_FILE = "rapm_recipe.json"  # in the folder of a fused model
 MODEL_INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"  # in a folder of diffusers
 GROUPS = ("sampler", "teacher", "training")  # sections of a recipe
-LORA_LISTS = ("base_loras", "absorbed")  # lists of LoRAs in a recipe: those of its base, and those that are in it
+# Lists of LoRAs in a recipe: those of its base, those that are in it, and the one that training started from.
+LORA_LISTS = ("base_loras", "absorbed", "started_from")
 ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 MAX_CONFIG_BYTES = 2**20
 ADAPTER_KEY = "lora_adapter_metadata"  # diffusers reads rank and alpha here

@@ -1,5 +1,6 @@
 """The user's LoRAs that a base is merged with: from options, from a run, and from headers that name them."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _find(record: Mapping[str, Any], near: Sequence[Path], origin: Path) -> Lora
             return LoraRef(str(place.resolve()), record["sha256"], float(record["weight"]))
     raise InputError(
         f"{origin} was made with the LoRA {record['name']}, which is not found",
-        f"give --base-lora FILE:{record['weight']:g}; the sha256 of the file is {record['sha256']}",
+        f"copy it to {shlex.quote(str(near[0]))}, or name it again; its sha256 is {record['sha256']}",
     )
 
 
