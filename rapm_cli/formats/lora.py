@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.method import sampler_of
-from rapm_cli.core.method.samplers import Sampler
+from rapm_cli.core.method.samplers import SAMPLERS, Sampler
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.header import read_header
@@ -48,12 +48,8 @@ class LoraFile:
 
     @property
     def sampler(self) -> Sampler:
-        """The student's sampler: that of its method, or DDIM where the file names no method.
-
-        Raises:
-            ConfigError: This version does not know the method.
-        """
-        return sampler_of(self.recipe.get("training", {}))
+        """The student's sampler; see `recipe_sampler`."""
+        return recipe_sampler(self.recipe)
 
     @property
     def modules(self) -> list[str]:
@@ -85,6 +81,16 @@ class LoraFile:
             for name, value in self.state.items()
         }
         return replace(self, state=state, alpha=float(self.rank))
+
+
+def recipe_sampler(recipe: Mapping[str, Any]) -> Sampler:
+    """Return the sampler that a recipe names; without one that of its method, and DDIM where it names no method.
+
+    Raises:
+        ConfigError: This version does not know the sampler or the method.
+    """
+    name = recipe.get("sampler", {}).get("name")
+    return SAMPLERS[name] if name else sampler_of(recipe.get("training", {}))
 
 
 def save_lora(path: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> None:

@@ -10,7 +10,7 @@ from rapm_cli.formats.programs import folders
 from rapm_cli.formats.sampling_advice import fooocus_settings, scheduler_of, steps_of, usage_hint, webui_settings
 
 PAPER = "https://arxiv.org/abs/2503.20744"
-NOT_SCHEDULER_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
+NOT_SCHEDULER_SETTINGS = ("name", "scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
 PIPELINES = {True: "StableDiffusionXLPipeline", False: "StableDiffusionPipeline"}
 
 

@@ -117,6 +117,7 @@ def _is_recipe(recipe: Any) -> bool:
     texts = [
         *(recipe.get(name, "") for name in ("base", "base_identity")),
         recipe.get("training", {}).get("method", ""),
+        recipe.get("sampler", {}).get("name", ""),
     ]
     is_typed = all(isinstance(group, dict) for group in groups) and all(isinstance(text, str) for text in texts)
     teacher = recipe.get("teacher", {})

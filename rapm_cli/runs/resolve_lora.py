@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from rapm_cli.bases.merged import with_loras
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method.samplers import Sampler
+from rapm_cli.core.method.samplers import SAMPLERS, Sampler
 from rapm_cli.core.storage.files import file_sha256
+from rapm_cli.formats.few_step import recognise
+from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora import LoraFile, load_lora
 from rapm_cli.formats.lora_ref import LoraRef
 from rapm_cli.runs import authors_lora
@@ -35,12 +37,19 @@ class ResolvedLora:
         lora_path: Path of the LoRA file.
         lora: Content of the file.
         reason: Why this LoRA was chosen, for messages; empty if the user named it.
+        weight: Factor of its update.
     """
 
     base: Base
     lora_path: Path
     lora: LoraFile
     reason: str
+    weight: float = 1.0
+
+    @property
+    def weighted_lora(self) -> LoraFile:
+        """The LoRA with its weight."""
+        return replace(self.lora, alpha=self.lora.alpha * self.weight)
 
     @property
     def warning(self) -> str:
@@ -146,7 +155,7 @@ def _chosen(
             f"there is no LoRA for base {base_name}",
             f"run: rapm distill --base {shlex.quote(base.source if base else '')}",
         )
-    lora = load_lora(path)
+    lora = _recognised(path, load_lora(path), reporter)
     if base is None:
         made_for = lora.recipe.get("base") or _base_by_width(lora)
         if not made_for:
@@ -155,6 +164,15 @@ def _chosen(
     base = with_loras(base, _base_loras_of(path, lora, base_loras), reporter)
     _warn_of_other_weights(path, lora, base, reporter)
     return ResolvedLora(base, path, lora, reason)
+
+
+def _recognised(path: Path, lora: LoraFile, reporter: Reporter) -> LoraFile:
+    """Return a LoRA with the sampler of its method, where another program wrote it and its name tells the method."""
+    if lora.recipe.get("sampler") or not (kind := recognise(path, read_header(path).metadata)):
+        return lora
+    reporter.say(f"{path} is a LoRA of {kind.method} by its name: sampler {kind.sampler}, {kind.steps} steps")
+    sampler = {"name": kind.sampler, **SAMPLERS[kind.sampler].recipe(kind.steps)}
+    return replace(lora, recipe={**lora.recipe, "sampler": sampler})
 
 
 def _base_loras_of(path: Path, lora: LoraFile, given: Sequence[LoraRef]) -> Sequence[LoraRef]:
@@ -241,6 +259,9 @@ class ImageRecipe:
         lora: Path of the LoRA; None if it was in the base's weights.
         identity: Identity of the base's weights.
         made_with: Name of the base in the image's recipe.
+        base_loras: Records of the LoRAs that the base was merged with.
+        lora_weight: Factor of the LoRA's update.
+        sampler: Name of a sampler from `SAMPLERS`; None for the LoRA's own.
     """
 
     prompt: str
@@ -253,6 +274,9 @@ class ImageRecipe:
     lora: Path | None
     identity: str
     made_with: str
+    base_loras: list[dict[str, Any]]
+    lora_weight: float
+    sampler: str | None
 
 
 def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
@@ -273,6 +297,8 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
     known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
     known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
     known |= {"identity": str(recipe.get("base_identity", "")), "made_with": recipe["base"]}
+    known |= {"base_loras": recipe.get("base_loras", []), "lora_weight": float(recipe.get("lora_weight", 1))}
+    known |= {"sampler": recipe.get("sampler", {}).get("name")}
     if not recipe["lora_sha256"] and lora_name is None:
         return ImageRecipe(**known, base=None, lora=None)
     shipped = [base.student] if base and base.student else []
@@ -287,17 +313,29 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
     )
 
 
-def resolve_recipe_lora(base_name: str | None, recipe: ImageRecipe, reporter: Reporter) -> ResolvedLora | FusedBase:
-    """Resolve the model that made an image.
+def resolve_recipe_lora(
+    base_name: str | None, recipe: ImageRecipe, image: Path, reporter: Reporter, named: Sequence[LoraRef] = ()
+) -> ResolvedLora | FusedBase:
+    """Resolve the model that made an image, with the LoRAs that were beside it.
 
     Args:
         base_name: Base as `--base` takes it, or None.
         recipe: Recipe of the image.
+        image: File of the image, for messages.
         reporter: Receives messages.
+        named: LoRAs to look among first.
 
     Raises:
-        InputError: The image was made with a fused base, and `base_name` does not name that base.
+        InputError: The image was made with a fused base, and `base_name` does not name that base; or one of the LoRAs
+            is not found.
     """
+    chosen = _recipe_model(base_name, recipe, reporter)
+    others = [one for one in recipe.base_loras if one not in [lora.record for lora in chosen.base.loras]]
+    near = [*(one.path for one in named), image.resolve().parent, *([recipe.lora.parent] if recipe.lora else [])]
+    return replace(chosen, base=with_loras(chosen.base, find_refs(others, near, image), reporter))
+
+
+def _recipe_model(base_name: str | None, recipe: ImageRecipe, reporter: Reporter) -> ResolvedLora | FusedBase:
     if recipe.lora:
         return resolve_lora(base_name or recipe.base, str(recipe.lora), reporter)
     made = resolve_model(base_name, None, reporter) if base_name else None
