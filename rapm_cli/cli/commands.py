@@ -67,18 +67,18 @@ def generate(
     from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
-    others = read_refs(with_lora, "--with-lora")
+    others = read_refs(with_lora, out, "--with-lora")
     loaded_as, noise_on, walk = str(precision), str(rng), str(sampler or "")
     if from_image:
         if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare or sampler or lora_weight != 1:
             raise ConfigError("--from takes prompt, seed, steps, sampler and weights from the image", "leave them out")
-        recipe = read_image_recipe(from_image, lora)
+        recipe = read_image_recipe(from_image, lora, out)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
         loaded_as, noise_on = recipe.precision, recipe.rng
-        chosen = resolve_recipe_lora(base, recipe, from_image, out, [*others, *read_refs(base_lora)])
+        chosen = resolve_recipe_lora(base, recipe, from_image, out, [*others, *read_refs(base_lora, out)])
         walk, lora_weight = recipe.sampler or "", recipe.lora_weight
     else:
-        chosen = beside(resolve_model(base, lora, out, read_refs(base_lora)), others, out)
+        chosen = beside(resolve_model(base, lora, out, read_refs(base_lora, out)), others, out)
     chosen = weighted(chosen, lora_weight)
     if walk:
         chosen = sampled_with(chosen, walk, _or(steps, chosen.steps))
@@ -121,7 +121,9 @@ def export(
     lora: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+            autocompletion=completion.runs,
+            help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+            show_default="newest run",
         ),
     ] = None,
     base: options.Base = None,
@@ -171,7 +173,7 @@ def export(
     from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import resolve_lora
 
-    chosen = resolve_lora(base, lora, out, read_refs(base_lora))
+    chosen = resolve_lora(base, lora, out, read_refs(base_lora, out))
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     if push_to_hub:

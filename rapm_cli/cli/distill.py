@@ -116,7 +116,7 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            merged = with_loras(unfused_base(base or "sdxl", out), read_refs(base_lora), out)
+            merged = with_loras(unfused_base(base or "sdxl", out), read_refs(base_lora, out), out)
             speed.dry_run(out, merged, given, prompts, device)
         return
     with workers.joined(device, out) as world:
@@ -124,7 +124,7 @@ def distill(
             workers.follow(world, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
-        place, loras = workers.device_of(device), read_refs(base_lora)
+        place, loras = workers.device_of(device), read_refs(base_lora, out)
         if resume:
             begun = resolve_run.resume_run(
                 run, base, given, wanted, place, out, is_strict=strict, processes=world.size, base_loras=loras
@@ -166,7 +166,7 @@ def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
         given["report_to"] = options.parse_names(given["report_to"])
         check_trackers(given["report_to"])
     if "init_lora" in given:
-        (given["init_lora"],) = read_refs([given["init_lora"]], "--init-lora")
+        (given["init_lora"],) = read_refs([given["init_lora"]], out, "--init-lora")
     if "preview_prompts" in given:
         given["preview_prompts"] = tuple(read_prompts(given["preview_prompts"], out))
     return given

@@ -171,7 +171,7 @@ def evaluate(
         return
     if output is not None and not is_follower:
         ready_folder(output)
-    loras = read_refs(base_lora)
+    loras = read_refs(base_lora, out)
     chosen = resolve_lora(base, lora, out, loras)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     has_labels = chosen.base.labelled_prompts is not None

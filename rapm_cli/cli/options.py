@@ -52,7 +52,10 @@ BaseLora = Annotated[
 Lora = Annotated[
     str | None,
     typer.Option(
-        "--lora", autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+        "--lora",
+        autocompletion=completion.runs,
+        help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+        show_default="newest run",
     ),
 ]
 Device = Annotated[

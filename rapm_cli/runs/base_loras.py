@@ -6,34 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.errors import ConfigError, InputError
+from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.storage.files import file_sha256
 from rapm_cli.formats.lora_ref import LoraRef, split_weight
-from rapm_cli.runs.run import Run, all_runs, find_lora
+from rapm_cli.runs.hub_lora import named_lora
+from rapm_cli.runs.run import Run, all_runs
 
 HERE = Path()
 
 
-def read_refs(texts: Sequence[str] | None, option: str = "--base-lora") -> tuple[LoraRef, ...]:
+def read_refs(texts: Sequence[str] | None, reporter: Reporter, option: str = "--base-lora") -> tuple[LoraRef, ...]:
     """Return the LoRAs of a repeated option `FILE[:WEIGHT]`.
 
     Args:
         texts: Values of the option; None where it is not given.
+        reporter: Shows downloads from the hub.
         option: Name of the option with its dashes, for messages.
 
     Raises:
         ConfigError: A weight is 0 or not finite.
         InputError: There is no such LoRA.
     """
-    return tuple(_read_ref(text, option) for text in texts or ())
+    return tuple(_read_ref(text, option, reporter) for text in texts or ())
 
 
-def _read_ref(text: str, option: str) -> LoraRef:
+def _read_ref(text: str, option: str, reporter: Reporter) -> LoraRef:
     try:
         name, weight = (text, 1.0) if Path(text).is_file() else split_weight(text)
     except (ValueError, OSError) as error:
         remedy = "give FILE or FILE:WEIGHT, such as style.safetensors:0.8"
         raise ConfigError(f"{option} {text!r}: {error}", remedy) from error
-    path = find_lora(name).resolve()
+    path = named_lora(name, reporter).absolute()
     return LoraRef(str(path), file_sha256(path), weight)
 
 
@@ -73,7 +76,7 @@ def find_refs(
 def _find(record: Mapping[str, Any], near: Sequence[Path], origin: Path) -> LoraRef:
     for place in _places(record, near):
         if place.is_file() and file_sha256(place) == record["sha256"]:
-            return LoraRef(str(place.resolve()), record["sha256"], float(record["weight"]))
+            return LoraRef(str(place.absolute()), record["sha256"], float(record["weight"]))
     raise InputError(
         f"{origin} was made with the LoRA {record['name']}, which is not found",
         f"copy it to {shlex.quote(str(near[0]))}, or name it again; its sha256 is {record['sha256']}",

@@ -22,8 +22,9 @@ from rapm_cli.runs import authors_lora
 from rapm_cli.runs.base_loras import find_refs, refs_of_run
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.fused_base import FusedBase, fused_base
+from rapm_cli.runs.hub_lora import named_lora
 from rapm_cli.runs.images import read_recipe
-from rapm_cli.runs.run import Run, all_loras, find_lora, newest_run_with_lora, unfinished_runs
+from rapm_cli.runs.run import Run, all_loras, newest_run_with_lora, unfinished_runs
 
 TEXT_WIDTHS = {2048: "sdxl", 768: "sd15"}  # width of the text states to base
 
@@ -102,7 +103,7 @@ def resolve_lora(
 
     Args:
         base_name: Base as `--base` takes it; None for the LoRA's own.
-        lora_name: LoRA as `find_lora` takes it, or None.
+        lora_name: LoRA as `named_lora` takes it, or None.
         reporter: Receives messages and the progress of downloads.
         base_loras: LoRAs that the base is merged with; none for those that the LoRA's file names.
 
@@ -143,7 +144,7 @@ def _chosen(
     if lora_name is None and run is None:
         _report_unfinished(base_name, identity, reporter)
     if lora_name is not None:
-        path, reason = find_lora(lora_name), ""
+        path, reason = named_lora(lora_name, reporter), ""
     elif run:
         path, reason = run.verified_lora(), f"newest run, {run.folder}"
     elif base and base.student and base.student.is_file():
@@ -279,7 +280,7 @@ class ImageRecipe:
     sampler: str | None
 
 
-def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
+def read_image_recipe(path: Path, lora_name: str | None, reporter: Reporter) -> ImageRecipe:
     """Read an image's recipe and find its LoRA.
 
     The image holds the sha256 of the LoRA and no path, so that it can be given away. The file is searched among the
@@ -287,7 +288,8 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
 
     Args:
         path: PNG that rapm wrote.
-        lora_name: LoRA as `find_lora` takes it, if it is elsewhere.
+        lora_name: LoRA as `named_lora` takes it, if it is elsewhere.
+        reporter: Shows downloads from the hub.
 
     Raises:
         InputError: The file has no recipe, or its LoRA is not found.
@@ -304,7 +306,7 @@ def read_image_recipe(path: Path, lora_name: str | None) -> ImageRecipe:
     shipped = [base.student] if base and base.student else []
     known_loras = [*all_loras(), *shipped, *authors_lora.converted_loras()]
     same = shipped if base and recipe["lora_sha256"] in base.former_students else []
-    for place in [find_lora(lora_name)] if lora_name else known_loras:
+    for place in [named_lora(lora_name, reporter)] if lora_name else known_loras:
         if place.is_file() and (place in same or file_sha256(place) == recipe["lora_sha256"]):
             return ImageRecipe(**known, base=base.name if base else None, lora=place)
     raise InputError(

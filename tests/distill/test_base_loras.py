@@ -80,7 +80,7 @@ def output_of(unet):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merged_base_is_the_float32_sum_rounded_once(small_demo, styles, dtype):
     bare = BASES["demo"]
-    merged = with_loras(bare, read_refs([f"{styles[0]}:0.5", str(styles[1])]), OUT)
+    merged = with_loras(bare, read_refs([f"{styles[0]}:0.5", str(styles[1])], OUT), OUT)
     before, after = unet_of(bare), dict(unet_of(merged, dtype).named_parameters())
     updates = [(load_lora(path), weight) for path, weight in zip(styles, (0.5, 1.0), strict=True)]
     for name, weight in before.named_parameters():
@@ -95,9 +95,10 @@ def test_a_merged_base_is_the_float32_sum_rounded_once(small_demo, styles, dtype
 
 
 def test_the_order_of_the_loras_does_not_matter_and_their_weights_do(small_demo, styles):
-    one = read_refs([f"{styles[0]}:0.5", str(styles[1])])
+    one = read_refs([f"{styles[0]}:0.5", str(styles[1])], OUT)
     identities = [
-        with_loras(BASES["demo"], some, OUT).identity(OUT) for some in (one, one[::-1], read_refs(map(str, styles)))
+        with_loras(BASES["demo"], some, OUT).identity(OUT)
+        for some in (one, one[::-1], read_refs(map(str, styles), OUT))
     ]
     assert identities[0] == identities[1] != identities[2] != BASES["demo"].identity(OUT)
 
