@@ -11,6 +11,7 @@ from rapm_cli.bases.support import EPSILON
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.formats.lora_ref import LoraRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Base:
         student: Distilled LoRA that ships with the base, or None.
         former_students: sha256 of files in which the same LoRA shipped before, under another header. Images name them.
         labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
+        loras: LoRAs that are merged into the UNet; `merged.with_loras` sets these.
+        bare: The base without them; None where there are none.
         warn: Function from a prompt to a warning about words that the base does not know, or an empty string.
     """
 
@@ -80,6 +83,8 @@ class Base:
     student: Path | None = None
     former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
+    loras: tuple[LoraRef, ...] = ()
+    bare: "Base | None" = None
     warn: Callable[[str], str] = lambda prompt: ""
 
 

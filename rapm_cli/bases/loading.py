@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rapm_cli.bases.families import FAMILIES
+from rapm_cli.bases.merged import merge_loras
 from rapm_cli.bases.parts import load_text, load_unet, load_vae
 from rapm_cli.bases.support import judge
 from rapm_cli.bases.weights import Weights
@@ -58,7 +59,10 @@ class LoadedBase:
     @cached_property
     def backbone(self) -> Backbone:
         """The UNet with its noise schedule, always on the device."""
-        return Backbone(load_unet(self._weights, self._dtype).to(self.device), self._schedule)
+        unet = load_unet(self._weights, self._dtype)
+        if self._weights.loras:
+            merge_loras(unet, self._weights, self._dtype)
+        return Backbone(unet.to(self.device), self._schedule)
 
     @cached_property
     def _text(self) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.formats.lora_ref import LoraRef
 
 FP16 = "fp16"  # name of the half-precision variant in repositories
 SHARD = r"(?:-\d+-of-\d+)?"
@@ -31,6 +32,7 @@ class Weights:
         files: Names below `folder` that belong to the base; empty means all.
         checkpoint: Single file with the weights, in the original layout, or None.
         prediction_type: Prediction type named by the checkpoint, which overrides the folder's; None for the folder's.
+        loras: LoRAs that are merged into the UNet when it is loaded.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Weights:
     files: tuple[str, ...] = ()
     checkpoint: Path | None = None
     prediction_type: str | None = None
+    loras: tuple[LoraRef, ...] = ()
 
     @property
     def origin(self) -> Path:

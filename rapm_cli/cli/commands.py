@@ -23,6 +23,16 @@ def generate(
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
     base: options.Base = None,
     lora: options.Lora = None,
+    base_lora: options.BaseLora = None,
+    with_lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="Other LoRA beside it; can be repeated.", show_default=False),
+    ] = None,
+    lora_weight: Annotated[float, typer.Option(help="Weight of the few-step LoRA.")] = 1.0,
+    sampler: Annotated[
+        Literal["ddim", "lcm", "euler", "tcd", "dmd2"] | None,
+        typer.Option(help="Sampler, for LoRAs of other methods.", show_default="the LoRA's own, else ddim"),
+    ] = None,
     from_image: Annotated[
         Path | None,
         typer.Option("--from", envvar="RAPM_GENERATE_FROM", help="PNG by rapm: generate its image again."),
@@ -53,18 +63,25 @@ def generate(
     from rapm_cli.bases.device import find_device, find_rng
     from rapm_cli.bases.places import pictures_dir
     from rapm_cli.generate.generate import generate as run_generate
+    from rapm_cli.generate.variations import beside, sampled_with, weighted
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import read_image_recipe, resolve_model, resolve_recipe_lora
 
-    loaded_as, noise_on = str(precision), str(rng)
+    others = read_refs(with_lora, out, "--with-lora")
+    loaded_as, noise_on, walk = str(precision), str(rng), str(sampler or "")
     if from_image:
-        if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare:
-            raise ConfigError("--from takes prompt, seed and steps from the image", "leave them out")
-        recipe = read_image_recipe(from_image, lora)
+        if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare or sampler or lora_weight != 1:
+            raise ConfigError("--from takes prompt, seed, steps, sampler and weights from the image", "leave them out")
+        recipe = read_image_recipe(from_image, lora, out)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
         loaded_as, noise_on = recipe.precision, recipe.rng
-        chosen = resolve_recipe_lora(base, recipe, out)
+        chosen = resolve_recipe_lora(base, recipe, from_image, out, [*others, *read_refs(base_lora, out)])
+        walk, lora_weight = recipe.sampler or "", recipe.lora_weight
     else:
-        chosen = resolve_model(base, lora, out)
+        chosen = beside(resolve_model(base, lora, out, read_refs(base_lora, out)), others, out)
+    chosen = weighted(chosen, lora_weight)
+    if walk:
+        chosen = sampled_with(chosen, walk, _or(steps, chosen.steps))
     if chosen.reason:
         out.say(f"base {chosen.base.name}, {chosen.reason}")
     if preview:
@@ -104,10 +121,13 @@ def export(
     lora: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+            autocompletion=completion.runs,
+            help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+            show_default="newest run",
         ),
     ] = None,
     base: options.Base = None,
+    base_lora: options.BaseLora = None,
     form: Annotated[
         str,
         typer.Option(
@@ -123,6 +143,9 @@ def export(
     ] = False,
     single_file: Annotated[
         bool, typer.Option("--single-file", help="With --fuse: write one checkpoint file for ComfyUI and A1111.")
+    ] = False,
+    absorb: Annotated[
+        bool, typer.Option("--absorb", help="Write one LoRA that also holds the LoRAs of --base-lora.")
     ] = False,
     dtype: Annotated[
         Literal["base", "fp16", "bf16", "fp32"],
@@ -147,9 +170,10 @@ def export(
     out = Output(as_json=json, quiet=quiet)
     out.say("starting")
     from rapm_cli.export import export as workflow
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import resolve_lora
 
-    chosen = resolve_lora(base, lora, out)
+    chosen = resolve_lora(base, lora, out, read_refs(base_lora, out))
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     target = output or workflow.default_output(chosen.lora_path, fuse=fuse)
     if push_to_hub:
@@ -163,6 +187,7 @@ def export(
         fuse=fuse,
         single_file=single_file,
         dtype=dtype,
+        absorb=absorb,
     )
     if push_to_hub:
         made = workflow.push(made, push_to_hub, out)

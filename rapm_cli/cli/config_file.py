@@ -70,7 +70,7 @@ def option_values(command: Any, table: dict[str, Any], where: str) -> dict[str, 
         name = str(known[flag].name)
         if name in values:
             raise ConfigError(f"{where} has {flag} twice", "keep one of the two")
-        values[name] = _checked(where, key, value, is_flag=getattr(known[flag], "is_flag", False))
+        values[name] = _checked(where, key, value, known[flag])
     return values
 
 
@@ -82,8 +82,14 @@ def unknown_key(where: str, key: str, known: list[str], otherwise: str) -> Confi
     return ConfigError(f"{where} has an unknown key {key!r}", f"did you mean {close[0]!r}?" if close else otherwise)
 
 
-def _checked(where: str, key: str, value: Any, *, is_flag: bool) -> Any:
-    """Return a value as a flag would give it: text, a number or a switch; a list becomes text with commas."""
+def _checked(where: str, key: str, value: Any, parameter: Any) -> Any:
+    """Return a value as a flag would give it: text, a number or a switch; a list becomes text with commas.
+
+    For an option that can be repeated, a list stays a list, and a single text becomes one.
+    """
+    is_flag, items = getattr(parameter, "is_flag", False), value if isinstance(value, list) else [value]
+    if getattr(parameter, "multiple", False) and all(isinstance(item, str) for item in items):
+        return items
     if isinstance(value, list) and all(type(item) in (int, float, str) for item in value):
         return ",".join(map(str, value))
     if isinstance(value, bool) != is_flag or not isinstance(value, str | int | float | bool):

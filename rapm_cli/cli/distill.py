@@ -25,7 +25,12 @@ def distill(
     ] = None,
     base: options.Base = None,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS, show_default="the base's own")] = None,
+    base_lora: options.BaseLora = None,
     output: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a new one")] = None,
+    init_lora: Annotated[
+        str | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="LoRA that the student starts from.", show_default="a fresh one"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume RUN with its own settings.")] = False,
     dry_run: Annotated[
         bool,
@@ -92,8 +97,10 @@ def distill(
     out.say("starting")
     if alone := launcher.lone_process_warning():
         out.warn(alone)
+    from rapm_cli.bases.merged import with_loras
     from rapm_cli.distill import resolve_run, workers
     from rapm_cli.distill.distill import distill as run_distill
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.fused_base import unfused_base
     from rapm_cli.runs.prompts import read_prompts
 
@@ -109,18 +116,21 @@ def distill(
         from rapm_cli.cli import speed
 
         if not is_follower:
-            speed.dry_run(out, unfused_base(base or "sdxl", out), given, prompts, device)
+            merged = with_loras(unfused_base(base or "sdxl", out), read_refs(base_lora, out), out)
+            speed.dry_run(out, merged, given, prompts, device)
         return
     with workers.joined(device, out) as world:
         if not world.is_first:
             workers.follow(world, device, out)
             return
         wanted = None if prompts is None else read_prompts(prompts, out)
-        place = workers.device_of(device)
+        place, loras = workers.device_of(device), read_refs(base_lora, out)
         if resume:
-            begun = resolve_run.resume_run(run, base, given, wanted, place, out, is_strict=strict, processes=world.size)
+            begun = resolve_run.resume_run(
+                run, base, given, wanted, place, out, is_strict=strict, processes=world.size, base_loras=loras
+            )
         else:
-            found = unfused_base(base or "sdxl", out)
+            found = with_loras(unfused_base(base or "sdxl", out), loras, out)
             begun = resolve_run.begin_run(
                 found, given, wanted, place, out, output=output, is_new=new, is_strict=strict, processes=world.size
             )
@@ -141,12 +151,13 @@ def distill(
 
 
 def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
-    """Return the user's options with the prompts of the previews, and with the names of trackers that are installed.
+    """Return the user's options with what their files hold, and with the names of trackers that are installed.
 
     Raises:
-        ConfigError: A tracker is unknown or not installed.
-        InputError: The prompts cannot be read.
+        ConfigError: A tracker is unknown or not installed, or a LoRA's weight means nothing.
+        InputError: A file cannot be read.
     """
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.prompts import read_prompts
 
     if "report_to" in given:
@@ -154,6 +165,8 @@ def _with_files(given: dict[str, Any], out: Output) -> dict[str, Any]:
 
         given["report_to"] = options.parse_names(given["report_to"])
         check_trackers(given["report_to"])
+    if "init_lora" in given:
+        (given["init_lora"],) = read_refs([given["init_lora"]], out, "--init-lora")
     if "preview_prompts" in given:
         given["preview_prompts"] = tuple(read_prompts(given["preview_prompts"], out))
     return given

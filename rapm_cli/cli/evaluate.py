@@ -30,6 +30,7 @@ def evaluate(
     context: typer.Context,
     base: options.Base = None,
     lora: options.Lora = None,
+    base_lora: options.BaseLora = None,
     compare_lora: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +163,7 @@ def evaluate(
         return
     from rapm_cli.bases.device import find_device
     from rapm_cli.evaluate.request import Options
+    from rapm_cli.runs.base_loras import read_refs
     from rapm_cli.runs.resolve_lora import resolve_lora
     from rapm_cli.runs.retry import ready_folder
 
@@ -181,10 +183,11 @@ def evaluate(
     if check_metrics:
         _check_metrics(out, base or "demo", options.typed(context), asked, place, precision)
         return
-    chosen = resolve_lora(base, lora, out)
+    loras = read_refs(base_lora, out)
+    chosen = resolve_lora(base, lora, out, loras)
     out.say(f"base {chosen.base.name}, LoRA {chosen.lora_path}")
     _refuse_for(options.typed(context), chosen)
-    second = [resolve_lora(base or chosen.base.source, compare_lora, out)] if compare_lora else []
+    second = [resolve_lora(base or chosen.base.source, compare_lora, out, loras)] if compare_lora else []
     _evaluate(out, [chosen, *second], asked, output, place, precision)
 
 

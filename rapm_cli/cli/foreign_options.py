@@ -27,10 +27,16 @@ SAME = {  # names of options, without dashes, and rapm's option with that meanin
     "outdir": "output",
     "o": "output",
     "s": "seed",
+    "scheduler": "sampler",
+    "sampler-name": "sampler",
+    "sampling-method": "sampler",
+    "lora-scale": "lora-weight",
+    "lora-strength": "lora-weight",
+    "network-mul": "lora-weight",
 }
 _GUIDANCE = "cfg cfg-scale guidance guidance-scale guidance-rescale true-cfg-scale"
 _SIZE = "width height size resolution w W H aspect-ratio ar"
-_SAMPLER = "sampler scheduler sampling-method sampler-name schedule schedule-type eta karras"
+_SAMPLER = "schedule schedule-type eta karras"
 _IMAGE = "image init-image init-img i strength denoise denoising-strength mask inpaint controlnet control-net"
 _ANSWERS = {  # names with the same answer: what is true of rapm, and what to type
     "negative-prompt negative n-prompt neg": (
@@ -46,14 +52,10 @@ _ANSWERS = {  # names with the same answer: what is true of rapm, and what to ty
         "leave it out, or export the LoRA and choose a size in diffusers or ComfyUI",
     ),
     _SAMPLER: (
-        "a few-step LoRA works only with the sampler that it was distilled for, and rapm uses that one",
-        "leave it out; rapm distill --method lcm distils for LCM's sampler",
+        "a few-step LoRA works only with the sampler and timesteps that it was distilled for, and rapm uses those",
+        "leave it out; rapm generate --sampler chooses among those of few-step methods",
     ),
     "clip-skip": ("text encoders are read at the layer that the base was trained with", "leave it out"),
-    "lora-scale lora-weight lora-strength network-weights": (
-        "a few-step LoRA works at strength 1",
-        "leave it out, or export the LoRA and choose its strength in diffusers or ComfyUI",
-    ),
     _IMAGE: (
         "rapm makes images from prompts alone",
         "leave it out, or export the LoRA for diffusers or ComfyUI",

@@ -204,7 +204,7 @@ def _image(out: Output, facts: dict[str, Any]) -> None:
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_name(name)} {_in_words(one)}" for name, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
 
 
 def _pickle(out: Output, facts: dict[str, Any]) -> None:
@@ -216,8 +216,11 @@ def _pickle(out: Output, facts: dict[str, Any]) -> None:
 
 
 def _recipe(out: Output, recipe: dict[str, Any]) -> None:
-    from rapm_cli.formats.recipe import GROUPS
+    from rapm_cli.formats.recipe import GROUPS, LORA_LISTS
 
+    for name in LORA_LISTS:
+        if name in recipe:
+            out.fact(name.replace("_", " "), "; ".join(map(_in_words, recipe[name])))
     for group in GROUPS:
         settings = recipe.get(group, {})
         if text := _settings(settings):

@@ -40,10 +40,22 @@ Base = Annotated[
         help="Base model: demo, sdxl, sd15, a diffusers folder, a .safetensors checkpoint, or ORG/NAME on the hub.",
     ),
 ]
+BaseLora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-lora",
+        metavar="FILE[:WEIGHT]",
+        help="LoRA of your own, merged into the base; can be repeated.",
+        show_default=False,
+    ),
+]
 Lora = Annotated[
     str | None,
     typer.Option(
-        "--lora", autocompletion=completion.runs, help="LoRA file, run folder or run name.", show_default="newest run"
+        "--lora",
+        autocompletion=completion.runs,
+        help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+        show_default="newest run",
     ),
 ]
 Device = Annotated[

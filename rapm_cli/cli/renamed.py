@@ -95,7 +95,8 @@ class Command(TyperCommand):
     def _refuse_repeated(self, ctx: Any, words: list[str]) -> None:
         """Refuse an option that names a thing twice; warn where the last of several other values counts."""
         _, _, found = self.make_parser(ctx).parse_args(list(words))
-        for parameter, count in Counter(one for one in found if not getattr(one, "is_flag", True)).items():
+        single = [one for one in found if not getattr(one, "is_flag", True) and not one.multiple]
+        for parameter, count in Counter(single).items():
             flag = max(parameter.opts, key=len)
             if count > 1 and flag in THINGS:
                 raise ConfigError(f"{flag} is given {count} times, and takes one value", f"keep one {flag}")

@@ -23,6 +23,7 @@ from rapm_cli.distill.callbacks import Callbacks
 from rapm_cli.distill.loop import Training
 from rapm_cli.distill.prepare import loaded_base, prepare_trainer
 from rapm_cli.distill.trajectories import collect_trajectories
+from rapm_cli.distill.warm_start import warm_start
 from rapm_cli.evaluate.comparison import Comparison
 from rapm_cli.evaluate.contact_sheet import COLUMNS, fixed_scenes, make_sheet, sheet_rows
 from rapm_cli.evaluate.evaluate import SplitResult
@@ -134,7 +135,14 @@ def _distill(
     trainer = prepare_trainer(base, loaded, settings, world, reporter)
     with closing(callbacks):
         training = Training(
-            run, settings, trainer, trajectories, is_strict=is_strict, reporter=reporter, follow=callbacks.on_iteration
+            run,
+            settings,
+            trainer,
+            trajectories,
+            is_strict=is_strict,
+            reporter=reporter,
+            follow=callbacks.on_iteration,
+            begin=lambda fresh: warm_start(fresh, run, settings, reporter),
         )
         run.mark_unfinished()
         training.finish()

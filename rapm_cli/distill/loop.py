@@ -52,6 +52,7 @@ class Training:
         is_strict: True to stop at a damaged checkpoint instead of using an older one.
         reporter: Receives the progress bar and warnings.
         follow: Called with each iteration's line of the log.
+        begin: Called with the trainer before the first iteration, where there is no checkpoint.
 
     Raises:
         InputError: A checkpoint does not fit the trainer.
@@ -69,6 +70,7 @@ class Training:
         is_strict: bool,
         reporter: Reporter,
         follow: Callable[[dict[str, Any]], None] = lambda line: None,
+        begin: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         self.run, self.settings, self.trainer = run, settings, trainer
         self.trajectories, self.is_strict, self.reporter = trajectories, is_strict, reporter
@@ -88,6 +90,7 @@ class Training:
             if self.done < self.total:
                 self.reporter.say(f"resuming after iteration {self.done} of {self.total}")
         else:
+            begin(trainer)
             self._save(is_regular=True)
         send_state(trainer, self.done)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ import torch
 from rapm_cli.bases import Base, find_base
 from rapm_cli.bases.device import describe_machine, find_device, find_precision
 from rapm_cli.bases.find import find_again
+from rapm_cli.bases.merged import with_loras
 from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.trainer import check_fit, check_options
+from rapm_cli.distill.warm_start import check_init_lora
+from rapm_cli.formats.lora_ref import LoraRef
+from rapm_cli.runs.base_loras import find_refs
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.run import Run, all_runs, find_run, new_run, newest_unfinished_run
 from rapm_cli.runs.settings import Settings
 
 # Settings of a run beside those of its teacher and its training that an option may change when it is resumed.
-OWN = ("samples", "checkpoint_every", "deterministic", "report_to", "preview_every", "preview_prompts")
+OWN = ("samples", "checkpoint_every", "deterministic", "report_to", "preview_every", "preview_prompts", "init_lora")
 MAX_PREVIEWS = 8  # prompts of a preview
 
 
@@ -80,6 +84,7 @@ def settings_without_weights(
             "start a number of processes that divides it",
         )
     values |= {"base": base.name, "precision": find_precision(values.get("precision", "auto"), device)}
+    check_init_lora(base, given, reporter)
     teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
     check_options(given, training.method)
@@ -94,6 +99,7 @@ def settings_without_weights(
         prompts=tuple(chosen),
         device=device.type,
         machine=_machine(device, training, processes),
+        base_loras=base.loras,
         **{name: values[name] for name in OWN if name in values},
     )
     for warning in _odd_values(settings, given):
@@ -196,6 +202,7 @@ def resume_run(
     *,
     is_strict: bool,
     processes: int = 1,
+    base_loras: Sequence[LoraRef] = (),
 ) -> ResolvedRun:
     """Return a run with its own settings, changed by the options given.
 
@@ -210,9 +217,10 @@ def resume_run(
         reporter: Receives warnings.
         is_strict: Raise at damaged settings.
         processes: Number of processes that train together.
+        base_loras: LoRAs that the base is merged with, which must be those of the run; none for the run's.
 
     Raises:
-        InputError: There is no such run, or its settings are lost.
+        InputError: There is no such run, its settings are lost, or one of its LoRAs is not found.
         ConfigError: An option would make it another run.
         DamagedError: Settings are damaged, and `is_strict` is true.
     """
@@ -222,11 +230,18 @@ def resume_run(
     with run.explain_stops():
         stored = _read_stored(run, reporter, is_strict=is_strict)
         base = find_base(base_name, reporter) if base_name else find_again(stored.source, reporter)
+        base = with_loras(base, base_loras or _stored_loras(run, stored), reporter)
         device = _device_of(device_name, stored)
         settings = settings_for(base, given, prompts, device, reporter, stored, processes).named_as(stored)
     check_same(run, stored, settings, may_round=True)
     _warn_of_other_bits(stored, settings, reporter)
     return ResolvedRun(run, settings, base, device, True)
+
+
+def _stored_loras(run: Run, stored: Settings) -> tuple[LoraRef, ...]:
+    """Return where the LoRAs are now that a run's base is merged with."""
+    paths = [lora.path for lora in stored.base_loras]
+    return find_refs([lora.record for lora in stored.base_loras], [run.folder, *paths], run.folder)
 
 
 def check_same(run: Run, stored: Settings, wanted: Settings, *, may_round: bool) -> None:

@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rapm_cli.bases import find_base
 from rapm_cli.bases.device import be_deterministic, find_device
+from rapm_cli.bases.merged import with_loras
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.trainer import Trainer, train
@@ -92,7 +93,7 @@ def _follow(world: World, device_name: str, reporter: Reporter) -> None:
     settings, device = Settings.from_bytes(world.broadcast()), find_device(device_of(device_name))
     if settings.deterministic:
         be_deterministic()
-    base = find_base(settings.source, reporter)
+    base = with_loras(find_base(settings.source, reporter), settings.base_loras, reporter)
     loaded = loaded_base(base, settings, device, reporter)
     trajectories = collect_share(world, loaded, settings, base.defaults.rollout_batch, reporter)
     trainer = prepare_trainer(base, loaded, settings, world, reporter)

@@ -28,6 +28,7 @@ from rapm_cli.formats.fuse import FuseReport, LoraFuser
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile, load_lora
+from rapm_cli.formats.lora_stack import stack_loras
 from rapm_cli.runs.retry import with_retries
 
 Dtype = Literal["base", "fp16", "bf16", "fp32"]
@@ -70,6 +71,7 @@ def export(
     fuse: bool = False,
     single_file: bool = False,
     dtype: Dtype = "base",
+    absorb: bool = False,
 ) -> ExportResult:
     """Write one export and verify it. A failed export leaves no file behind.
 
@@ -82,6 +84,7 @@ def export(
         fuse: Fuse the LoRA into the base's weights.
         single_file: With `fuse`, write one checkpoint in the original layout.
         dtype: Dtype of the written UNet or LoRA; "base" keeps it.
+        absorb: Write one LoRA that holds the base's LoRAs too.
 
     Raises:
         ConfigError: A format is unknown, options contradict each other, or the base has no folder to fuse into.
@@ -93,7 +96,12 @@ def export(
     if output.suffix in PICKLE_SUFFIXES:
         raise ConfigError(f"--output {output} names a pickle, which rapm never writes", f"end it in {SUFFIX}")
     _check_options(formats, fuse, single_file, is_file)
+    if absorb and (fuse or not base.loras):
+        reason = "and --fuse merges all LoRAs anyway" if fuse else f"and {lora_path} was distilled on none"
+        raise ConfigError(f"--absorb takes the LoRAs of the base into this one, {reason}", "leave --absorb out")
     lora = load_lora(lora_path)
+    if base.bare and (fuse or absorb):
+        lora, base = absorbed(lora, base, reporter), base.bare
     if output.exists():
         raise InputError(f"{output} exists", "give --output another name, or remove it")
     sweep(output.parent)
@@ -113,6 +121,20 @@ def export(
 
     files, total = with_retries(write, output, plan.nbytes, reporter, NOTHING_LEFT, RETRY)
     return ExportResult(output, total, files, fuser.report() if fuser else None)
+
+
+def absorbed(lora: LoraFile, base: Base, reporter: Reporter) -> LoraFile:
+    """Return one LoRA for the bare base that replaces a LoRA and those that its base is merged with.
+
+    Args:
+        lora: LoRA to write.
+        base: Its base, with LoRAs.
+        reporter: Shows requests to the hub.
+    """
+    identity = (base.bare or base).identity(reporter)
+    about = {"absorbed": [one.record for one in base.loras], "base_identity": identity}
+    recipe = {name: value for name, value in lora.recipe.items() if name != "base_loras"} | about
+    return stack_loras([(lora, 1.0), *((load_lora(one.path), one.weight) for one in base.loras)], recipe)
 
 
 def _check_options(formats: Sequence[str], fuse: bool, single_file: bool, is_file: bool) -> None:

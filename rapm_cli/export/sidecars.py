@@ -89,16 +89,19 @@ def comfyui_workflow(
     Args:
         recipe: Settings of training and sampling.
         checkpoint: File below ComfyUI's `models/checkpoints`.
-        lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint.
+        lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint. After it come the
+            LoRAs that it was distilled on.
         side_px: Width and height of the images, in pixels.
         prompt: Prompt that the workflow starts with.
         is_v: True where ComfyUI must be told that the network predicts velocities.
     """
     nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
     model: list[Any] = ["1", 0]
-    if lora:
-        nodes["2"] = ("LoraLoaderModelOnly", {"model": model, "lora_name": lora, "strength_model": 1.0})
-        model = ["2", 0]
+    beside = [(one["name"], float(one["weight"])) for one in recipe.get("base_loras", [])]
+    for k, (name, weight) in enumerate([(lora, 1.0), *beside] if lora else []):
+        number = str(10 + k) if k else "2"
+        nodes[number] = ("LoraLoaderModelOnly", {"model": model, "lora_name": name, "strength_model": weight})
+        model = [number, 0]
     if is_v:
         nodes["9"] = ("ModelSamplingDiscrete", {"model": model, "sampling": "v_prediction", "zsnr": False})
         model = ["9", 0]

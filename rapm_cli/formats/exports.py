@@ -61,5 +61,4 @@ def verify_lora(path: Path, lora: LoraFile, target: LoraTarget) -> list[Verdict]
 
 
 def _layer_update(lora: LoraFile, module: str) -> torch.Tensor:
-    down, up = (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
-    return lora_update(down, up, lora.alpha / lora.rank)
+    return lora_update(*lora.factors(module), lora.alpha / lora.rank)

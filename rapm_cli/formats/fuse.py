@@ -1,6 +1,6 @@
 """Fuse a LoRA into a base's weights: on disk, tensor by tensor, or into a network in memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,27 @@ def lora_update(down: Tensor, up: Tensor, scale: float) -> Tensor:
     return scale * product.reshape(up.shape[0], *down.shape[1:])
 
 
+def check_lora_fits(unet: nn.Module, lora: LoraFile, path: Path) -> None:
+    """Check that a network has every layer of a LoRA, in the LoRA's shapes; the network may be without data.
+
+    Args:
+        unet: Network in diffusers' layout.
+        lora: LoRA to check.
+        path: LoRA's file, for messages.
+
+    Raises:
+        InputError: The LoRA was made for another base.
+    """
+    layers = dict(unet.named_modules())
+    for name in lora.modules:
+        layer = layers.get(name)
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise wrong_base_error(path, lora, f"it has no layer {name}")
+        down, up = lora.factors(name)
+        if (up.shape[0], *down.shape[1:]) != layer.weight.shape:
+            raise wrong_base_error(path, lora, f"the shape of {name} differs")
+
+
 @torch.no_grad()
 def fuse_lora(backbone: Backbone, lora: LoraFile, path: Path) -> bool:
     """Fuse a LoRA into a network in memory, unless rounding would lose the update.
@@ -67,17 +88,14 @@ def fuse_lora(backbone: Backbone, lora: LoraFile, path: Path) -> bool:
     Raises:
         InputError: The LoRA was made for another base.
     """
+    check_lora_fits(backbone.unet, lora, path)
     layers = dict(backbone.unet.named_modules())
     losses = []
     for is_measured in (True, False):
         for name in lora.modules:
-            layer = layers.get(name)
-            if not isinstance(layer, nn.Linear | nn.Conv2d):
-                raise wrong_base_error(path, lora, f"it has no layer {name}")
-            down, up = (lora.state[f"{name}.lora_{half}.weight"].to(backbone.device) for half in "AB")
+            layer = layers[name]
+            down, up = (half.to(backbone.device) for half in lora.factors(name))
             before, update = layer.weight.float(), lora_update(down, up, lora.alpha / lora.rank)
-            if update.shape != before.shape:
-                raise wrong_base_error(path, lora, f"the shape of {name} differs")
             after = (before + update).to(layer.weight.dtype)
             if is_measured:
                 losses.append((after.float() - before - update).norm() / update.norm().clamp(min=1e-30))
@@ -118,7 +136,7 @@ class LoraFuser:
         Raises:
             InputError: The LoRA does not fit the UNet.
         """
-        return self._fused_unet(unet, {module: f"{module}.weight" for module in self.lora.modules})
+        return self._fused_unet(unet, self._folder_names())
 
     def fuse_folder(self, parts: Mapping[str, StoredTensors]) -> dict[str, OutputTensor]:
         """Return the tensors of one file in the original layout, from the parts of a diffusers folder.
@@ -150,29 +168,52 @@ class LoraFuser:
         Raises:
             InputError: The LoRA does not fit the checkpoint.
         """
-        with_attention = original_layout.attention_blocks_of_checkpoint(state)
-        names = {}
-        for module in self.lora.modules:
-            try:
-                layer = original_layout.original_unet_layer(module, with_attention)
-            except ValueError as error:
-                raise InputError(f"the LoRA does not fit: {error}", WRONG_BASE_REMEDY) from error
-            names[module] = f"{original_layout.UNET}{layer}.weight"
+        names = self._checkpoint_names(state)
         unet = {name: one for name, one in state.items() if name.startswith(original_layout.UNET)}
         others = {name: _copied(one) for name, one in state.items() if name not in unet}
         return others | self._fused_unet(unet, names)
+
+    def fused_layers(self, tensors: StoredTensors, *, is_checkpoint: bool) -> Iterator[tuple[str, Tensor]]:
+        """Yield each changed layer of a UNet with its fused weight.
+
+        Args:
+            tensors: Tensors of the UNet in diffusers' layout, or of a checkpoint in the original one.
+            is_checkpoint: True for the latter.
+
+        Raises:
+            InputError: The LoRA does not fit, or its sum with a weight overflows.
+        """
+        names = self._checkpoint_names(tensors) if is_checkpoint else self._folder_names()
+        outputs = self._fused_unet(tensors, names)
+        for module, name in names.items():
+            yield module, outputs[name].values()
 
     def report(self) -> FuseReport:
         """Return the rounding loss of all tensors computed so far."""
         losses = self.lost.values()
         return FuseReport(len(losses), sum(losses) / max(1, len(losses)), max(losses, default=0.0))
 
+    def _folder_names(self) -> dict[str, str]:
+        """Return the name of each changed layer's weight in diffusers' layout."""
+        return {module: f"{module}.weight" for module in self.lora.modules}
+
+    def _checkpoint_names(self, state: StoredTensors) -> dict[str, str]:
+        """Return the name of each changed layer's weight in the original layout."""
+        with_attention, names = original_layout.attention_blocks_of_checkpoint(state), {}
+        for module in self.lora.modules:
+            try:
+                layer = original_layout.original_unet_layer(module, with_attention)
+            except ValueError as error:
+                raise InputError(f"the LoRA does not fit: {error}", WRONG_BASE_REMEDY) from error
+            names[module] = f"{original_layout.UNET}{layer}.weight"
+        return names
+
     def _fused_unet(self, tensors: StoredTensors, names: Mapping[str, str]) -> dict[str, OutputTensor]:
         outputs = {name: _copied(one, self.dtype) for name, one in tensors.items()}
         for module, name in names.items():
             if name not in tensors:
                 raise InputError(f"the LoRA changes {module}, which this base does not have", WRONG_BASE_REMEDY)
-            down, up = (self.lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
+            down, up = self.lora.factors(module)
             if (up.shape[0], *down.shape[1:]) != tensors[name].info.shape:
                 raise InputError(f"the LoRA's {module} has another shape than the base's", WRONG_BASE_REMEDY)
             if tensors[name].info.dtype not in DTYPES:
@@ -186,13 +227,12 @@ class LoraFuser:
     def _fused_weight(self, module: str, weight: StoredTensor, dtype: str) -> OutputTensor:
         def compute() -> Tensor:
             lora = self.lora
-            down, up = (lora.state[f"{module}.lora_{half}.weight"] for half in "AB")
-            before, update = weight.read().float(), lora_update(down, up, lora.alpha / lora.rank)
+            before, update = weight.read().float(), lora_update(*lora.factors(module), lora.alpha / lora.rank)
             exact = before + update
             rounded = exact.to(DTYPES[dtype])
             if not rounded.isfinite().all():
                 raise InputError(
-                    f"the LoRA makes {module} overflow in {dtype.lower()}", "give --dtype bf16 or fp32, or another LoRA"
+                    f"the LoRA makes {module} overflow in {dtype.lower()}", "take bf16 or fp32, or another LoRA"
                 )
             size = float(update.norm())
             if size > 0:

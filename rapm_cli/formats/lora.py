@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.method import sampler_of
-from rapm_cli.core.method.samplers import Sampler
+from rapm_cli.core.method.samplers import SAMPLERS, Sampler
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.student import TARGET_MODULES, attach_lora, load_lora_state
 from rapm_cli.formats.header import read_header
@@ -48,17 +48,17 @@ class LoraFile:
 
     @property
     def sampler(self) -> Sampler:
-        """The student's sampler: that of its method, or DDIM where the file names no method.
-
-        Raises:
-            ConfigError: This version does not know the method.
-        """
-        return sampler_of(self.recipe.get("training", {}))
+        """The student's sampler; see `recipe_sampler`."""
+        return recipe_sampler(self.recipe)
 
     @property
     def modules(self) -> list[str]:
         """Names of the layers that the LoRA changes, sorted."""
         return sorted(name.removesuffix(".lora_A.weight") for name in self.state if name.endswith(".lora_A.weight"))
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of a layer."""
+        return self.state[f"{module}.lora_A.weight"], self.state[f"{module}.lora_B.weight"]
 
     def digest(self) -> str:
         """Return sixteen hexadecimal digits of the update alone; files that sample the same images have the same."""
@@ -83,6 +83,16 @@ class LoraFile:
         return replace(self, state=state, alpha=float(self.rank))
 
 
+def recipe_sampler(recipe: Mapping[str, Any]) -> Sampler:
+    """Return the sampler that a recipe names; without one that of its method, and DDIM where it names no method.
+
+    Raises:
+        ConfigError: This version does not know the sampler or the method.
+    """
+    name = recipe.get("sampler", {}).get("name")
+    return SAMPLERS[name] if name else sampler_of(recipe.get("training", {}))
+
+
 def save_lora(path: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> None:
     """Write a file that `load_lora_weights` of diffusers 0.30.3 and newer loads with the right scale, and verify it.
 
@@ -97,7 +107,8 @@ def save_lora(path: Path, lora: LoraFile, dtype: torch.dtype | None = None) -> N
     """
     # A LoRA that rapm trained has every layer of its kinds, so the kinds are enough. For any other LoRA each layer is
     # listed: by kinds, diffusers would look for layers that the LoRA lacks, and skip layers of other kinds.
-    targets = sorted(TARGET_MODULES) if "training" in lora.recipe else lora.modules
+    is_ours = "training" in lora.recipe and "absorbed" not in lora.recipe
+    targets = sorted(TARGET_MODULES) if is_ours else lora.modules
     # diffusers 0.34 to 0.39 need the patterns. Those before ignore alpha, so the scale is in B.
     adapter = {"r": lora.rank, "lora_alpha": float(lora.rank), "rank_pattern": {}, "alpha_pattern": {}}
     adapter |= {"target_modules": targets, "lora_dropout": 0.0}

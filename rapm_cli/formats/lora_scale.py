@@ -54,12 +54,13 @@ def fold_scale(path: Path, updates: Mapping[str, LayerUpdate], metadata: Mapping
         up = update.up.float() * scales[module]
         if not up.isfinite().all():
             raise lora_error(path, f"scales {module} by {scales[module]:g}, which makes it infinite")
-        state[f"{module}.lora_A.weight"] = _padded(update.down.float(), 0, rank)
-        state[f"{module}.lora_B.weight"] = _padded(up, 1, rank)
+        state[f"{module}.lora_A.weight"] = to_rank(update.down.float(), 0, rank)
+        state[f"{module}.lora_B.weight"] = to_rank(up, 1, rank)
     return state
 
 
-def _padded(value: Tensor, dim: int, rank: int) -> Tensor:
+def to_rank(value: Tensor, dim: int, rank: int) -> Tensor:
+    """Return A (`dim` 0) or B (`dim` 1) of a layer with zeros up to a rank; B A stays the same."""
     shape = list(value.shape)
     shape[dim] = rank - shape[dim]
     return torch.cat([value, value.new_zeros(shape)], dim).contiguous()

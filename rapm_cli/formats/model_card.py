@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rapm_cli.formats.modelspec import model_title, training_method
+from rapm_cli.formats.modelspec import loras_in_words, model_title, training_method
 from rapm_cli.formats.programs import folders
 from rapm_cli.formats.sampling_advice import fooocus_settings, scheduler_of, steps_of, usage_hint, webui_settings
 
 PAPER = "https://arxiv.org/abs/2503.20744"
-NOT_SCHEDULER_SETTINGS = ("scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
+NOT_SCHEDULER_SETTINGS = ("name", "scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
 PIPELINES = {True: "StableDiffusionXLPipeline", False: "StableDiffusionPipeline"}
 
 
@@ -96,7 +96,16 @@ def _lead(content: CardContent) -> str:
         else "exported by `rapm`"
     )
     advice = f"**Sample it with {_plain_text(hint)}.** Other samplers and guidance spoil its pictures." if hint else ""
-    return f"{kind} `{_plain_text(content.base)}` {end} in few steps, {made}.\n\n{advice}".rstrip()
+    lead = f"{kind} `{_plain_text(content.base)}` {end} in few steps, {made}."
+    return "\n\n".join(filter(None, [lead, _loras(content), advice]))
+
+
+def _loras(content: CardContent) -> str:
+    """Return which other LoRAs the student needs beside it, or has in it; empty without any."""
+    words = _plain_text(loras_in_words(content.recipe) or "none")
+    if content.recipe.get("base_loras"):
+        return f"It was distilled on that base with other LoRAs merged in. **Load these beside it: {words}.**"
+    return f"It contains other LoRAs, which must not be loaded beside it: {words}." if words != "none" else ""
 
 
 def _file_rows(content: CardContent) -> list[list[str]]:
@@ -122,12 +131,25 @@ def _usage(content: CardContent) -> str:
         "",
         f'pipe = {pipeline}.{load}, torch_dtype=torch.float16).to("cuda")',
         f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})",
-        *([f'pipe.load_lora_weights(".", weight_name={file!r})'] if content.is_lora else []),
+        *(_loading(content, file) if content.is_lora else []),
         f"prompt = {content.prompt!r}",
         f"pipe(prompt, num_inference_steps={steps}, guidance_scale=1.0).images[0]",
     ]
     code = "```python\n" + "\n".join(lines) + "\n```"
     return "\n\n".join(filter(None, [code, _programs(content)]))
+
+
+def _loading(content: CardContent, file: str) -> list[str]:
+    """Return the lines of code that load the LoRA, and those that it was distilled on."""
+    beside = content.recipe.get("base_loras", [])
+    if not beside:
+        return [f'pipe.load_lora_weights(".", weight_name={file!r})']
+    names = ["student", *(f"lora_{k}" for k in range(1, 1 + len(beside)))]
+    lines = [f'pipe.load_lora_weights(".", weight_name={file!r}, adapter_name="student")']
+    for name, one in zip(names[1:], beside, strict=True):
+        place = f"path/to/{_plain_text(one['name'])}"
+        lines.append(f"pipe.load_lora_weights({place!r}, adapter_name={name!r})")
+    return [*lines, f"pipe.set_adapters({names}, {[1.0, *(float(one['weight']) for one in beside)]})"]
 
 
 def _programs(content: CardContent) -> str:

@@ -20,10 +20,16 @@ def training_method(recipe: Mapping[str, Any]) -> str:
     return str(recipe["training"].get("method", "rapm")).upper() if "training" in recipe else ""
 
 
+def loras_in_words(recipe: Mapping[str, Any]) -> str:
+    """Return the user's LoRAs that a student was distilled on, each with its weight; empty without any."""
+    found = [*recipe.get("base_loras", []), *recipe.get("absorbed", [])]
+    return ", ".join(f"{one['name']} at {one['weight']:g}" for one in found)
+
+
 def model_title(recipe: Mapping[str, Any]) -> str:
-    """Return the title of a student: its base, number of steps and method."""
+    """Return the title of a student: its base with the user's LoRAs, number of steps and method."""
     steps, method = recipe.get("sampler", {}).get("steps"), training_method(recipe)
-    name = str(recipe.get("base", "few-step model"))
+    name = " with ".join(filter(None, (str(recipe.get("base", "few-step model")), loras_in_words(recipe))))
     return name + (f" in {steps} steps" if steps else "") + (f" ({method})" if method else "")
 
 

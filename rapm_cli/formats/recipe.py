@@ -10,12 +10,15 @@ from typing import Any
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.core.storage.files import regular_file
 from rapm_cli.formats.header import Header
+from rapm_cli.formats.lora_ref import are_records
 
 PREFIX = "unet."
 RECIPE_KEY = "rapm_recipe"
 RECIPE_FILE = "rapm_recipe.json"  # in the folder of a fused model
 MODEL_INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"  # in a folder of diffusers
 GROUPS = ("sampler", "teacher", "training")  # sections of a recipe
+# Lists of LoRAs in a recipe: those of its base, those that are in it, and the one that training started from.
+LORA_LISTS = ("base_loras", "absorbed", "started_from")
 ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 MAX_CONFIG_BYTES = 2**20
 ADAPTER_KEY = "lora_adapter_metadata"  # diffusers reads rank and alpha here
@@ -114,10 +117,12 @@ def _is_recipe(recipe: Any) -> bool:
     texts = [
         *(recipe.get(name, "") for name in ("base", "base_identity")),
         recipe.get("training", {}).get("method", ""),
+        recipe.get("sampler", {}).get("name", ""),
     ]
     is_typed = all(isinstance(group, dict) for group in groups) and all(isinstance(text, str) for text in texts)
     teacher = recipe.get("teacher", {})
     times = recipe.get("training", {}).get("lcm_times", 1)  # the name of `lcm_timesteps` in files
     counts = [steps, times, *(teacher.get(name, 1) for name in ("num_slots", "fine_steps"))]
     is_typed = is_typed and type(teacher.get("guidance_scale", 1.0)) in (int, float)
+    is_typed = is_typed and all(are_records(recipe.get(name, [])) for name in LORA_LISTS)
     return is_typed and all(type(count) is int and 1 <= count <= 1000 for count in counts)

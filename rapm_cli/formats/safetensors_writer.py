@@ -71,14 +71,18 @@ class OutputTensor:
         """Size in the file, in bytes."""
         return torch.Size(self.shape).numel() * DTYPE_BYTES[self.dtype]
 
+    def values(self) -> Tensor:
+        """Return the values of a tensor that is computed, in the dtype of the written file."""
+        assert self.compute is not None
+        return self.compute().to(DTYPES[self.dtype])
+
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes to write."""
         if self.compute is None:
             for source in self.sources:
                 yield from source.chunks()
         else:
-            values = self.compute().to(DTYPES[self.dtype]).reshape(-1)
-            yield values.view(torch.uint8).numpy().tobytes()
+            yield self.values().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

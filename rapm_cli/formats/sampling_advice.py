@@ -9,10 +9,11 @@ from typing import Any
 DDIM = "DDIM"  # the scheduler of a recipe that names none
 # A1111's own DDIM ignores the schedule type and makes 3 evaluations of 4, at 751, 501 and 251. Its Euler walks the same
 # path as DDIM through the timesteps of its schedule.
-WEBUI_SAMPLERS = {DDIM: "Euler", "LCM": "LCM"}  # of A1111 and Forge, by diffusers' name
+WEBUI_SAMPLERS = {DDIM: "Euler", "LCM": "LCM", "EulerDiscrete": "Euler"}  # of A1111 and Forge, by diffusers' name
 WEBUI_SCHEDULE = "SGM Uniform"
-COMFYUI_SAMPLERS = {DDIM: "ddim", "LCM": "lcm"}  # ComfyUI's ddim is its euler
-FOOOCUS_SAMPLERS = {DDIM: "euler", "LCM": "lcm"}
+COMFYUI_SAMPLERS = {DDIM: "ddim", "LCM": "lcm", "EulerDiscrete": "euler"}  # ComfyUI's ddim is its euler
+OWN_SAMPLERS = {"TCD": "TCD"}  # of rapm's images; those programs do not have it, and come nearest with DDIM's
+FOOOCUS_SAMPLERS = {DDIM: "euler", "LCM": "lcm", "EulerDiscrete": "euler"}
 # Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
 # LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
 COMFYUI_SCHEDULE = "sgm_uniform"  # Fooocus has the same name
@@ -64,7 +65,7 @@ def infotext(image: Mapping[str, Any], side_px: int) -> str:
     """
     settings = {
         "Steps": image["steps"],
-        "Sampler": WEBUI_SAMPLERS[scheduler_of(image)],
+        "Sampler": OWN_SAMPLERS.get(image.get("sampler", {}).get("scheduler"), WEBUI_SAMPLERS[scheduler_of(image)]),
         "Schedule type": WEBUI_SCHEDULE,
         "CFG scale": 1,
         "Seed": image["seed"],

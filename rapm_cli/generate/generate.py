@@ -148,6 +148,8 @@ def _recipe(
     chosen: ResolvedLora | FusedBase, weights: Weights, steps: int, precision: str, rng: torch.device
 ) -> dict[str, Any]:
     """Return the part of the recipe that all images share."""
+    others = [lora.record for lora in chosen.base.loras]
+    weight = chosen.weight if isinstance(chosen, ResolvedLora) else 1.0
     return {
         "rapm": __version__,
         "steps": steps,
@@ -157,6 +159,8 @@ def _recipe(
         "precision": precision,
         "rng": rng.type,
         "sampler": chosen.recipe.get("sampler", {}),
+        **({"base_loras": others} if others else {}),
+        **({"lora_weight": weight} if weight != 1 else {}),
     }
 
 
@@ -167,8 +171,8 @@ def _load_student(
     loaded = LoadedBase(weights, device, dtype)
     if isinstance(chosen, FusedBase):
         return loaded
-    if is_bare_too or not fuse_lora(loaded.backbone, chosen.lora, chosen.lora_path):
-        apply_lora(loaded.backbone, chosen.lora, chosen.lora_path)
+    if is_bare_too or not fuse_lora(loaded.backbone, chosen.weighted_lora, chosen.lora_path):
+        apply_lora(loaded.backbone, chosen.weighted_lora, chosen.lora_path)
     return loaded
 
 

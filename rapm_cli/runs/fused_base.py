@@ -8,9 +8,9 @@ from typing import Any
 from rapm_cli.bases import BASES, Base, find_base
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.common.progress import Reporter
-from rapm_cli.core.method import sampler_of
 from rapm_cli.core.method.samplers import Sampler
 from rapm_cli.formats.header import read_header
+from rapm_cli.formats.lora import recipe_sampler
 from rapm_cli.formats.recipe import RECIPE_FILE, RECIPE_KEY, parse_recipe
 
 
@@ -45,7 +45,7 @@ class FusedBase:
     @property
     def sampler(self) -> Sampler:
         """Sampler that the LoRA was distilled for."""
-        return sampler_of(self.recipe.get("training", {}))
+        return recipe_sampler(self.recipe)
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rapm_cli.core.common.errors import DiskError, InputError
 from rapm_cli.core.storage.files import replace_file
+from rapm_cli.formats.lora_ref import are_records
 from rapm_cli.formats.png import RECIPE_KEY, read_png
 from rapm_cli.formats.sampling_advice import infotext
 from rapm_cli.runs.prompts import LAST_SEED, check_prompt
@@ -78,6 +79,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or any(type(recipe.get(name)) is not kind for name, kind in REQUIRED.items()):
         raise InputError(f"{path} has no recipe of rapm", "give a PNG that rapm generate wrote")
     check_prompt(recipe["prompt"], f"the prompt of {path}")
+    is_sound = are_records(recipe.get("base_loras", [])) and type(recipe.get("lora_weight", 1)) in (int, float)
+    sampler = recipe.get("sampler", {})
+    if not (is_sound and isinstance(sampler, dict) and isinstance(sampler.get("name", ""), str)):
+        raise InputError(f"{path} has a recipe with other LoRAs or samplers", "give a PNG that rapm generate wrote")
     for name, allowed in ALLOWED.items():
         if name in recipe and recipe[name] not in allowed:
             found = repr(recipe[name])[:SHOWN]

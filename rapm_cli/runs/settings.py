@@ -21,6 +21,7 @@ from rapm_cli.core.method.config import (
     out_of_range,
     to_json,
 )
+from rapm_cli.formats.lora_ref import LoraRef
 
 # Names in files of settings that may change when a run is resumed, because the work that is done stays valid. Only
 # --resume may change to or from a plan that rounds the base.
@@ -48,6 +49,8 @@ class Settings(Checked):
         report_to: Names of the trackers that the training reports to. These and the previews change no bit of the LoRA.
         preview_every: Iterations from one preview to the next; 0 for none.
         preview_prompts: Prompts of the previews; none for those of the contact sheet.
+        init_lora: LoRA that the student starts from; None for a fresh one.
+        base_loras: LoRAs that are merged into the base. `base_identity` tells them apart.
     """
 
     source: str
@@ -64,6 +67,8 @@ class Settings(Checked):
     report_to: Texts = ()
     preview_every: Annotated[int, Field(ge=0)] = 0
     preview_prompts: Texts = ()
+    init_lora: LoraRef | None = None
+    base_loras: Annotated[tuple[LoraRef, ...], Field(strict=False)] = ()
 
     def __post_init__(self) -> None:
         if not (MIN_SAMPLES <= self.samples <= MAX_SAMPLES or self.samples == 0):
@@ -90,11 +95,14 @@ class Settings(Checked):
         plans = self.training.vram, other.training.vram
         if not may_round and is_rounded(plans[0]) != is_rounded(plans[1]):
             mine["vram"], theirs["vram"] = plans
-        named = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        values = {name: (mine.get(name), theirs.get(name)) for name in mine | theirs}
+        named = {name: (one, other) for name, (one, other) in values.items() if one != other}
         if self.base_identity == other.base_identity:
             named.pop("base", None)  # equal weights under another name
         elif "base" in named:
             named.pop("base_identity")
+        elif (loras := (_lora_words(self), _lora_words(other)))[0] != loras[1]:
+            named = {"base_lora": loras} | {name: values for name, values in named.items() if name != "base_identity"}
         if "rank" in named and named["rank"] == named.get("alpha"):  # alpha follows the rank by default
             named.pop("alpha")
         return [_difference(name, *values) for name, values in named.items()]
@@ -111,10 +119,12 @@ class Settings(Checked):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that every file of the run carries: no path, and no prompt of the user's."""
+        lists = {"base_loras": self.base_loras, "started_from": (self.init_lora,) if self.init_lora else ()}
         return {
             "rapm": __version__,
             "base": self.base_name,
             "base_identity": self.base_identity,
+            **{name: [lora.record for lora in loras] for name, loras in lists.items() if loras},
             "teacher": to_json(self.teacher),
             "training": to_json(self.training),
         }
@@ -140,8 +150,17 @@ class Settings(Checked):
     def _fixed(self) -> dict[str, Any]:
         training = {name: value for name, value in to_json(self.training).items() if name not in CHANGEABLE}
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        more = {"base_identity": self.base_identity, "prompts": prompts, "deterministic": self.deterministic}
-        return {**to_json(self.teacher), **training, **more}
+        more: dict[str, Any] = {
+            "base_identity": self.base_identity,
+            "prompts": prompts,
+            "deterministic": self.deterministic,
+        }
+        started = {"init_lora": self.init_lora.record} if self.init_lora else {}
+        return {**to_json(self.teacher), **training, **more, **started}
+
+
+def _lora_words(settings: Settings) -> str:
+    return ", ".join(lora.words for lora in settings.base_loras) or "none"
 
 
 def _difference(name: str, mine: object, other: object) -> str:
@@ -149,5 +168,7 @@ def _difference(name: str, mine: object, other: object) -> str:
         return "other base weights"
     if name == "prompts":
         return "other prompts"
+    if name == "init_lora":
+        return "another --init-lora"
     words = [("off", "on")[value] if isinstance(value, bool) else str(value) for value in (mine, other)]
     return f"{option_name(name)} {words[0]}, not {words[1]}"

@@ -3,6 +3,7 @@ import torch
 from PIL import Image
 
 from rapm_cli.bases import BASES
+from rapm_cli.cli.console import Output
 from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.png import read_png
 from rapm_cli.runs.images import PAPER, contact_sheet, grid, read_recipe, save_png, to_image
@@ -10,6 +11,7 @@ from rapm_cli.runs.prompts import LAST_SEED
 from rapm_cli.runs.resolve_lora import read_image_recipe
 from tests.messages import naming
 
+OUT = Output(quiet=True)
 RECIPE = {"prompt": "a <b>cube</b> [31m 立方体", "seed": 7, "steps": 4, "base": "demo"}
 RECIPE |= {"precision": "fp32", "lora_sha256": "0" * 64}
 
@@ -95,9 +97,9 @@ def test_an_image_of_the_lora_that_shipped_under_another_header_is_made_again(tm
     monkeypatch.setenv("RAPM_HOME", str(tmp_path))
     for sha256 in BASES["demo"].former_students:
         save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", RECIPE | {"lora_sha256": sha256})
-        assert read_image_recipe(tmp_path / "a.png", None).lora == BASES["demo"].student
+        assert read_image_recipe(tmp_path / "a.png", None, OUT).lora == BASES["demo"].student
         with pytest.raises(InputError, match=naming(tmp_path / "a.png")):
-            read_image_recipe(tmp_path / "a.png", str(tmp_path / "a.png"))
+            read_image_recipe(tmp_path / "a.png", str(tmp_path / "a.png"), OUT)
 
 
 @pytest.mark.parametrize("side", [16, 128, 1024])

@@ -154,6 +154,19 @@ class Trainer:
             **more,
         )
 
+    def start_at(self, state: dict[str, Tensor]) -> None:
+        """Let the student start at other weights than a fresh LoRA's; before the first iteration.
+
+        Args:
+            state: Tensors of the LoRA by peft key.
+
+        Raises:
+            ValueError: A key or a shape differs.
+        """
+        self.lora.load_state(state)
+        if self.average:
+            self.average.load_state(state)
+
     @property
     def optimizers(self) -> dict[str, GuardedAdamW]:
         """The optimizers of the student and of the method's critics, by name."""

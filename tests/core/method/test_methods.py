@@ -14,7 +14,6 @@ from rapm_cli.core.method.samplers import DDIM, LCM, RENOISED, lcm_sampler, samp
 from rapm_cli.core.method.trainer import Trainer, check_fit, check_options, train
 from rapm_cli.core.method.trajectories import rollout
 from rapm_cli.core.network.backbone import Backbone, Denoiser, Passes
-from rapm_cli.core.network.schedule import add_noise
 from tests.conftest import tiny_unet
 from tests.messages import naming
 
@@ -297,10 +296,7 @@ def test_sampling_with_new_noise_is_diffusers_lcm(trainer_of, trajectories, monk
     scheduler.set_timesteps(4)
     drawn = torch.randn(3, *z.shape, generator=torch.Generator().manual_seed(5))
     fresh = iter(drawn)
-    monkeypatch.setattr(
-        "rapm_cli.core.method.samplers._renoised",
-        lambda clean, seeds, s, schedule: add_noise(clean, next(fresh), s, schedule),
-    )
+    monkeypatch.setattr("rapm_cli.core.method.samplers._new_noise", lambda like, seeds, s: next(fresh))
     mine = sample_student(backbone.student, z, cond, 4, LCM)[0]
     again = iter(drawn)
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, **kwargs: next(again))
