@@ -68,10 +68,10 @@ def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int,
     return torch.stack(rows)
 
 
-def guided_noise(
+def guided_prediction(
     teacher: Denoiser, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
-    """Predict noise with classifier-free guidance, both halves in one batch.
+    """Return the network's prediction with classifier-free guidance, both halves in one batch.
 
     Args:
         teacher: The network without a LoRA.
@@ -82,7 +82,7 @@ def guided_noise(
         guidance_scale: diffusers' form: uncond + scale * (cond - uncond). 1 means no guidance and half the work.
 
     Returns:
-        (B, C, H, W) noise estimate, float32.
+        (B, C, H, W) noise or velocity, float32.
     """
     if guidance_scale == 1:
         return teacher(z, t, cond)
@@ -103,7 +103,7 @@ def walk_teacher(
 ) -> Iterator[Tensor]:
     """Yield the guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart.
 
-    Other arguments as in `guided_noise`.
+    Other arguments as in `guided_prediction`.
 
     Raises:
         ValueError: The base is rounded to 8 bits, so that this would be another teacher.
@@ -113,8 +113,8 @@ def walk_teacher(
         raise ValueError("the base is rounded to 8 bits: it is no longer the teacher")
     yield z
     for t, s in pairwise(times):
-        noise = guided_noise(teacher, z, t, cond, uncond, guidance_scale)
-        z = ddim_step(z, noise, t, s, teacher.schedule)
+        prediction = guided_prediction(teacher, z, t, cond, uncond, guidance_scale)
+        z = ddim_step(z, prediction, t, s, teacher.schedule)
         yield z
 
 
