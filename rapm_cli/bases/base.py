@@ -63,6 +63,7 @@ class Base:
         architecture: Function that returns the shapes; it downloads configurations at most.
         training_prompts: Function (count, seed) -> prompts.
         prediction_type: What the network predicts: "epsilon" or "v_prediction".
+        has_zero_snr: Whether its noise schedule is rescaled so that no signal is left at the last timestep.
         student: Distilled LoRA that ships with the base, or None.
         former_students: sha256 of files in which the same LoRA shipped before, under another header. Images name them.
         labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
@@ -77,6 +78,7 @@ class Base:
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     prediction_type: str = EPSILON
+    has_zero_snr: bool = False
     student: Path | None = None
     former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None

@@ -38,7 +38,10 @@ class LoadedBase:
         judged = judge(weights)
         self._family = FAMILIES[judged.family]
         self._schedule = NoiseSchedule.scaled_linear(
-            judged.beta_start, judged.beta_end, prediction_type=judged.prediction_type
+            judged.beta_start,
+            judged.beta_end,
+            prediction_type=judged.prediction_type,
+            has_zero_snr=judged.has_zero_snr,
         )
         for part in self._family.parts:
             weights.check(part)

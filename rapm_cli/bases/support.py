@@ -55,6 +55,7 @@ class Judged:
         beta_start: First beta of the noise schedule.
         beta_end: Last beta.
         prediction_type: "epsilon" or "v_prediction".
+        has_zero_snr: Whether the schedule is rescaled so that no signal is left at its last timestep.
         latent_shape: Shape (C, h, w) of a latent.
         side_px: Width and height of the images in pixels.
         scaling_factor: Scale of the UNet's latents over the autoencoder's.
@@ -64,6 +65,7 @@ class Judged:
     beta_start: float
     beta_end: float
     prediction_type: str
+    has_zero_snr: bool
     latent_shape: tuple[int, int, int]
     side_px: int
     scaling_factor: float
@@ -105,22 +107,23 @@ def _family(weights: Weights) -> str:
     return family
 
 
-def _schedule(weights: Weights) -> tuple[float, float, str]:
-    """Return the first and last beta, and the prediction type."""
+def _schedule(weights: Weights) -> tuple[float, float, str, bool]:
+    """Return the first and last beta, the prediction type, and whether the schedule goes down to zero signal."""
     config = weights.config("scheduler", "scheduler_config.json")
     predicts = weights.prediction_type or config.get("prediction_type", EPSILON)
     is_known = config.get("beta_schedule") == "scaled_linear" and predicts in (EPSILON, V_PREDICTION)
     is_known = is_known and all(type(config.get(name)) is float for name in ("beta_start", "beta_end"))
-    is_rescaled = bool(config.get("rescale_betas_zero_snr"))
-    if not is_known or is_rescaled or config.get("trained_betas") is not None:
-        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if is_rescaled else "")
+    has_zero_snr = weights.has_zero_snr or bool(config.get("rescale_betas_zero_snr"))
+    if not is_known or (has_zero_snr and predicts == EPSILON) or config.get("trained_betas") is not None:
+        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if has_zero_snr else "")
         raise InputError(
             f"{weights.origin} has a noise schedule that rapm does not know: {about}",
-            "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
+            "give a base with scaled_linear betas that predicts epsilon or v_prediction; down to zero signal, "
+            "v_prediction alone",
         )
     if (length := config.get("num_train_timesteps", STEPS)) != STEPS:
         raise InputError(f"{weights.origin} has a noise schedule of {length} steps", f"give a base with {STEPS}")
-    return config["beta_start"], config["beta_end"], predicts
+    return config["beta_start"], config["beta_end"], predicts, has_zero_snr
 
 
 def _check_inputs(weights: Weights, layout: Layout) -> None:

@@ -31,6 +31,7 @@ class Weights:
         files: Names below `folder` that belong to the base; empty means all.
         checkpoint: Single file with the weights, in the original layout, or None.
         prediction_type: Prediction type named by the checkpoint, which overrides the folder's; None for the folder's.
+        has_zero_snr: Whether the checkpoint says that its noise schedule goes down to zero signal.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Weights:
     files: tuple[str, ...] = ()
     checkpoint: Path | None = None
     prediction_type: str | None = None
+    has_zero_snr: bool = False
 
     @property
     def origin(self) -> Path:

@@ -236,7 +236,8 @@ def _finalized(trainer: Trainer, settings: Settings) -> LoraFile:
     """Return the trained LoRA, which the network uses from here on."""
     trainer.finalize()
     sampler = sampler_of(to_json(settings.training))
-    recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
+    how = sampler.recipe(settings.teacher.num_slots) | trainer.backbone.schedule.settings
+    recipe = settings.recipe() | {"sampler": how}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe).folded()
 
 
