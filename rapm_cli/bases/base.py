@@ -11,6 +11,7 @@ from rapm_cli.bases.support import EPSILON
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.core.method.sizes import Size, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,14 @@ class Base:
     former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
     warn: Callable[[str], str] = lambda prompt: ""
+
+    def size(self, name: str | None, reporter: Reporter) -> Size | None:
+        """Return a size of images by its name, such as "832x1216"; None, for the base's own size, where there is none.
+
+        Raises:
+            ConfigError: It is no size, or one by which the base's networks cannot divide.
+        """
+        return check_size(name, self.architecture(reporter).size_step, self.name) if name else None
 
 
 BASES: Registry[Base] = Registry("base")

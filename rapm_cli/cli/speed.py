@@ -63,9 +63,10 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
 def _options(values: dict[str, Any]) -> str:
     """Return settings as a user gives them; those that are empty, and the base, are left out."""
     from rapm_cli.core.method.config import option_name
+    from rapm_cli.core.method.setting_words import in_words
 
-    shown = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in values.items()}
-    return ", ".join(f"{option_name(name)} {value}" for name, value in shown.items() if name != "base" and value != ())
+    shown = {name: value for name, value in values.items() if name != "base" and value != ()}
+    return ", ".join(f"{option_name(name)} {in_words(value)}" for name, value in shown.items())
 
 
 def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:

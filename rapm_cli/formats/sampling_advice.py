@@ -64,12 +64,12 @@ def usage_hint(recipe: Mapping[str, Any]) -> str:
     return f"{webui_settings(recipe)} (ComfyUI: {comfyui}; diffusers: {diffusers})"
 
 
-def infotext(image: Mapping[str, Any], side_px: int) -> str:
+def infotext(image: Mapping[str, Any], size: tuple[int, int]) -> str:
     """Return the text `parameters` of a PNG, as A1111 and Forge write and read it.
 
     Args:
         image: Recipe of the image, with prompt, seed, steps and sampler.
-        side_px: Width and height of the image, in pixels.
+        size: Width and height of the image, in pixels.
     """
     settings = {
         "Steps": image["steps"],
@@ -77,6 +77,6 @@ def infotext(image: Mapping[str, Any], side_px: int) -> str:
         "Schedule type": WEBUI_SCHEDULE,
         "CFG scale": 1,
         "Seed": image["seed"],
-        "Size": f"{side_px}x{side_px}",
+        "Size": "{}x{}".format(*size),
     } | ({"Noise Schedule": WEBUI_ZERO_SNR} if has_zero_snr(image) else {})
     return f"{image['prompt']}\n{', '.join(f'{name}: {value}' for name, value in settings.items())}"

@@ -13,14 +13,14 @@ from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method.config import (
     CHECKED,
-    LATER,
     Checked,
     TeacherConfig,
     TrainConfig,
     option_name,
-    out_of_range,
     to_json,
+    without_usual,
 )
+from rapm_cli.core.method.setting_words import in_words, out_of_range
 
 # Names in files of settings that may change when a run is resumed, because the work that is done stays valid. Only
 # --resume may change to or from a plan that rounds the base.
@@ -75,8 +75,7 @@ class Settings(Checked):
 
         A later setting is left out while it has the value that versions without it used, so that older runs resume.
         """
-        hashed = {name: value for name, value in self._fixed().items() if (name, value) not in LATER.items()}
-        text = json.dumps(hashed, sort_keys=True)
+        text = json.dumps(without_usual(self._fixed()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: "Settings", *, may_round: bool) -> list[str]:
@@ -141,7 +140,8 @@ class Settings(Checked):
         training = {name: value for name, value in to_json(self.training).items() if name not in CHANGEABLE}
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         more = {"base_identity": self.base_identity, "prompts": prompts, "deterministic": self.deterministic}
-        return {**to_json(self.teacher), **training, **more}
+        sizes = {"sizes": list(self.teacher.sizes)}  # which files of a teacher leave out where there are none
+        return {**to_json(self.teacher), **sizes, **training, **more}
 
 
 def _difference(name: str, mine: object, other: object) -> str:
@@ -149,5 +149,4 @@ def _difference(name: str, mine: object, other: object) -> str:
         return "other base weights"
     if name == "prompts":
         return "other prompts"
-    words = [("off", "on")[value] if isinstance(value, bool) else str(value) for value in (mine, other)]
-    return f"{option_name(name)} {words[0]}, not {words[1]}"
+    return f"{option_name(name)} {in_words(mine)}, not {in_words(other)}"

@@ -1,7 +1,7 @@
 """Phase 1: the guided teacher walks the fine grid; the positions that training needs are kept."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -26,6 +26,11 @@ class Trajectories:
     z_teacher: Tensor
     z_ahead: Tensor
     cond: Conditioning
+
+    @property
+    def stride(self) -> int:
+        """Number of trajectories from one to the next of the same size: they all have the same."""
+        return 1
 
     def __len__(self) -> int:
         return len(self.z_teacher)
@@ -78,7 +83,7 @@ def guided_prediction(
         z: (B, C, H, W) latent at `t`.
         t: Timestep, or (B,) timesteps on the CPU.
         cond: Conditioning of the prompts, B rows.
-        uncond: Conditioning of the empty prompt, B rows or one.
+        uncond: Conditioning of the empty prompt, B rows or one; the images' sizes are taken from `cond`.
         guidance_scale: diffusers' form: uncond + scale * (cond - uncond). 1 means no guidance and half the work.
 
     Returns:
@@ -86,7 +91,8 @@ def guided_prediction(
     """
     if guidance_scale == 1:
         return teacher(z, t, cond)
-    both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
+    without_text = uncond.expand(len(z)) if len(uncond) == 1 else uncond
+    both = Conditioning.cat([replace(without_text, time_ids=cond.time_ids), cond])
     times = t.repeat(2) if isinstance(t, Tensor) else t
     without, with_ = teacher(torch.cat([z, z]), times, both).chunk(2)
     return without + guidance_scale * (with_ - without)

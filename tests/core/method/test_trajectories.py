@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from rapm_cli.core.method.trajectories import rollout
@@ -41,7 +43,8 @@ def test_delta_moves_the_point_ahead_along_the_same_path(backbone, make_cond, la
 def test_guidance_of_one_is_the_condition_alone_and_guidance_is_linear(backbone, make_cond, latents):
     from rapm_cli.core.method.trajectories import guided_prediction
 
-    z, cond, zeros = latents(1), make_cond(1), make_cond(1).map(torch.zeros_like)
+    z, cond = latents(1), make_cond(1)
+    zeros = replace(cond.map(torch.zeros_like), time_ids=cond.time_ids)  # the sizes are those of the images
     with torch.no_grad():
         with_, without = backbone.teacher(z, 500, cond), backbone.teacher(z, 500, zeros)
         torch.testing.assert_close(guided_prediction(backbone.teacher, z, 500, cond, zeros, 1.0), with_)

@@ -43,7 +43,8 @@ def backbone():
 @torch.no_grad()
 def guided(backbone, z, t, cond, zeros):
     """The guided prediction as diffusers' pipelines compute it."""
-    without, with_ = (backbone.teacher(z, int(t), each) for each in (zeros.expand(len(z)), cond))
+    uncond = dataclasses.replace(zeros.expand(len(z)), time_ids=cond.time_ids)
+    without, with_ = (backbone.teacher(z, int(t), each) for each in (uncond, cond))
     return without + GUIDANCE * (with_ - without)
 
 
