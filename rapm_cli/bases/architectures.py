@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rapm_cli.bases.support import sample_sides
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.method.sizes import Size, largest
 from rapm_cli.core.network.backbone import Backbone, Conditioning
@@ -20,6 +21,7 @@ SHAPES = {  # settings of a UNet that its tensors' shapes follow from, with diff
 
 
 LatentShape = tuple[int, int, int]  # channels, height and width
+USUAL_SIDES = (64, 64)  # of latents, where a UNet's configuration names none
 
 
 def latent_shape(own: LatentShape, scale: int, size: Size | None) -> LatentShape:
@@ -52,8 +54,8 @@ class Architecture:
     @cached_property
     def latent_shape(self) -> LatentShape:
         """Shape (C, h, w) of one latent."""
-        side = self.unet.get("sample_size", 64)
-        return latent_shape((self.unet.get("in_channels", 4), side, side), self.scale, self.size)
+        own = self.unet.get("in_channels", 4), *(sample_sides(self.unet) or USUAL_SIDES)
+        return latent_shape(own, self.scale, self.size)
 
     @property
     def scale(self) -> int:
@@ -83,9 +85,9 @@ class Architecture:
         return all(self.unet.get(name, usual) == known.get(name, usual) for name, usual in SHAPES.items())
 
     @property
-    def side_px(self) -> int:
+    def image_size(self) -> Size:
         """Width and height of the images in pixels."""
-        return self.latent_shape[1] * self.scale
+        return self.latent_shape[2] * self.scale, self.latent_shape[1] * self.scale
 
     def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Create the UNet with random weights."""

@@ -49,7 +49,7 @@ class LoadedBase:
         for part in self._family.parts:
             weights.check(part)
         self.latent_shape = judged.latent_shape
-        self.size = judged.side_px, judged.side_px
+        self.size = judged.size
         self._scaling = judged.scaling_factor
 
     def load(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rapm_cli.bases.weights import Weights, read_json
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.method.sizes import Size
 
 EPSILON, V_PREDICTION = "epsilon", "v_prediction"
 STEPS = 1000  # length of the noise schedules that rapm supports
@@ -57,7 +58,7 @@ class Judged:
         prediction_type: "epsilon" or "v_prediction".
         has_zero_snr: Whether the schedule is rescaled so that no signal is left at its last timestep.
         latent_shape: Shape (C, h, w) of a latent.
-        side_px: Width and height of the images in pixels.
+        size: Width and height of the images in pixels.
         scaling_factor: Scale of the UNet's latents over the autoencoder's.
     """
 
@@ -67,7 +68,7 @@ class Judged:
     prediction_type: str
     has_zero_snr: bool
     latent_shape: tuple[int, int, int]
-    side_px: int
+    size: Size
     scaling_factor: float
 
 
@@ -140,13 +141,16 @@ def _check_inputs(weights: Weights, layout: Layout) -> None:
             raise InputError(f"{weights.origin} has latents that rapm does not know: {name} of its VAE", "give another")
 
 
-def _latents(weights: Weights) -> tuple[tuple[int, int, int], int, float]:
-    """Return the shape of a latent, the side of an image in pixels, and the scale of latents."""
+def _latents(weights: Weights) -> tuple[tuple[int, int, int], Size, float]:
+    """Return the shape of a latent, the size of an image in pixels, and the scale of latents."""
     unet: dict[str, Any] = weights.config("unet")
     vae: dict[str, Any] = weights.config("vae")
-    side = unet.get("sample_size")
-    if type(side) is not int:
-        raise InputError(f"{weights.origin} has non-square latents: {side}", "give a model of square images")
+    sides = sample_sides(unet)
+    if sides is None:
+        raise InputError(
+            f"{weights.origin} has a UNet whose sample_size is {unet.get('sample_size')}", "write one number, or two"
+        )
+    height, width = sides
     channels, made = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != made:
         raise InputError(
@@ -154,5 +158,14 @@ def _latents(weights: Weights) -> tuple[tuple[int, int, int], int, float]:
             "editing",
             GIVE_TEXT_TO_IMAGE,
         )
-    side_px = side * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-    return (channels, side, side), side_px, vae.get("scaling_factor", 0.18215)
+    scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+    return (channels, height, width), (width * scale, height * scale), vae.get("scaling_factor", 0.18215)
+
+
+def sample_sides(unet: dict[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of the latents that a UNet's configuration names; None where it names none."""
+    side = unet.get("sample_size")
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    if len(sides) != 2 or any(type(each) is not int or each < 1 for each in sides):
+        return None
+    return sides[0], sides[1]

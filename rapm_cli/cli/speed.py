@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.progress import time_in_words
+from rapm_cli.core.method.sizes import size_name
 
 if TYPE_CHECKING:
     from rapm_cli.bases import Base
@@ -106,7 +107,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
 
     teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
     out.data(
-        f"{made.settings.base_name}, {made.side_px} px, random weights, {teacher.precision}, {made.machine}: "
+        f"{made.settings.base_name}, {size_name(made.size)} px, random weights, {teacher.precision}, {made.machine}: "
         f"{rate / 1e12:.3g} TFLOP/s in matrix products"
     )
     out.table(

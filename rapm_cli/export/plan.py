@@ -174,8 +174,8 @@ def plan_fused_checkpoint(
     weights, architecture = base.locate(reporter), base.architecture(reporter)
     is_v = base.prediction_type == V_PREDICTION
     outputs = _original_outputs(weights, fuser, _marks(base))
-    is_xl, side_px = architecture.has_pooled_text, architecture.side_px
-    metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
+    is_xl, size = architecture.has_pooled_text, architecture.image_size
+    metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, size=size)
     metadata |= {"modelspec.merged_from": base.name}
     metadata |= {"modelspec.prediction_type": "v"} if is_v else {}  # sd-scripts' word
     found = checkpoint_verdicts(architecture.has_usual_shapes, is_xl=is_xl, is_v=is_v, has_workflow=has_workflow)

@@ -14,6 +14,7 @@ from rapm_cli.export.plan import CARD, SHEET, ExportedFile
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
+from rapm_cli.formats.recipe import shown_size
 from rapm_cli.formats.sampling_advice import COMFYUI_SAMPLERS, COMFYUI_SCHEDULE, scheduler_of, steps_of
 from rapm_cli.runs.run import Run
 
@@ -74,7 +75,7 @@ def build_sidecars(
             recipe,
             checkpoint=base_file if is_lora else comfy,
             lora=comfy if is_lora else None,
-            side_px=architecture.side_px,
+            size=shown_size(recipe, architecture.image_size),
             prompt=content.prompt,
             is_v=content.is_v and (base.has_zero_snr or not content.is_xl),  # ComfyUI sees velocities in an SDXL
             has_zero_snr=base.has_zero_snr,
@@ -96,7 +97,7 @@ def comfyui_workflow(
     *,
     checkpoint: str,
     lora: str | None,
-    side_px: int,
+    size: tuple[int, int],
     prompt: str,
     is_v: bool = False,
     has_zero_snr: bool = False,
@@ -107,7 +108,7 @@ def comfyui_workflow(
         recipe: Settings of training and sampling.
         checkpoint: File below ComfyUI's `models/checkpoints`.
         lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint.
-        side_px: Width and height of the images, in pixels.
+        size: Width and height of the images, in pixels.
         prompt: Prompt that the workflow starts with.
         is_v: True where ComfyUI must be told that the network predicts velocities.
         has_zero_snr: True where it must be told, too, that the noise schedule goes down to zero signal.
@@ -124,7 +125,7 @@ def comfyui_workflow(
     nodes |= {
         "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": prompt}),
         "4": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),  # ignored at CFG 1
-        "5": ("EmptyLatentImage", {"width": side_px, "height": side_px, "batch_size": 1}),
+        "5": ("EmptyLatentImage", {"width": size[0], "height": size[1], "batch_size": 1}),
         "6": (
             "KSampler",
             {

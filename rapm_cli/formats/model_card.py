@@ -7,6 +7,7 @@ from typing import Any
 
 from rapm_cli.formats.modelspec import model_title, training_method
 from rapm_cli.formats.programs import folders
+from rapm_cli.formats.recipe import distilled_sizes
 from rapm_cli.formats.sampling_advice import (
     fooocus_settings,
     has_zero_snr,
@@ -104,6 +105,8 @@ def _lead(content: CardContent) -> str:
         else "exported by `rapm`"
     )
     advice = f"**Sample it with {_plain_text(hint)}.** Other samplers and guidance spoil its pictures." if hint else ""
+    sizes = distilled_sizes(content.recipe)
+    made += f", at {', '.join(sizes)}" if sizes else ""
     return f"{kind} `{_plain_text(content.base)}` {end} in few steps, {made}.\n\n{advice}".rstrip()
 
 

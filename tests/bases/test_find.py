@@ -200,7 +200,7 @@ SPOILED = {
     "other betas": (scheduler(beta_schedule="linear"), ("linear", "epsilon")),
     "no betas": (scheduler(beta_start=None), ("schedule",)),
     "predicts samples": (scheduler(prediction_type="sample"), ("scaled_linear", "sample")),
-    "not square": (config("unet", sample_size=[8, 12]), ("[8, 12]",)),
+    "no sides": (config("unet", sample_size=[8, 12, 4]), ("[8, 12, 4]",)),
     "cut encoder": (cut("text_encoder"), ("model.safetensors",)),
     "a shard is missing": (without_a_shard, ("unet", 2, 3)),
     "a tensor is missing": (without("unet", "conv_out.weight"), ("unet", "conv_out.weight")),

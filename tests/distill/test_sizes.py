@@ -15,7 +15,8 @@ from rapm_cli.formats.lora import load_lora
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.images import GAP, read_recipe
 from rapm_cli.runs.run import Run
-from tests.bases.conftest import pipeline
+from tests.bases.conftest import pipeline, usual_shapes  # noqa: F401  # fixture
+from tests.bases.small_models import edit
 from tests.messages import names
 
 PROMPT = "a red cube left of a blue sphere at dawn"
@@ -106,6 +107,33 @@ def test_images_of_another_size_are_the_pipelines(made, rapm, monkeypatch, tmp_p
     )
     (again,) = (tmp_path / "again").iterdir()
     assert np.array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(path)))
+
+
+def test_a_base_that_is_not_square_is_sampled_at_its_own_size(made, copy_of, rapm, tmp_path):
+    _, place, _ = made
+    folder, lora = copy_of("sdxl"), str(place / "run" / "lora.safetensors")
+    edit(folder, "unet/config.json", sample_size=[12, 8])
+    argv = ["--base", str(folder), "--lora", lora, "--precision", "fp32", "--output", str(tmp_path), "--quiet"]
+    assert rapm("generate", PROMPT, "--seed", "3", *argv)[0] == 0
+    pipe = pipeline(folder)
+    pipe.load_lora_weights(str(place / "run"), weight_name="lora.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    call = {"width": 64, "height": 96, "num_inference_steps": 4, "guidance_scale": 1.0}  # two sides need their names
+    theirs = pipe(PROMPT, generator=generator, **call).images[0]
+    ours = Image.open(tmp_path / "000-seed3.png")
+    assert ours.size == theirs.size == (64, 96)
+    assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
+
+
+def test_an_export_names_the_first_size(made, rapm, tmp_path, usual_shapes):  # noqa: F811
+    folder, place, _ = made
+    output = tmp_path / "out"
+    assert rapm("export", str(place / "run"), "--base", str(folder), "--output", str(output), "--quiet")[0] == 0
+    metadata = read_header(output / "out-kohya.safetensors").metadata
+    assert (metadata["ss_resolution"], metadata["modelspec.resolution"]) == ("(64, 96)", "64x96")
+    nodes = json.loads((output / "comfyui.json").read_text())
+    assert (nodes["5"]["inputs"]["width"], nodes["5"]["inputs"]["height"]) == SIZES[0]
+    assert ", ".join(NAMES.split(",")) in (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", [["distill", "--dry-run"], ["generate", "a red cube"]])
