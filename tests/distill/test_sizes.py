@@ -12,6 +12,7 @@ from rapm_cli.cli.app import main
 from rapm_cli.distill.trajectories import trajectory_store
 from rapm_cli.formats.header import read_header
 from rapm_cli.formats.lora import load_lora
+from rapm_cli.inspect.disk_usage import trajectories_at
 from rapm_cli.runs.checkpoints import read_settings
 from rapm_cli.runs.images import GAP, read_recipe
 from rapm_cli.runs.run import Run
@@ -41,7 +42,9 @@ def test_every_trajectory_has_its_size_and_says_so_to_the_network(made, monkeypa
     _, place, _ = made
     monkeypatch.setenv("RAPM_HOME", str(place / "home"))
     settings = read_settings(Run(place / "run"))[0]
-    found = trajectory_store(settings, SDXL_DEFAULTS.rollout_batch).stored()
+    store = trajectory_store(settings, SDXL_DEFAULTS.rollout_batch)
+    found = store.stored()
+    assert trajectories_at(store.folder)["made"] == 7
     for k in range(7):
         width, height = SIZES[k % 3]
         one = found[torch.tensor([k])]

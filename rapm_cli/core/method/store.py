@@ -105,7 +105,7 @@ class TrajectoryStore:
         from safetensors.torch import save
 
         tensors = {name: value.cpu().contiguous() for name, value in trajectories.tensors().items()}
-        about = self.about | {"rows": [rows.start, rows.stop]}
+        about = self.about | {"rows": _bounds(rows)}
         commit(self._path(rows), {FILE: save(tensors)}, fingerprint=self.folder.name, about=about)
 
     def stored(self) -> "StoredTrajectories":
@@ -128,8 +128,13 @@ class TrajectoryStore:
         return sum(read_manifest(self._path(rows)).total_bytes for rows in self.shards if self._path(rows).exists())
 
     def _check(self, rows: range, manifest: Manifest) -> None:
-        if manifest.about.get("rows") != [rows.start, rows.stop] or FILE not in manifest.files:
+        if manifest.about.get("rows") != _bounds(rows) or FILE not in manifest.files:
             raise DamagedError(self._path(rows), "it holds other trajectories")
 
     def _path(self, rows: range) -> Path:
         return self.folder / f"{rows.start:06d}"
+
+
+def _bounds(rows: range) -> list[int]:
+    """Return the arguments of a shard's range; without the step where it is 1, as older versions did."""
+    return [rows.start, rows.stop] if rows.step == 1 else [rows.start, rows.stop, rows.step]
