@@ -1,13 +1,16 @@
 """Shapes of base models without their weights, for memory predictions and timings."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from rapm_cli.bases.support import sample_sides
 from rapm_cli.bases.weights import Weights
+from rapm_cli.core.method.sizes import Size, largest
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
 
@@ -15,6 +18,21 @@ SHAPES = {  # settings of a UNet that its tensors' shapes follow from, with diff
     "block_out_channels": None, "cross_attention_dim": None, "projection_class_embeddings_input_dim": None,
     "layers_per_block": 2, "transformer_layers_per_block": 1, "in_channels": 4, "out_channels": 4,
 }  # fmt: skip
+
+
+LatentShape = tuple[int, int, int]  # channels, height and width
+USUAL_SIDES = (64, 64)  # of latents, where a UNet's configuration names none
+
+
+def latent_shape(own: LatentShape, scale: int, size: Size | None) -> LatentShape:
+    """Return the shape (C, h, w) of the latent of an image.
+
+    Args:
+        own: Shape of the base's own latents.
+        scale: Number of pixels along one side of a value of a latent.
+        size: Size of the image; None for the base's own.
+    """
+    return (own[0], size[1] // scale, size[0] // scale) if size else own
 
 
 @dataclass(frozen=True)
@@ -25,17 +43,35 @@ class Architecture:
         unet: Configuration of the `UNet2DConditionModel`.
         vae: Configuration of the `AutoencoderKL`.
         tokens: Length of an encoded prompt in tokens.
+        size: Size of the images; None for the base's own.
     """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     tokens: int = 77
+    size: Size | None = None
 
     @cached_property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> LatentShape:
         """Shape (C, h, w) of one latent."""
-        side = self.unet.get("sample_size", 64)
-        return self.unet.get("in_channels", 4), side, side
+        own = self.unet.get("in_channels", 4), *(sample_sides(self.unet) or USUAL_SIDES)
+        return latent_shape(own, self.scale, self.size)
+
+    @property
+    def scale(self) -> int:
+        """Number of pixels along one side of a value of a latent."""
+        scale: int = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return scale
+
+    @property
+    def size_step(self) -> int:
+        """Number of pixels by which the autoencoder and the UNet's downsamplings divide width and height."""
+        halvings = len(self.unet["block_out_channels"]) - 1
+        return int(self.scale * 2**halvings)
+
+    def at_largest(self, sizes: Sequence[str]) -> "Architecture":
+        """Return the same shapes at the size with the most pixels, as options name sizes; none for the base's own."""
+        return replace(self, size=largest(sizes))
 
     @property
     def has_pooled_text(self) -> bool:
@@ -49,10 +85,9 @@ class Architecture:
         return all(self.unet.get(name, usual) == known.get(name, usual) for name, usual in SHAPES.items())
 
     @property
-    def side_px(self) -> int:
+    def image_size(self) -> Size:
         """Width and height of the images in pixels."""
-        scale: int = 2 ** (len(self.vae["block_out_channels"]) - 1)
-        return self.latent_shape[1] * scale
+        return self.latent_shape[2] * self.scale, self.latent_shape[1] * self.scale
 
     def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Create the UNet with random weights."""

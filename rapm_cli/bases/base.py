@@ -11,6 +11,7 @@ from rapm_cli.bases.support import EPSILON
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.common.registry import Registry
+from rapm_cli.core.method.sizes import Size, check_size
 from rapm_cli.formats.lora_ref import LoraRef
 
 
@@ -64,6 +65,7 @@ class Base:
         architecture: Function that returns the shapes; it downloads configurations at most.
         training_prompts: Function (count, seed) -> prompts.
         prediction_type: What the network predicts: "epsilon" or "v_prediction".
+        has_zero_snr: Whether its noise schedule is rescaled so that no signal is left at the last timestep.
         student: Distilled LoRA that ships with the base, or None.
         former_students: sha256 of files in which the same LoRA shipped before, under another header. Images name them.
         labelled_prompts: Function (count, seed, held_out) -> prompts with labels; None if the base has none.
@@ -80,12 +82,21 @@ class Base:
     architecture: Callable[[Reporter], Architecture]
     training_prompts: Callable[[int, int], list[str]]
     prediction_type: str = EPSILON
+    has_zero_snr: bool = False
     student: Path | None = None
     former_students: frozenset[str] = frozenset()
     labelled_prompts: Callable[[int, int, bool], LabelledPrompts] | None = None
     loras: tuple[LoraRef, ...] = ()
     bare: "Base | None" = None
     warn: Callable[[str], str] = lambda prompt: ""
+
+    def size(self, name: str | None, reporter: Reporter) -> Size | None:
+        """Return a size of images by its name, such as "832x1216"; None, for the base's own size, where there is none.
+
+        Raises:
+            ConfigError: It is no size, or one by which the base's networks cannot divide.
+        """
+        return check_size(name, self.architecture(reporter).size_step, self.name) if name else None
 
 
 BASES: Registry[Base] = Registry("base")

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from itertools import accumulate, chain
 from operator import mul
 from pathlib import Path
+from typing import NamedTuple
 
 from rapm_cli.bases.support import EPSILON, STEPS, V_PREDICTION
 from rapm_cli.core.common.errors import InputError
@@ -16,6 +17,7 @@ from rapm_cli.formats.original_layout import (
     UNET_PARAMETERS,
     V_TENSOR,
     VAE,
+    ZERO_SNR_TENSOR,
     unet_parameters,
 )
 
@@ -29,12 +31,11 @@ OTHER_FAMILIES = {  # first tensors by which other models are known, to name the
 LATENT_CHANNELS, FIRST_LAYER = 4, f"{UNET}input_blocks.0.0.weight"
 GIVE_ANOTHER = "give another base"
 # Beginnings and ends of tensor names that say what rapm cannot distil. Source of the first three: ComfyUI, which tells
-# Playground v2.5, CosXL and NoobAI-XL apart by them; of the ends: its 8-bit formats.
+# Playground v2.5 and CosXL apart by them; of the ends: its 8-bit formats.
 REFUSED_STARTS = {
     "edm_mean": "has latents and a noise schedule of its own (EDM, as Playground v2.5)",
     "edm_std": "has latents and a noise schedule of its own (EDM, as Playground v2.5)",
     "edm_vpred.": "has a noise schedule in sigmas (EDM, as CosXL)",
-    "ztsnr": "was trained down to zero signal",
     f"{UNET}time_embed.cond_proj.": "takes the guidance scale as an input (distilled already, as LCM)",
 }
 REFUSED_ENDS = {
@@ -51,11 +52,25 @@ V_KEY, ZERO_KEY = "ss_v_parameterization", "ss_zero_terminal_snr"  # of sd-scrip
 ALPHAS, SIGMAS = "alphas_cumprod", "denoiser.sigmas"  # schedules that some files store
 BETA_START, BETA_END = 0.00085, 0.012  # of both families
 TOLERANCE = 0.01  # relative; bfloat16 rounds to 0.004
-NO_SIGNAL = 1e-6  # signal power at the last timestep below which a schedule counts as zero; SD's is 0.0047
+NO_SIGNAL = 1e-6  # absolute; other programs store the last power of a rescaled schedule as up to 6e-8
 
 
-def checkpoint_kind(path: Path) -> tuple[str, str | None]:
-    """Return the family of a checkpoint in the original layout, and its prediction type; None where it names none.
+class CheckpointKind(NamedTuple):
+    """What a checkpoint in the original layout says of itself.
+
+    Args:
+        family: Name of its model family.
+        prediction_type: "epsilon" or "v_prediction"; None where it names none.
+        has_zero_snr: Whether its noise schedule goes down to zero signal.
+    """
+
+    family: str
+    prediction_type: str | None = None
+    has_zero_snr: bool = False
+
+
+def checkpoint_kind(path: Path) -> CheckpointKind:
+    """Return what a checkpoint in the original layout says of itself.
 
     Raises:
         InputError: The file is no such checkpoint, contradicts itself, or rapm cannot distil it.
@@ -74,8 +89,13 @@ def checkpoint_kind(path: Path) -> tuple[str, str | None]:
         if reason := _refusal(name):
             raise InputError(f"{path} {reason}, which rapm cannot distil: it holds {name}", GIVE_ANOTHER)
     _check_size(path, family, header)
-    _check_schedule(path, header)
-    return family, _prediction_type(path, header)
+    kind = CheckpointKind(family, _prediction_type(path, header), _has_zero_snr(path, header))
+    if kind.has_zero_snr and kind.prediction_type != V_PREDICTION:
+        raise InputError(
+            f"{path} says that its noise schedule goes down to zero signal, and not that it predicts v",
+            "give a base that predicts v, and says so in its header",
+        )
+    return kind
 
 
 def _family(path: Path, names: Collection[str]) -> str:
@@ -145,33 +165,42 @@ def _is_true(metadata: Mapping[str, str], key: str) -> bool:
     return metadata.get(key, "").strip().lower() in ("true", "1")
 
 
-def _check_schedule(path: Path, header: Header) -> None:
-    """Refuse a file that stores another noise schedule than the one of its family.
+def _has_zero_snr(path: Path, header: Header) -> bool:
+    """Return whether a file says, or stores a noise schedule which shows, that the schedule goes down to zero signal.
 
     Raises:
-        InputError: The schedule differs by more than rounding, or goes down to zero signal.
+        InputError: It stores another noise schedule than those of its family, by more than rounding.
     """
-    if _is_true(header.metadata, ZERO_KEY):
-        raise InputError(
-            f"{path} was trained down to zero signal, which rapm cannot distil: {ZERO_KEY} in its header", GIVE_ANOTHER
-        )
-    expected = list(accumulate((1 - beta for beta in _betas()), mul))
+    usual, rescaled = _usual_powers(), _rescaled_powers()
+    shown = []
     for name in (ALPHAS, SIGMAS):
-        if name not in header.tensors:
-            continue
-        stored = _signal_powers(path, name, header.tensors[name])
-        if len(stored) != STEPS or any(
-            abs(one - other) > TOLERANCE * other for one, other in zip(stored, expected, strict=True)
-        ):
-            ends = stored and stored[-1] < NO_SIGNAL
-            kind = "goes down to zero signal" if ends else "is not that of Stable Diffusion"
-            raise InputError(f"{path} stores a noise schedule that {kind}, in {name}", GIVE_ANOTHER)
+        if name in header.tensors:
+            stored = _signal_powers(path, name, header.tensors[name])
+            shown.append(_is_close(stored, rescaled))
+            if not shown[-1] and not _is_close(stored, usual):
+                raise InputError(
+                    f"{path} stores a noise schedule that is not one of Stable Diffusion, in {name}", GIVE_ANOTHER
+                )
+    return any(shown) or ZERO_SNR_TENSOR in header.tensors or _is_true(header.metadata, ZERO_KEY)
 
 
-def _betas() -> list[float]:
-    """Return the betas of both families, which are linear in their square roots."""
+def _is_close(stored: list[float], expected: list[float]) -> bool:
+    return len(stored) == STEPS and all(
+        abs(one - other) <= TOLERANCE * other + NO_SIGNAL for one, other in zip(stored, expected, strict=True)
+    )
+
+
+def _usual_powers() -> list[float]:
+    """Return the signal powers of both families, whose betas are linear in their square roots."""
     start, end = BETA_START**0.5, BETA_END**0.5
-    return [(start + (end - start) * k / (STEPS - 1)) ** 2 for k in range(STEPS)]
+    betas = ((start + (end - start) * k / (STEPS - 1)) ** 2 for k in range(STEPS))
+    return list(accumulate((1 - beta for beta in betas), mul))
+
+
+def _rescaled_powers() -> list[float]:
+    """Return the same powers, rescaled so that the last is 0 (arXiv:2305.08891, algorithm 1)."""
+    roots = [power**0.5 for power in _usual_powers()]
+    return [((root - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2 for root in roots]
 
 
 def _signal_powers(path: Path, name: str, one: TensorInfo) -> list[float]:

@@ -12,7 +12,7 @@ from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.plans import Plan
 from rapm_cli.core.method.config import TeacherConfig, TrainConfig
 from rapm_cli.core.method.trainer import Trainer
-from rapm_cli.core.method.trajectories import Trajectories, guided_noise
+from rapm_cli.core.method.trajectories import Trajectories, guided_prediction
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.int8 import quantise
 from rapm_cli.core.training.meta_profiler import Meter, flash_attention
@@ -108,5 +108,5 @@ def estimate_guided_step(
     meter.hold([*backbone.unet.parameters(), *backbone.unet.buffers()])
     z = torch.empty(batch_size, *architecture.latent_shape, device=META)
     with flash_attention(meter), meter:
-        guided_noise(backbone.teacher, z, 500, cond.expand(batch_size), cond, guidance_scale)
+        guided_prediction(backbone.teacher, z, 500, cond.expand(batch_size), cond, guidance_scale)
     return CostEstimate(meter.peak_bytes, meter.flops)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rapm_cli.bases.base import Defaults
 from rapm_cli.bases.support import LAYOUTS, Layout
+from rapm_cli.core.method.sizes import Size
 from rapm_cli.core.network.backbone import Conditioning
 
 SDXL_DEFAULTS = Defaults(
@@ -48,9 +49,10 @@ class Family(Layout):
     encode: Callable[[Any, list[str], torch.device], Conditioning]
     unconditional: Callable[[Any, torch.device], Conditioning]
 
-    def time_ids(self, side_px: int) -> Tensor | None:
-        """Return the (1, 6) original size, crop and target size of square images, or None."""
-        return torch.tensor([[side_px, side_px, 0.0, 0.0, side_px, side_px]]) if self.has_time_ids else None
+    def time_ids(self, size: Size) -> Tensor | None:
+        """Return the (1, 6) original size, crop and target size of images, heights first, or None."""
+        width, height = map(float, size)
+        return torch.tensor([[height, width, 0.0, 0.0, height, width]]) if self.has_time_ids else None
 
 
 def _encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> Conditioning:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rapm_cli.bases.architectures import architecture_of
 from rapm_cli.bases.base import BASES, Base, Defaults
-from rapm_cli.bases.checkpoint import checkpoint_kind
+from rapm_cli.bases.checkpoint import CheckpointKind, checkpoint_kind
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.photographic import photographic_prompts
 from rapm_cli.bases.published import PUBLISHED, Published, published_name
-from rapm_cli.bases.support import EPSILON, V_PREDICTION, judge
+from rapm_cli.bases.support import EPSILON, V_PREDICTION, Judged, judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import ConfigError, InputError, WeightsError
 from rapm_cli.core.common.progress import Reporter
@@ -82,7 +82,7 @@ def _folder_base(folder: Path) -> Base:
     def locate(reporter: Reporter) -> Weights:
         return Weights(folder, identity(reporter))
 
-    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs, judged.prediction_type)
+    return _base(folder.name, str(folder), defaults, locate, identity, lambda _: configs, judged)
 
 
 def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
@@ -99,21 +99,21 @@ def _hub_base(published: Published, name: str, reporter: Reporter) -> Base:
     if known := published_name(published):  # the hub has told its commit
         return BASES[known]
     defaults, outline = FAMILIES[judged.family].defaults, published.outline
-    return _base(published.repo, name, defaults, published.weights, published.identity, outline, judged.prediction_type)
+    return _base(published.repo, name, defaults, published.weights, published.identity, outline, judged)
 
 
 def _checkpoint_base(path: Path) -> Base:
-    family, prediction_type = checkpoint_kind(path)
+    kind = checkpoint_kind(path)
 
     def identity(reporter: Reporter) -> str:
         return checkpoint_identity(path)
 
     def locate(reporter: Reporter) -> Weights:
-        folder = PUBLISHED[family].configs(reporter).folder
-        return Weights(folder, identity(reporter), checkpoint=path, prediction_type=prediction_type)
+        folder = PUBLISHED[kind.family].configs(reporter).folder
+        return Weights(folder, identity(reporter), (), path, kind.prediction_type, has_zero_snr=kind.has_zero_snr)
 
-    defaults, configs = BASES[family].defaults, PUBLISHED[family].configs
-    return _base(path.stem, str(path), defaults, locate, identity, configs, prediction_type or EPSILON)
+    defaults, configs = BASES[kind.family].defaults, PUBLISHED[kind.family].configs
+    return _base(path.stem, str(path), defaults, locate, identity, configs, kind)
 
 
 def _base(
@@ -123,7 +123,7 @@ def _base(
     locate: Callable[[Reporter], Weights],
     identity: Callable[[Reporter], str],
     configs: Callable[[Reporter], Weights],
-    prediction_type: str,
+    kind: Judged | CheckpointKind,
 ) -> Base:
     return Base(
         name=name,
@@ -133,7 +133,8 @@ def _base(
         identity=identity,
         architecture=lambda reporter: architecture_of(configs(reporter)),
         training_prompts=photographic_prompts,
-        prediction_type=prediction_type,
+        prediction_type=kind.prediction_type or EPSILON,
+        has_zero_snr=kind.has_zero_snr,
     )
 
 
@@ -150,11 +151,14 @@ def folder_identity(folder: Path) -> str:
 def checkpoint_identity(path: Path) -> str:
     """Return a hash of samples of a checkpoint, the same wherever the file is.
 
-    v-prediction that the header alone names counts too: versions that did not read it recorded wrong trajectories.
+    v-prediction that the header alone names counts too, and zero signal: versions that did not read them recorded wrong
+    trajectories.
     """
     about: tuple[str, ...] = ("file", _samples_sha256(path))
-    if checkpoint_kind(path)[1] == V_PREDICTION and V_TENSOR not in read_header(path).tensors:
+    kind = checkpoint_kind(path)
+    if kind.prediction_type == V_PREDICTION and V_TENSOR not in read_header(path).tensors:
         about += (V_PREDICTION,)
+    about += ("zero signal",) if kind.has_zero_snr else ()
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rapm_cli.bases.architectures import LatentShape, latent_shape
 from rapm_cli.bases.families import FAMILIES
 from rapm_cli.bases.merged import merge_loras
 from rapm_cli.bases.parts import load_text, load_unet, load_vae
 from rapm_cli.bases.support import judge
 from rapm_cli.bases.weights import Weights
+from rapm_cli.core.method.sizes import Size
 from rapm_cli.core.network.backbone import Backbone, Conditioning
 from rapm_cli.core.network.schedule import NoiseSchedule
 
@@ -39,13 +42,15 @@ class LoadedBase:
         judged = judge(weights)
         self._family = FAMILIES[judged.family]
         self._schedule = NoiseSchedule.scaled_linear(
-            judged.beta_start, judged.beta_end, prediction_type=judged.prediction_type
+            judged.beta_start,
+            judged.beta_end,
+            prediction_type=judged.prediction_type,
+            has_zero_snr=judged.has_zero_snr,
         )
         for part in self._family.parts:
             weights.check(part)
         self.latent_shape = judged.latent_shape
-        self.side_px = judged.side_px
-        self._time_ids = self._family.time_ids(judged.side_px)
+        self.size = judged.size
         self._scaling = judged.scaling_factor
 
     def load(self) -> None:
@@ -77,22 +82,37 @@ class LoadedBase:
             vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // scale
         return vae
 
+    def latent_shape_of(self, size: Size | None) -> LatentShape:
+        """Return the shape (C, h, w) of the latent of an image; the size None is the base's own."""
+        return latent_shape(self.latent_shape, self.size[0] // self.latent_shape[2], size)
+
+    def sized(self, cond: Conditioning, size: Size | None = None) -> Conditioning:
+        """Return conditioning for images of a size, which SDXL takes as an input; the size None is the base's own."""
+        ids = self._family.time_ids(size or self.size)
+        return replace(cond, time_ids=None if ids is None else ids.to(cond.tokens.device).expand(len(cond), 6))
+
     @torch.no_grad()
-    def encode(self, prompts: list[str], at_once: int = PROMPTS_AT_ONCE) -> Conditioning:
-        """Encode B prompts to conditioning on the CPU, in the encoders' dtype, in batches of `at_once`."""
+    def encode(self, prompts: list[str], at_once: int = PROMPTS_AT_ONCE, size: Size | None = None) -> Conditioning:
+        """Encode B prompts to conditioning on the CPU, in the encoders' dtype.
+
+        Args:
+            prompts: B prompts.
+            at_once: Number of prompts in a batch.
+            size: Size of the images; None for the base's own.
+        """
         with self._on_device(*self._encoders):
             parts = [
                 self._family.encode(self._text, prompts[k : k + at_once], self.device).to(_CPU)
                 for k in range(0, len(prompts), at_once)
             ]
-        return self._sized(Conditioning.cat(parts))
+        return self.sized(Conditioning.cat(parts), size)
 
     @cached_property
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
         """One row of conditioning of the empty prompt, as the pipeline's guidance uses it, on the device."""
         with self._on_device(*self._encoders):
-            return self._sized(self._family.unconditional(self._text, self.device)).to(self.device)
+            return self.sized(self._family.unconditional(self._text, self.device)).to(self.device)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -120,10 +140,6 @@ class LoadedBase:
     @property
     def _encoders(self) -> list[nn.Module]:
         return [getattr(self._text, name) for name in self._family.encoders]
-
-    def _sized(self, cond: Conditioning) -> Conditioning:
-        ids = None if self._time_ids is None else self._time_ids.to(cond.tokens.device).expand(len(cond), 6)
-        return Conditioning(cond.tokens, cond.pooled, ids)
 
     @contextmanager
     def _on_device(self, *modules: nn.Module) -> Iterator[None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rapm_cli.bases.weights import Weights, read_json
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.method.sizes import Size
 
 EPSILON, V_PREDICTION = "epsilon", "v_prediction"
 STEPS = 1000  # length of the noise schedules that rapm supports
@@ -55,8 +56,9 @@ class Judged:
         beta_start: First beta of the noise schedule.
         beta_end: Last beta.
         prediction_type: "epsilon" or "v_prediction".
+        has_zero_snr: Whether the schedule is rescaled so that no signal is left at its last timestep.
         latent_shape: Shape (C, h, w) of a latent.
-        side_px: Width and height of the images in pixels.
+        size: Width and height of the images in pixels.
         scaling_factor: Scale of the UNet's latents over the autoencoder's.
     """
 
@@ -64,8 +66,9 @@ class Judged:
     beta_start: float
     beta_end: float
     prediction_type: str
+    has_zero_snr: bool
     latent_shape: tuple[int, int, int]
-    side_px: int
+    size: Size
     scaling_factor: float
 
 
@@ -105,22 +108,23 @@ def _family(weights: Weights) -> str:
     return family
 
 
-def _schedule(weights: Weights) -> tuple[float, float, str]:
-    """Return the first and last beta, and the prediction type."""
+def _schedule(weights: Weights) -> tuple[float, float, str, bool]:
+    """Return the first and last beta, the prediction type, and whether the schedule goes down to zero signal."""
     config = weights.config("scheduler", "scheduler_config.json")
     predicts = weights.prediction_type or config.get("prediction_type", EPSILON)
     is_known = config.get("beta_schedule") == "scaled_linear" and predicts in (EPSILON, V_PREDICTION)
     is_known = is_known and all(type(config.get(name)) is float for name in ("beta_start", "beta_end"))
-    is_rescaled = bool(config.get("rescale_betas_zero_snr"))
-    if not is_known or is_rescaled or config.get("trained_betas") is not None:
-        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if is_rescaled else "")
+    has_zero_snr = weights.has_zero_snr or bool(config.get("rescale_betas_zero_snr"))
+    if not is_known or (has_zero_snr and predicts == EPSILON) or config.get("trained_betas") is not None:
+        about = f"{config.get('beta_schedule')}, {predicts}" + (", rescaled to zero signal" if has_zero_snr else "")
         raise InputError(
             f"{weights.origin} has a noise schedule that rapm does not know: {about}",
-            "give a base with scaled_linear betas, not rescaled, that predicts epsilon or v_prediction",
+            "give a base with scaled_linear betas that predicts epsilon or v_prediction; down to zero signal, "
+            "v_prediction alone",
         )
     if (length := config.get("num_train_timesteps", STEPS)) != STEPS:
         raise InputError(f"{weights.origin} has a noise schedule of {length} steps", f"give a base with {STEPS}")
-    return config["beta_start"], config["beta_end"], predicts
+    return config["beta_start"], config["beta_end"], predicts, has_zero_snr
 
 
 def _check_inputs(weights: Weights, layout: Layout) -> None:
@@ -137,13 +141,16 @@ def _check_inputs(weights: Weights, layout: Layout) -> None:
             raise InputError(f"{weights.origin} has latents that rapm does not know: {name} of its VAE", "give another")
 
 
-def _latents(weights: Weights) -> tuple[tuple[int, int, int], int, float]:
-    """Return the shape of a latent, the side of an image in pixels, and the scale of latents."""
+def _latents(weights: Weights) -> tuple[tuple[int, int, int], Size, float]:
+    """Return the shape of a latent, the size of an image in pixels, and the scale of latents."""
     unet: dict[str, Any] = weights.config("unet")
     vae: dict[str, Any] = weights.config("vae")
-    side = unet.get("sample_size")
-    if type(side) is not int:
-        raise InputError(f"{weights.origin} has non-square latents: {side}", "give a model of square images")
+    sides = sample_sides(unet)
+    if sides is None:
+        raise InputError(
+            f"{weights.origin} has a UNet whose sample_size is {unet.get('sample_size')}", "write one number, or two"
+        )
+    height, width = sides
     channels, made = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != made:
         raise InputError(
@@ -151,5 +158,14 @@ def _latents(weights: Weights) -> tuple[tuple[int, int, int], int, float]:
             "editing",
             GIVE_TEXT_TO_IMAGE,
         )
-    side_px = side * 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-    return (channels, side, side), side_px, vae.get("scaling_factor", 0.18215)
+    scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+    return (channels, height, width), (width * scale, height * scale), vae.get("scaling_factor", 0.18215)
+
+
+def sample_sides(unet: dict[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of the latents that a UNet's configuration names; None where it names none."""
+    side = unet.get("sample_size")
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    if len(sides) != 2 or any(type(each) is not int or each < 1 for each in sides):
+        return None
+    return sides[0], sides[1]

@@ -33,6 +33,7 @@ class Weights:
         checkpoint: Single file with the weights, in the original layout, or None.
         prediction_type: Prediction type named by the checkpoint, which overrides the folder's; None for the folder's.
         loras: LoRAs that are merged into the UNet when it is loaded.
+        has_zero_snr: Whether the checkpoint says that its noise schedule goes down to zero signal.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Weights:
     checkpoint: Path | None = None
     prediction_type: str | None = None
     loras: tuple[LoraRef, ...] = ()
+    has_zero_snr: bool = False
 
     @property
     def origin(self) -> Path:

@@ -28,7 +28,7 @@ from rapm_cli.core.common.errors import (
     as_told,
     is_disk_full,
 )
-from rapm_cli.core.method.config import wanted
+from rapm_cli.core.method.setting_words import wanted
 from rapm_cli.runs.signals import handled
 
 LESS_MEMORY = {  # remedies for commands that ran out of memory

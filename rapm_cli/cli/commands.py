@@ -21,6 +21,7 @@ def generate(
     seed: Annotated[str, typer.Option(help="Seed of the first image, or a range such as 7..12.")] = "0",
     num_images: Annotated[int, typer.Option(min=1, help="Images for each prompt, with consecutive seeds.")] = 1,
     prompts: Annotated[str | None, typer.Option(help=options.PROMPTS)] = None,
+    size: options.Size = None,
     base: options.Base = None,
     lora: options.Lora = None,
     base_lora: options.BaseLora = None,
@@ -70,11 +71,22 @@ def generate(
     others = read_refs(with_lora, out, "--with-lora")
     loaded_as, noise_on, walk = str(precision), str(rng), str(sampler or "")
     if from_image:
-        if wanted or steps is not None or len(seeds) > 1 or seed != "0" or compare or sampler or lora_weight != 1:
-            raise ConfigError("--from takes prompt, seed, steps, sampler and weights from the image", "leave them out")
+        if (
+            wanted
+            or steps is not None
+            or len(seeds) > 1
+            or seed != "0"
+            or compare
+            or size
+            or sampler
+            or lora_weight != 1
+        ):
+            raise ConfigError(
+                "--from takes prompt, seed, steps, size, sampler and weights from the image", "leave them out"
+            )
         recipe = read_image_recipe(from_image, lora, out)
         wanted, seeds, steps, compare = [recipe.prompt], [recipe.seed], recipe.steps, recipe.is_compared
-        loaded_as, noise_on = recipe.precision, recipe.rng
+        loaded_as, noise_on, size = recipe.precision, recipe.rng, recipe.size
         chosen = resolve_recipe_lora(base, recipe, from_image, out, [*others, *read_refs(base_lora, out)])
         walk, lora_weight = recipe.sampler or "", recipe.lora_weight
     else:
@@ -99,6 +111,7 @@ def generate(
         batch_size=batch_size,
         compare=compare,
         with_grid=grid,
+        size=size,
         reporter=out,
     ):
         teacher = "" if image.teacher_seconds is None else f", teacher {image.teacher_seconds:.2f} s"

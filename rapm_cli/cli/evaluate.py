@@ -22,7 +22,7 @@ WHAT, REAL, OTHER = "Measurement", "Real images and networks", "Instead of an ev
 ONLY_DEMO = ("split",)
 ONLY_OTHERS = (
     *("protocol", "reference", "save_reference", "prompts", "compare_lora"),
-    *("inception", "clip_model"),
+    *("inception", "clip_model", "size"),
 )
 
 
@@ -74,6 +74,7 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a batch.", rich_help_panel=WHAT)] = None,
+    size: options.Size = None,
     protocol: Annotated[
         Literal["coco30k", "dmd2-coco30k", "dmd2-coco10k"] | None,
         typer.Option(
@@ -171,6 +172,7 @@ def evaluate(
     asked = Options(
         protocol=protocol, prompts=prompts, reference=reference, metrics=names, samples=samples, seed=seed,
         batch_size=batch_size, teacher_samples=teacher_samples, inception=inception, clip_model=clip_model, split=split,
+        size=size,
     )  # fmt: skip
     place = find_device(_device_of(device))
     if save_reference is not None:

@@ -8,6 +8,7 @@ SAME = {  # names of options, without dashes, and rapm's option with that meanin
     "cfg-scale": "guidance",
     "guidance-scale": "guidance",
     "num-inference-steps": "steps",
+    "resolution": "size",
     "sampling-steps": "steps",
     "max-train-steps": "iterations",
     "train-batch-size": "batch-size",
@@ -35,7 +36,7 @@ SAME = {  # names of options, without dashes, and rapm's option with that meanin
     "network-mul": "lora-weight",
 }
 _GUIDANCE = "cfg cfg-scale guidance guidance-scale guidance-rescale true-cfg-scale"
-_SIZE = "width height size resolution w W H aspect-ratio ar"
+_SIZE = "width height w W H aspect-ratio ar"
 _SAMPLER = "schedule schedule-type eta karras"
 _IMAGE = "image init-image init-img i strength denoise denoising-strength mask inpaint controlnet control-net"
 _ANSWERS = {  # names with the same answer: what is true of rapm, and what to type
@@ -48,8 +49,8 @@ _ANSWERS = {  # names with the same answer: what is true of rapm, and what to ty
         "leave it out, or distil with rapm distill --guidance",
     ),
     _SIZE: (
-        "the base decides the size of images",
-        "leave it out, or export the LoRA and choose a size in diffusers or ComfyUI",
+        "width and height are one option",
+        "give --size WIDTHxHEIGHT, such as 832x1216",
     ),
     _SAMPLER: (
         "a few-step LoRA works only with the sampler and timesteps that it was distilled for, and rapm uses those",

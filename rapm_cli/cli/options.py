@@ -17,6 +17,7 @@ from rapm_cli.cli.console import Output, is_terminal
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.method.config import Option, option_name
 from rapm_cli.core.method.config import options as declared_options
+from rapm_cli.core.method.sizes import parse_sizes
 
 MAX_SEEDS = 100_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")  # endings of a file's name
@@ -69,6 +70,9 @@ Device = Annotated[
 AnyPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 Precision = Annotated[
     AnyPrecision, typer.Option(envvar="RAPM_PRECISION", help="Floating-point format of the frozen weights.")
+]
+Size = Annotated[
+    str | None, typer.Option("--size", help="Size of the images, such as 832x1216.", show_default="the base's own")
 ]
 Rng = Annotated[
     Literal["cpu", "device"],
@@ -166,7 +170,7 @@ def as_settings(values: dict[str, Any]) -> dict[str, Any]:
         values: Names of the command's parameters to values.
 
     Raises:
-        ConfigError: The slot weights are no numbers.
+        ConfigError: The slot weights are no numbers, or the sizes no sizes.
     """
     names = {option_name(name).replace("-", "_"): name for name, *_ in declared_options()}
     named = {names.get(name, name): value for name, value in values.items()}
@@ -174,6 +178,8 @@ def as_settings(values: dict[str, Any]) -> dict[str, Any]:
         named[name.removeprefix("no_")] = not named.pop(name)
     if isinstance(named.get("slot_weights"), str):
         named["slot_weights"] = parse_numbers(named["slot_weights"], "--slot-weights")
+    if isinstance(named.get("sizes"), str):
+        named["sizes"] = parse_sizes(named["sizes"])
     return named
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapm_cli.cli.console import Output
 from rapm_cli.core.common.progress import time_in_words
+from rapm_cli.core.method.sizes import size_name
 
 if TYPE_CHECKING:
     from rapm_cli.bases import Base
@@ -63,9 +64,10 @@ def dry_run(out: Output, base: "Base", given: dict[str, Any], prompts: str | Non
 def _options(values: dict[str, Any]) -> str:
     """Return settings as a user gives them; those that are empty, and the base, are left out."""
     from rapm_cli.core.method.config import option_name
+    from rapm_cli.core.method.setting_words import in_words
 
-    shown = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in values.items()}
-    return ", ".join(f"{option_name(name)} {value}" for name, value in shown.items() if name != "base" and value != ())
+    shown = {name: value for name, value in values.items() if name != "base" and value != ()}
+    return ", ".join(f"{option_name(name)} {in_words(value)}" for name, value in shown.items())
 
 
 def benchmark(out: Output, name: str, device: str, precision: str, *, is_profiled: bool) -> None:
@@ -105,7 +107,7 @@ def _phases(out: Output, made: "Benchmark") -> None:
 
     teacher, training, rate = made.settings.teacher, made.settings.training, made.matmul_rate
     out.data(
-        f"{made.settings.base_name}, {made.side_px} px, random weights, {teacher.precision}, {made.machine}: "
+        f"{made.settings.base_name}, {size_name(made.size)} px, random weights, {teacher.precision}, {made.machine}: "
         f"{rate / 1e12:.3g} TFLOP/s in matrix products"
     )
     out.table(

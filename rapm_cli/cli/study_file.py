@@ -17,6 +17,7 @@ from rapm_cli.cli.options import as_settings, parameter_name
 from rapm_cli.cli.renamed import current_name
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method import config
+from rapm_cli.core.method.setting_words import wanted
 from rapm_cli.study.study import Study, StudyRow, Undistilled, Variant
 
 M = TypeVar("M", bound=BaseModel)
@@ -153,7 +154,7 @@ def _checked(model: type[M], table: dict[str, Any]) -> M:
             raise unknown_key("the file", str(first["loc"][0]), known, f"known are {', '.join(known)}") from error
         place = " ".join(f"{part + 1}" if isinstance(part, int) else part for part in first["loc"])
         reasons = {"missing": "is missing", "extra_forbidden": "is not a known key"}
-        reason = reasons.get(first["type"], f"{first['input']!r} is not valid; give {config.wanted(first)}")
+        reason = reasons.get(first["type"], f"{first['input']!r} is not valid; give {wanted(first)}")
         raise ConfigError(f"{place}: {reason}", "see rapm_cli/study/README.md") from error
 
 

@@ -19,6 +19,7 @@ from rapm_cli.bases.stopwatch import Timed, matmul_rate, timed
 from rapm_cli.core.common.errors import ConfigError, require_shortage
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import sample_student
+from rapm_cli.core.method.sizes import size_name
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.schedule import DDIM_SETTINGS
 from rapm_cli.core.network.student import attach_lora, lora_weights
@@ -119,7 +120,7 @@ class Benchmark:
     Args:
         settings: Settings that were measured.
         machine: Description of the device.
-        side_px: Side of the images in pixels.
+        size: Width and height of the images in pixels.
         matmul_rate: Highest measured rate of matrix products, in floating-point operations a second.
         teachers: Phase 1, the plain variant first.
         plans: Phase 2, each plan in the plain variant first.
@@ -129,7 +130,7 @@ class Benchmark:
 
     settings: Settings
     machine: str
-    side_px: int
+    size: tuple[int, int]
     matmul_rate: float
     teachers: list[TeacherSpeed]
     plans: list[PlanSpeed]
@@ -195,7 +196,7 @@ def benchmark(
             teachers.append(teacher)
             speeds.append(speed)
     machine = describe_machine(device)
-    return Benchmark(settings, machine, architecture.side_px, rate, teachers, speeds, sampling, costly)
+    return Benchmark(settings, machine, architecture.image_size, rate, teachers, speeds, sampling, costly)
 
 
 def _predict_step(base: Base, architecture: Architecture, settings: Settings) -> CostEstimate:
@@ -360,7 +361,8 @@ def to_record(made: Benchmark) -> dict[str, Any]:
     return {
         "machine": made.machine,
         "settings": made.settings.recipe(),
-        "side_px": made.side_px,
+        "side_px": made.size[1],
+        "size": size_name(made.size),
         "matmul_tflops": made.matmul_rate / 1e12,
         "teachers": [_speed_record(speed) for speed in made.teachers],
         "plans": [

@@ -1,7 +1,7 @@
 """Distil a base model to a few-step LoRA in a run folder: trajectories, training, comparison."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,10 +197,20 @@ class _Sampled:
     ) -> None:
         self._loaded, self._settings, self._reporter = loaded, settings, reporter
         self._models = teacher_and_base(loaded, settings.teacher, settings.base_identity)
-        seed, prompts = settings.teacher.seed, settings.prompts
-        self._comparison = Comparison(base, loaded, settings.samples, seed, prompts, reporter, is_strict=is_strict)
+        teacher, prompts = settings.teacher, settings.prompts
+        self._comparison = Comparison(
+            base,
+            loaded,
+            settings.samples,
+            teacher.seed,
+            prompts,
+            reporter,
+            is_strict=is_strict,
+            size=teacher.shown_size,
+        )
         self._comparison.add(self._models)
-        self._scenes, self._size = fixed_scenes(base, loaded, seed, prompts, COLUMNS), base.defaults.image_batch
+        self._scenes = fixed_scenes(base, loaded, teacher.seed, prompts, COLUMNS, teacher)
+        self._size = base.defaults.image_batch
         self._rows = self._sheet_rows(self._models) if is_rounded(settings.training.vram) else {}
 
     @property
@@ -220,7 +230,7 @@ class _Sampled:
         words = verdict(compared, is_renoised=lora.sampler.is_renoised)
         return compared, words, make_sheet(rows, self._scenes.prompts)
 
-    def _sheet_rows(self, models: list[EvalModel]) -> dict[str, Tensor]:
+    def _sheet_rows(self, models: list[EvalModel]) -> dict[str, Sequence[Tensor]]:
         return sheet_rows(models, self._loaded, self._scenes, self._size)
 
 
@@ -244,7 +254,8 @@ def _finalized(trainer: Trainer, settings: Settings) -> LoraFile:
     """Return the trained LoRA, which the network uses from here on."""
     trainer.finalize()
     sampler = sampler_of(to_json(settings.training))
-    recipe = settings.recipe() | {"sampler": sampler.recipe(settings.teacher.num_slots)}
+    how = sampler.recipe(settings.teacher.num_slots) | trainer.backbone.schedule.settings
+    recipe = settings.recipe() | {"sampler": how}
     return LoraFile(trainer.lora.state(), settings.training.rank, settings.training.alpha, recipe).folded()
 
 

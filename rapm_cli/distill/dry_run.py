@@ -62,7 +62,7 @@ class Forecast:
 def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Reporter) -> Forecast:
     """Predict plan, time, memory and disk space of a distillation from the shapes of its base alone.
 
-    Both phases are tried with random weights, unless that would take minutes.
+    Both phases are tried with random weights, unless that would take minutes. Of several sizes, the largest counts.
 
     Args:
         base: The base model.
@@ -73,7 +73,7 @@ def dry_run(base: Base, settings: Settings, device: torch.device, reporter: Repo
     Raises:
         OutOfMemoryError: No plan fits the device.
     """
-    architecture = base.architecture(reporter)
+    architecture = base.architecture(reporter).at_largest(settings.teacher.sizes)
     plan = plan_for(architecture, settings, device, 1, reporter)
     plan = plan or PLANS["12" if settings.training.gradient_checkpointing else "24"]
     size = min(base.defaults.rollout_batch, settings.teacher.trajectories)

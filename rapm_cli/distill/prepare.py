@@ -53,7 +53,8 @@ def prepare_trainer(base: Base, loaded: LoadedBase, settings: Settings, world: W
     uncond = loaded.unconditional if METHODS[training.method].asks_teacher else None  # while the encoders are there
     loaded.offload()
     backbone = loaded.backbone
-    plan = plan_for(base.architecture(reporter), settings, loaded.device, world.size, reporter, backbone)
+    architecture = base.architecture(reporter).at_largest(settings.teacher.sizes)
+    plan = plan_for(architecture, settings, loaded.device, world.size, reporter, backbone)
     apply_plan(plan, backbone)
     on_oom = oom_fallback(plan, backbone, reporter, recomputes_all=training.gradient_checkpointing)
     return Trainer.of_teacher(backbone, training, settings.teacher, uncond, world=world, on_oom=on_oom)

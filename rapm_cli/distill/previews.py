@@ -1,8 +1,8 @@
 """Previews: contact sheets that the student samples during training, beside its teacher's images."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from rapm_cli.bases import Base, LoadedBase
@@ -54,9 +54,9 @@ class Previews:
         self._sampler = sampler_of(to_json(settings.training))
         seed, prompts = settings.teacher.seed, list(settings.preview_prompts)
         if prompts:
-            self._scenes = Scenes.of(prompts, loaded, seed)
+            self._scenes = Scenes.of(prompts, loaded, seed, settings.teacher)
         else:
-            self._scenes = fixed_scenes(base, loaded, seed, settings.prompts, COLUMNS)
+            self._scenes = fixed_scenes(base, loaded, seed, settings.prompts, COLUMNS, settings.teacher)
         self._teacher = self._sample(teacher.sample)
 
     def make_if_due(self, done: int) -> "Image | None":
@@ -94,14 +94,13 @@ class Previews:
         finally:
             self._loaded.offload()  # else a large card keeps the autoencoder, which the memory plan does not count
 
-    def _sample(self, sample: SampleFunction) -> Tensor:
-        """Return (B, C, h, w) latents on the CPU; sampled one by one, because training holds most of the memory."""
-        device, noise, cond = self._loaded.device, self._scenes.noise, self._scenes.cond
-        rows = (slice(k, k + 1) for k in range(len(noise)))
-        return torch.cat([sample(noise[row].to(device), cond[row].to(device))[0].cpu() for row in rows])
+    def _sample(self, sample: SampleFunction) -> Sequence[Tensor]:
+        """Return (C, h, w) latents on the CPU; sampled one by one, because training holds most of the memory."""
+        device, one_by_one = self._loaded.device, self._scenes.batches(1)
+        return [sample(noise.to(device), cond.to(device))[0][0].cpu() for noise, cond in one_by_one]
 
-    def _decoded(self, latents: Tensor) -> Tensor:
-        return torch.cat([self._loaded.decode(z[None].to(self._loaded.device)) for z in latents])
+    def _decoded(self, latents: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [self._loaded.decode(z[None].to(self._loaded.device))[0] for z in latents]
 
     def _disable(self, reason: str) -> None:
         self._every = 0

@@ -87,6 +87,8 @@ def settings_without_weights(
     check_init_lora(base, given, reporter)
     teacher, training = TeacherConfig(**_fields(TeacherConfig, values)), TrainConfig(**_fields(TrainConfig, values))
     check_fit(training, teacher.num_slots)
+    for name in teacher.sizes:
+        base.size(name, reporter)
     check_options(given, training.method)
     is_same = stored and prompts is None and len(stored.prompts) == teacher.trajectories
     chosen = stored.prompts if stored and is_same else _training_prompts(base, teacher, prompts, reporter)

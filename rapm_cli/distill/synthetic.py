@@ -11,7 +11,7 @@ from rapm_cli.bases.device import DTYPES
 from rapm_cli.bases.plans import Plan
 from rapm_cli.bases.stopwatch import Timed, timed
 from rapm_cli.core.method.trainer import Trainer
-from rapm_cli.core.method.trajectories import Trajectories, guided_noise, initial_noise
+from rapm_cli.core.method.trajectories import Trajectories, guided_prediction, initial_noise
 from rapm_cli.core.network.backbone import Backbone
 from rapm_cli.core.network.cuda_graphs import USUAL
 from rapm_cli.distill.memory_plan import apply_plan, free_memory
@@ -44,7 +44,7 @@ def _guided_step(
     row = architecture.conditioning(device, backbone.dtype)
     z = initial_noise(0, "trial", list(range(size)), architecture.latent_shape).to(device)
     cond, guidance_scale = row.expand(size), settings.teacher.guidance_scale
-    return torch.no_grad()(lambda: guided_noise(backbone.teacher, z, 500, cond, row, guidance_scale))
+    return torch.no_grad()(lambda: guided_prediction(backbone.teacher, z, 500, cond, row, guidance_scale))
 
 
 def time_iteration(

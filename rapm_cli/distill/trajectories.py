@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -13,7 +12,8 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import CACHE_FORMAT, trajectories_dir
 from rapm_cli.core.common.errors import DamagedError, OutOfMemoryError, Stopped, require_shortage
 from rapm_cli.core.common.progress import Pace, Reporter
-from rapm_cli.core.method.config import TeacherConfig
+from rapm_cli.core.method.config import TeacherConfig, to_json
+from rapm_cli.core.method.sizes import largest
 from rapm_cli.core.method.store import StoredTrajectories, TrajectoryStore
 from rapm_cli.core.method.trajectories import Trajectories, initial_noise, rollout
 from rapm_cli.core.network.backbone import Conditioning
@@ -152,21 +152,32 @@ def trajectory_store(settings: Settings, shard_size: int) -> TrajectoryStore:
     prompts = list(settings.prompts)
     prompts_hash = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     key = settings.teacher.fingerprint(prompts_hash, settings.base_identity, str(shard_size), f"format {CACHE_FORMAT}")
-    about = {"teacher": asdict(settings.teacher), "base": settings.base_identity}
-    return TrajectoryStore(trajectories_dir() / key, len(prompts), shard_size, about)
+    about = {"teacher": to_json(settings.teacher), "base": settings.base_identity}
+    return TrajectoryStore(trajectories_dir() / key, len(prompts), shard_size, about, settings.teacher.stride)
 
 
 def _conditionings(
     base: LoadedBase, prompts: Sequence[str], shards: list[range], shard_size: int
 ) -> Iterator[tuple[range, Conditioning]]:
     """Yield each shard with its prompts' conditioning; the text encoders read many shards at a time."""
-    size = max(1, PROMPTS_AHEAD // shard_size)
-    for group in (shards[k : k + size] for k in range(0, len(shards), size)):
+    for group in _groups(shards, shard_size):
         # A shard's prompts are encoded together, as when only this shard is missing, so that the bits are the same.
         cond, start = base.encode([prompts[k] for rows in group for k in rows], at_once=shard_size), 0
         for rows in group:
             yield rows, cond[start : start + len(rows)]
             start += len(rows)
+
+
+def _groups(shards: list[range], shard_size: int) -> Iterator[list[range]]:
+    """Yield groups of shards for the text encoders, in which only the last may hold fewer than `shard_size`."""
+    group: list[range] = []
+    for rows in shards:
+        group.append(rows)
+        if len(rows) < shard_size or len(group) * shard_size >= PROMPTS_AHEAD:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _make(
@@ -178,7 +189,7 @@ def _make(
     reporter: Reporter,
     walk: Callable[[LoadedBase, TeacherConfig, Conditioning, range], Trajectories],
 ) -> None:
-    made = walk(base, settings.teacher, cond, rows)
+    made = walk(base, settings.teacher, base.sized(cond, settings.teacher.size_of(rows.start)), rows)
     size = len(rows) * _bytes_each(base, settings)
     if not made.is_finite:
         reporter.warn(f"trajectories {rows.start} to {rows.stop - 1} are not all finite; training will skip those")
@@ -187,7 +198,8 @@ def _make(
 
 
 def _bytes_each(base: LoadedBase, settings: Settings) -> int:
-    return bytes_per_trajectory(base.latent_shape, base.unconditional, settings.teacher.num_slots)
+    shape = base.latent_shape_of(largest(settings.teacher.sizes))
+    return bytes_per_trajectory(shape, base.unconditional, settings.teacher.num_slots)
 
 
 def bytes_per_trajectory(latent_shape: tuple[int, int, int], row: Conditioning, num_slots: int) -> int:
@@ -244,7 +256,8 @@ def _rollout_in_memory(
 def _rollout(
     base: LoadedBase, config: TeacherConfig, cond: Conditioning, rows: range, on_step: Callable[[], object]
 ) -> Trajectories:
-    noise = initial_noise(config.seed, "trajectory", list(rows), base.latent_shape).to(base.device)
+    shape = base.latent_shape_of(config.size_of(rows.start))
+    noise = initial_noise(config.seed, "trajectory", list(rows), shape).to(base.device)
     made = rollout(
         base.backbone.teacher,
         noise,

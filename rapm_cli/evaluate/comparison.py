@@ -6,6 +6,7 @@ from dataclasses import replace
 from rapm_cli.bases import Base, LoadedBase
 from rapm_cli.core.common.errors import DamagedError, InputError, OutOfMemoryError
 from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.method.sizes import Size
 from rapm_cli.evaluate.evaluate import SplitResult, evaluate_model
 from rapm_cli.evaluate.models import TEACHER, EvalModel
 from rapm_cli.evaluate.plan import SamplePlan, labelled_plan
@@ -29,6 +30,7 @@ class Comparison:
         prompts: Prompts of the training.
         reporter: Reporter of progress.
         is_strict: Whether damage to kept samples is an error; otherwise they are sampled again.
+        size: Size of the images; None for the base's own.
 
     Attributes:
         result: Result so far; None if no comparison is wanted or possible.
@@ -44,9 +46,11 @@ class Comparison:
         reporter: Reporter,
         *,
         is_strict: bool,
+        size: Size | None = None,
     ) -> None:
         self._loaded, self._reporter, self._is_strict = loaded, reporter, is_strict
-        self.result = SplitResult(comparison_plan(base, count, seed, prompts, reporter), []) if count else None
+        plan = comparison_plan(base, count, seed, prompts, reporter, size) if count else None
+        self.result = SplitResult(plan, []) if plan else None
 
     def add(self, models: Sequence[EvalModel]) -> None:
         """Evaluate some models.
@@ -72,7 +76,9 @@ class Comparison:
             self.result.rows.append(row)
 
 
-def comparison_plan(base: Base, count: int, seed: int, prompts: Sequence[str], reporter: Reporter) -> SamplePlan:
+def comparison_plan(
+    base: Base, count: int, seed: int, prompts: Sequence[str], reporter: Reporter, size: Size | None = None
+) -> SamplePlan:
     """Return a plan that keeps the images and latents of all its prompts.
 
     The prompts are the base's labelled ones; else prompts of the base that training does not see; else, because a
@@ -84,11 +90,12 @@ def comparison_plan(base: Base, count: int, seed: int, prompts: Sequence[str], r
         seed: Seed of prompts and noise.
         prompts: Prompts of the training.
         reporter: Reporter of downloads.
+        size: Size of the images; None for the base's own, at which alone labels are read.
     """
-    if base.labelled_prompts:
+    if base.labelled_prompts and size is None:
         return replace(labelled_plan(base, count, seed, True, reporter), images=count, positions=count)
     if list(prompts) == base.training_prompts(len(prompts), seed):
         chosen, name = unseen_prompts(base, set(prompts), count, seed), UNSEEN
     else:
         chosen, name = [prompts[k % len(prompts)] for k in range(count)], NEW_NOISE
-    return SamplePlan(chosen, seed, base.defaults.image_batch, images=count, positions=count, name=name)
+    return SamplePlan(chosen, seed, base.defaults.image_batch, images=count, positions=count, name=name, size=size)

@@ -41,14 +41,14 @@ class ModelResult:
         samples: Its samples.
         metrics: Values by metric, as far as the evidence suffices.
         evidence: Evidence that the values were computed from.
-        images: (B, 3, H, W) images in [0, 1] for a contact sheet; None if there is no sheet.
+        images: B images (3, H, W) in [0, 1] for a contact sheet; None if there is no sheet.
         shown: B prompts of these images.
     """
 
     samples: SampleSet
     metrics: dict[str, Estimate]
     evidence: Evidence
-    images: Tensor | None = None
+    images: Sequence[Tensor] | None = None
     shown: tuple[str, ...] = ()
 
     @property

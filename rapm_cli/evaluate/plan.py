@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rapm_cli.bases import Base, LabelledPrompts
 from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.method.sizes import Size
 from rapm_cli.extractors import EXTRACTORS, Extractor, Opening
 from rapm_cli.extractors.preparation import AS_IT_IS, Preparation
 
@@ -62,6 +63,7 @@ class SamplePlan:
         labels: Labels of the prompts; the answers for them are kept for every prompt. None without labels.
         name: Name of the split that the prompts are; empty without labels.
         purpose: Purpose of the noise, which seeds it.
+        size: Size of the images before their preparation; None for the base's own.
     """
 
     prompts: Sequence[str]
@@ -74,6 +76,7 @@ class SamplePlan:
     labels: Labels | None = None
     name: str = ""
     purpose: str = USUAL_NOISE
+    size: Size | None = None
 
     @property
     def chunks(self) -> list[range]:

@@ -109,6 +109,7 @@ class Options:
         inception: Path of Inception's weights.
         clip_model: CLIP model instead of the protocol's.
         split: Name from `SPLITS`, for a base with labelled prompts.
+        size: Size of the samples, such as "832x1216".
     """
 
     protocol: str | None = None
@@ -122,6 +123,7 @@ class Options:
     inception: Path | None = None
     clip_model: str | None = None
     split: str = "both"
+    size: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +221,16 @@ def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Requ
     compared = min(TEACHER_SAMPLES if options.teacher_samples is None else options.teacher_samples, len(prompts))
     if len(prompts) != protocol.samples:
         protocol = _changed(protocol, f"{len(prompts):,} prompts", reporter)
+    if options.size:
+        protocol = _changed(protocol, f"samples of {options.size}", reporter)
     if protocol.captions_sha256 and reference and reference.statistics:
         protocol = _changed(protocol, "statistics of others", reporter)
     batch = options.batch_size or chosen.base.defaults.image_batch
     plan = SamplePlan(
         prompts, options.seed, batch, len(prompts), preparation=protocol.preparation, rounding=protocol.rounding
     )
-    plan = replace(plan, positions=plan.whole_batches(compared))
+    size = chosen.base.size(options.size, reporter)
+    plan = replace(plan, positions=plan.whole_batches(compared), size=size)
     return Request(
         protocol=protocol,
         plans=(plan,),

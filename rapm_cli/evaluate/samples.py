@@ -21,6 +21,7 @@ from rapm_cli.bases import LoadedBase
 from rapm_cli.bases.places import features_dir, samples_dir
 from rapm_cli.core.common.errors import DiskError, InputError, OutOfMemoryError, require_shortage
 from rapm_cli.core.common.progress import Pace, Reporter
+from rapm_cli.core.method.sizes import size_name
 from rapm_cli.core.method.trajectories import initial_noise
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.storage.commit import read_manifest
@@ -60,6 +61,7 @@ class SampleSet:
         plan = self.plan
         key = [self.model.identity, plan.seed, plan.batch, plan.preparation.spec, plan.rounding, FORMAT]
         key += [plan.purpose] if plan.purpose != USUAL_NOISE else []
+        key += [size_name(plan.size)] if plan.size else []
         return samples_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
     def image(self, k: int) -> ImageArray:
@@ -209,10 +211,11 @@ class SampleSet:
     def _make(self, chunk: range, loaded: LoadedBase, reporter: Reporter) -> None:
         """Sample a batch, and keep its images and its answers as far as the plan wants them."""
         begun = time.perf_counter()
-        noise = initial_noise(self.plan.seed, self.plan.purpose, list(chunk), loaded.latent_shape).to(loaded.device)
-        prompts = [self.plan.prompts[k] for k in chunk]
+        plan, shape = self.plan, loaded.latent_shape_of(self.plan.size)
+        noise = initial_noise(plan.seed, plan.purpose, list(chunk), shape).to(loaded.device)
+        prompts = [plan.prompts[k] for k in chunk]
         try:
-            positions = self.model.sample(noise, loaded.encode(prompts).to(loaded.device))
+            positions = self.model.sample(noise, loaded.encode(prompts, size=plan.size).to(loaded.device))
             images = loaded.decode(positions[0])
         except RuntimeError as error:
             raise OutOfMemoryError(

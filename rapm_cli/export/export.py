@@ -156,7 +156,7 @@ def lora_target(base: Base, reporter: Reporter) -> LoraTarget:
     network = architecture.network(torch.device("meta"), torch.float32)
     layers = {name for name, layer in network.named_modules() if hasattr(layer, "weight")}
     return LoraTarget(
-        architecture.has_pooled_text, layers, architecture.side_px, has_usual_shapes=architecture.has_usual_shapes
+        architecture.has_pooled_text, layers, architecture.image_size, has_usual_shapes=architecture.has_usual_shapes
     )
 
 

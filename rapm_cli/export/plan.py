@@ -25,7 +25,7 @@ from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.kohya import LoraTarget
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec
-from rapm_cli.formats.original_layout import V_TENSOR, clip_name
+from rapm_cli.formats.original_layout import V_TENSOR, ZERO_SNR_TENSOR, clip_name
 from rapm_cli.formats.programs import PROGRAMS, Verdict, checkpoint_verdicts
 from rapm_cli.formats.recipe import MODEL_INDEX, RECIPE_FILE, SCHEDULER_CONFIG
 from rapm_cli.formats.safetensors_writer import OutputTensor, stream_tensors, verify_tensors
@@ -173,9 +173,9 @@ def plan_fused_checkpoint(
     """
     weights, architecture = base.locate(reporter), base.architecture(reporter)
     is_v = base.prediction_type == V_PREDICTION
-    outputs = _original_outputs(weights, fuser, is_v)
-    is_xl, side_px = architecture.has_pooled_text, architecture.side_px
-    metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, side_px=side_px)
+    outputs = _original_outputs(weights, fuser, _marks(base))
+    is_xl, size = architecture.has_pooled_text, architecture.image_size
+    metadata = model_spec(fuser.lora.recipe, is_xl=is_xl, is_lora=False, implementation=SGM, size=size)
     metadata |= {"modelspec.merged_from": base.name}
     metadata |= {"modelspec.prediction_type": "v"} if is_v else {}  # sd-scripts' word
     found = checkpoint_verdicts(architecture.has_usual_shapes, is_xl=is_xl, is_v=is_v, has_workflow=has_workflow)
@@ -196,16 +196,20 @@ def with_sampler(name: str, config: dict[str, Any], sampler: Sampler) -> bytes:
     return (json.dumps(config | new, indent=2) + "\n").encode()
 
 
-def _original_outputs(weights: Weights, fuser: LoraFuser, is_v: bool) -> dict[str, OutputTensor]:
-    # ComfyUI and rapm look for the name of this empty tensor
-    mark = {V_TENSOR: OutputTensor((), "F32", (0,))} if is_v else {}
+def _marks(base: Base) -> dict[str, OutputTensor]:
+    """Return empty tensors whose names tell ComfyUI and rapm what the network predicts, and down to which signal."""
+    marks = {V_TENSOR: base.prediction_type == V_PREDICTION, ZERO_SNR_TENSOR: base.has_zero_snr}
+    return {name: OutputTensor((), "F32", (0,)) for name, is_true in marks.items() if is_true}
+
+
+def _original_outputs(weights: Weights, fuser: LoraFuser, marks: dict[str, OutputTensor]) -> dict[str, OutputTensor]:
     if weights.checkpoint:
         fused = fuser.fuse_checkpoint(open_tensors([weights.checkpoint]))
-        return mark | {clip_name(name): output for name, output in fused.items()}
+        return marks | {clip_name(name): output for name, output in fused.items()}
     present = [part for part in PARTS if (weights.folder / part).is_dir()]
     for part in present:
         weights.check(part)
-    return mark | fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
+    return marks | fuser.fuse_folder({part: open_tensors(weights.files_of(part)) for part in present})
 
 
 def _write_fused(

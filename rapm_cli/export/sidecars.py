@@ -9,10 +9,12 @@ from rapm_cli.bases import BASES, Base
 from rapm_cli.bases.published import PUBLISHED
 from rapm_cli.bases.support import V_PREDICTION
 from rapm_cli.core.common.progress import Reporter
+from rapm_cli.core.network.schedule import ZERO_SNR_SETTINGS
 from rapm_cli.export.plan import CARD, SHEET, ExportedFile
 from rapm_cli.formats.header import SUFFIX
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.model_card import CardContent, CardFile, render_card
+from rapm_cli.formats.recipe import shown_size
 from rapm_cli.formats.sampling_advice import COMFYUI_SAMPLERS, COMFYUI_SCHEDULE, scheduler_of, steps_of
 from rapm_cli.runs.run import Run
 
@@ -46,14 +48,14 @@ def build_sidecars(
         is_lora: True where `files` hold the LoRA; False where they hold the base with the LoRA fused in.
         reporter: Shows downloads of the base's configuration.
     """
-    run, architecture = Run(lora_path.parent), base.architecture(reporter)
+    run, architecture, recipe = Run(lora_path.parent), base.architecture(reporter), _recipe(lora, base)
     has_sheet = run.lora == lora_path and run.sheet.is_file()
     metrics, provenance = _metrics(run) if has_sheet else ([], "")
     lines = [CardFile(file.path.relative_to(output).as_posix(), file.readers) for file in files]
     published, is_local = PUBLISHED.get(base.name), base.source in BASES.names() or Path(base.source).exists()
     base_file = PUBLISHED_FILES.get(base.name, f"{base.name.rpartition('/')[2]}{SUFFIX}")
     content = CardContent(
-        lora.recipe,
+        recipe,
         published.repo if published else base.name,
         is_on_hub=bool(published) or not is_local,
         is_xl=architecture.has_pooled_text,
@@ -70,19 +72,35 @@ def build_sidecars(
     made = {CARD: render_card(content).encode()} | ({SHEET: run.sheet.read_bytes()} if has_sheet else {})
     if comfy := next((line.name for line in lines if "ComfyUI" in line.readers), None):
         workflow = comfyui_workflow(
-            lora.recipe,
+            recipe,
             checkpoint=base_file if is_lora else comfy,
             lora=comfy if is_lora else None,
-            side_px=architecture.side_px,
+            size=shown_size(recipe, architecture.image_size),
             prompt=content.prompt,
-            is_v=content.is_v and not content.is_xl,  # ComfyUI sees it in an SDXL
+            is_v=content.is_v and (base.has_zero_snr or not content.is_xl),  # ComfyUI sees velocities in an SDXL
+            has_zero_snr=base.has_zero_snr,
         )
         made[WORKFLOW] = (json.dumps(workflow, indent=2) + "\n").encode()
     return made
 
 
+def _recipe(lora: LoraFile, base: Base) -> dict[str, Any]:
+    """Return a LoRA's recipe, whose sampler names the noise schedule of this base."""
+    sampler = lora.recipe.get("sampler")
+    if not sampler or not base.has_zero_snr:
+        return lora.recipe
+    return lora.recipe | {"sampler": sampler | ZERO_SNR_SETTINGS}
+
+
 def comfyui_workflow(
-    recipe: Mapping[str, Any], *, checkpoint: str, lora: str | None, side_px: int, prompt: str, is_v: bool = False
+    recipe: Mapping[str, Any],
+    *,
+    checkpoint: str,
+    lora: str | None,
+    size: tuple[int, int],
+    prompt: str,
+    is_v: bool = False,
+    has_zero_snr: bool = False,
 ) -> dict[str, Any]:
     """Return the nodes of a ComfyUI workflow by number, each with its class and inputs.
 
@@ -91,9 +109,10 @@ def comfyui_workflow(
         checkpoint: File below ComfyUI's `models/checkpoints`.
         lora: File below ComfyUI's `models/loras`; None where the LoRA is fused into the checkpoint. After it come the
             LoRAs that it was distilled on.
-        side_px: Width and height of the images, in pixels.
+        size: Width and height of the images, in pixels.
         prompt: Prompt that the workflow starts with.
         is_v: True where ComfyUI must be told that the network predicts velocities.
+        has_zero_snr: True where it must be told, too, that the noise schedule goes down to zero signal.
     """
     nodes: dict[str, Any] = {"1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint})}
     model: list[Any] = ["1", 0]
@@ -103,12 +122,13 @@ def comfyui_workflow(
         nodes[number] = ("LoraLoaderModelOnly", {"model": model, "lora_name": name, "strength_model": weight})
         model = [number, 0]
     if is_v:
-        nodes["9"] = ("ModelSamplingDiscrete", {"model": model, "sampling": "v_prediction", "zsnr": False})
+        sampling = {"model": model, "sampling": "v_prediction", "zsnr": has_zero_snr}
+        nodes["9"] = ("ModelSamplingDiscrete", sampling)
         model = ["9", 0]
     nodes |= {
         "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": prompt}),
         "4": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),  # ignored at CFG 1
-        "5": ("EmptyLatentImage", {"width": side_px, "height": side_px, "batch_size": 1}),
+        "5": ("EmptyLatentImage", {"width": size[0], "height": size[1], "batch_size": 1}),
         "6": (
             "KSampler",
             {

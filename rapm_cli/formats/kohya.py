@@ -16,6 +16,7 @@ from rapm_cli.core.common.errors import InputError
 from rapm_cli.formats.lora import LoraFile
 from rapm_cli.formats.modelspec import SGM, model_spec, model_title
 from rapm_cli.formats.original_layout import attention_blocks, original_unet_layer
+from rapm_cli.formats.recipe import shown_size
 from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER, write_tensors
 from rapm_cli.formats.sampling_advice import usage_hint
 
@@ -30,14 +31,14 @@ class LoraTarget:
     Args:
         is_xl: True for an SDXL; False for a Stable Diffusion 1.5.
         layers: Names of the UNet's layers in diffusers.
-        side_px: Width and height of the images, in pixels.
+        size: Width and height of the base's images, in pixels.
         alias: Name that A1111 shows for the LoRA; empty for the file's stem.
         has_usual_shapes: True for the shapes of the published SDXL or SD 1.5, by which other programs know a base.
     """
 
     is_xl: bool
     layers: Collection[str]
-    side_px: int
+    size: tuple[int, int]
     alias: str = ""
     has_usual_shapes: bool = True
 
@@ -88,10 +89,10 @@ def _metadata(path: Path, lora: LoraFile, target: LoraTarget) -> dict[str, str]:
         "network_args": json.dumps({"conv_dim": str(lora.rank), "conv_alpha": str(float(lora.rank))}),
         "output_name": target.alias or path.stem,
         "sd_model_name": str(lora.recipe.get("base", "")),
-        "resolution": f"({target.side_px}, {target.side_px})",
+        "resolution": str(shown_size(lora.recipe, target.size)),
         "training_comment": ": ".join(filter(None, about)),
     }
     settings = {"seed": "seed", "steps": "iterations", "learning_rate": "learning_rate"}  # ours by kohya's name
     kohya |= {name: str(training[ours]) for name, ours in settings.items() if ours in training}
-    spec = model_spec(lora.recipe, is_xl=target.is_xl, is_lora=True, implementation=SGM, side_px=target.side_px)
+    spec = model_spec(lora.recipe, is_xl=target.is_xl, is_lora=True, implementation=SGM, size=target.size)
     return spec | {f"ss_{name}": text for name, text in kohya.items()} | {"sshs_model_hash": DIGEST_PLACEHOLDER}

@@ -7,10 +7,19 @@ from typing import Any
 
 from rapm_cli.formats.modelspec import loras_in_words, model_title, training_method
 from rapm_cli.formats.programs import folders
-from rapm_cli.formats.sampling_advice import fooocus_settings, scheduler_of, steps_of, usage_hint, webui_settings
+from rapm_cli.formats.recipe import distilled_sizes
+from rapm_cli.formats.sampling_advice import (
+    fooocus_settings,
+    has_zero_snr,
+    scheduler_of,
+    steps_of,
+    usage_hint,
+    webui_settings,
+)
 
 PAPER = "https://arxiv.org/abs/2503.20744"
 NOT_SCHEDULER_SETTINGS = ("name", "scheduler", "steps", "timesteps", "guidance_scale")  # keys of a recipe's sampler
+A1111_V = "; A1111 needs a .yaml beside the base's file that says that it predicts velocities"
 PIPELINES = {True: "StableDiffusionXLPipeline", False: "StableDiffusionPipeline"}
 
 
@@ -96,6 +105,8 @@ def _lead(content: CardContent) -> str:
         else "exported by `rapm`"
     )
     advice = f"**Sample it with {_plain_text(hint)}.** Other samplers and guidance spoil its pictures." if hint else ""
+    sizes = distilled_sizes(content.recipe)
+    made += f", at {', '.join(sizes)}" if sizes else ""
     lead = f"{kind} `{_plain_text(content.base)}` {end} in few steps, {made}."
     return "\n\n".join(filter(None, [lead, _loras(content), advice]))
 
@@ -157,11 +168,12 @@ def _programs(content: CardContent) -> str:
     line = next((line for line in content.files if folders(line.readers, is_lora=content.is_lora)), None)
     if line is None:
         return ""
+    is_fooocus = content.is_xl and not has_zero_snr(content.recipe)  # whether it knows such a schedule was not tried
     loads = f", which loads the base from `{_plain_text(content.checkpoint)}`" if content.is_lora else ""
     advice = {
         "ComfyUI": f"open the workflow that lies beside it{loads}",
-        "A1111 and Forge": webui_settings(content.recipe),
-        "Fooocus (SDXL alone)": fooocus_settings(content.recipe) if content.is_xl else "",
+        "A1111 and Forge": webui_settings(content.recipe) + (A1111_V if content.is_v else ""),
+        "Fooocus (SDXL alone)": fooocus_settings(content.recipe) if is_fooocus else "",
     }
     places = folders(line.readers, is_lora=content.is_lora)
     rows = [(program, folder, advice[program]) for program, folder in places.items() if advice[program]]

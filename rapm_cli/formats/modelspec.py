@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rapm_cli.formats.recipe import RECIPE_KEY
+from rapm_cli.formats.recipe import RECIPE_KEY, shown_size
 from rapm_cli.formats.safetensors_writer import DIGEST_PLACEHOLDER
 from rapm_cli.formats.sampling_advice import usage_hint
 
@@ -34,7 +34,7 @@ def model_title(recipe: Mapping[str, Any]) -> str:
 
 
 def model_spec(
-    recipe: Mapping[str, Any], *, is_xl: bool, is_lora: bool, implementation: str, side_px: int
+    recipe: Mapping[str, Any], *, is_xl: bool, is_lora: bool, implementation: str, size: tuple[int, int]
 ) -> dict[str, str]:
     """Return the header metadata of a LoRA or of a whole model.
 
@@ -43,7 +43,7 @@ def model_spec(
         is_xl: True where the base is an SDXL; False for a Stable Diffusion 1.5.
         is_lora: True for a LoRA; False for a whole model.
         implementation: Code base whose names the tensors have: "diffusers", or `SGM`.
-        side_px: Width and height of the images, in pixels.
+        size: Width and height of the base's images, in pixels.
     """
     spec = {
         "sai_model_spec": "1.0.1",
@@ -53,7 +53,7 @@ def model_spec(
         "description": f"Distilled by {method} with rapm"
         if (method := training_method(recipe))
         else "Exported by rapm",
-        "resolution": f"{side_px}x{side_px}",
+        "resolution": "{}x{}".format(*shown_size(recipe, size)),
         "usage_hint": usage_hint(recipe),
         "hash_sha256": f"0x{DIGEST_PLACEHOLDER}",
     }

@@ -16,7 +16,9 @@ CLIP_XL, OPEN_CLIP, CLIP = (
     "cond_stage_model.transformer.",
 )
 CLIP_PREFIXES, INSIDE_CLIP = (CLIP_XL, CLIP), "text_model."  # which some files leave out
-V_TENSOR = "v_pred"  # an empty tensor by which ComfyUI, NoobAI-XL and rapm mark a network that predicts velocities
+# Empty tensors by which ComfyUI, NoobAI-XL and rapm mark a network that predicts velocities, and a noise schedule that
+# goes down to zero signal.
+V_TENSOR, ZERO_SNR_TENSOR = "v_pred", "ztsnr"
 UNET_PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964}  # of the published UNets; a pruned one has fewer
 PER_BLOCK = 3  # entries of the original's lists for each diffusers block: two resnets, and one down- or upsampler
 UNET_TOP_LEVEL = {

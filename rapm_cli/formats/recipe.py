@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rapm_cli.core.common.errors import InputError
+from rapm_cli.core.method.sizes import NAME, Size, parse_size
 from rapm_cli.core.storage.files import regular_file
 from rapm_cli.formats.header import Header
 from rapm_cli.formats.lora_ref import are_records
@@ -98,6 +99,23 @@ def parse_lora_header(path: Path, header: Header) -> tuple[int, float, dict[str,
         if inner != rank:
             raise InputError(f"{path} says rank {rank}, and {name} has another", "give a plain LoRA of one rank")
     return rank, alpha, recipe
+
+
+def distilled_sizes(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the names of the sizes that a LoRA was distilled at; empty where it was at its base's own alone."""
+    sizes = recipe.get("teacher", {}).get("sizes", [])
+    return [name for name in sizes if isinstance(name, str) and NAME.fullmatch(name)] if isinstance(sizes, list) else []
+
+
+def shown_size(recipe: Mapping[str, Any], own: Size) -> Size:
+    """Return the first size that a LoRA was distilled at.
+
+    Args:
+        recipe: Recipe of the LoRA.
+        own: Size of the base's images.
+    """
+    sizes = distilled_sizes(recipe)
+    return parse_size(sizes[0]) if sizes else own
 
 
 def _rewrite_command(path: Path) -> str:

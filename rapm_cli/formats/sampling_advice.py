@@ -14,6 +14,8 @@ WEBUI_SCHEDULE = "SGM Uniform"
 COMFYUI_SAMPLERS = {DDIM: "ddim", "LCM": "lcm", "EulerDiscrete": "euler"}  # ComfyUI's ddim is its euler
 OWN_SAMPLERS = {"TCD": "TCD"}  # of rapm's images; those programs do not have it, and come nearest with DDIM's
 FOOOCUS_SAMPLERS = {DDIM: "euler", "LCM": "lcm", "EulerDiscrete": "euler"}
+# A setting of A1111's page, and its value for a noise schedule that goes down to zero signal.
+WEBUI_SCHEDULE_SETTING, WEBUI_ZERO_SNR = "Noise schedule for sampling", "Zero Terminal SNR"
 # Trailing timesteps. Of four DDIM steps the last two differ from diffusers' by 1 of 1000, and the images by 1 of 255.
 # LCM's own timesteps are up to 10 of 1000 higher, or 50 where it was trained at 10 timesteps.
 COMFYUI_SCHEDULE = "sgm_uniform"  # Fooocus has the same name
@@ -30,10 +32,16 @@ def steps_of(recipe: Mapping[str, Any]) -> int:
     return int(recipe.get("sampler", {}).get("steps", 4))
 
 
+def has_zero_snr(recipe: Mapping[str, Any]) -> bool:
+    """Return whether a student's noise schedule goes down to zero signal."""
+    return bool(recipe.get("sampler", {}).get("rescale_betas_zero_snr"))
+
+
 def webui_settings(recipe: Mapping[str, Any]) -> str:
     """Return the settings of A1111 and Forge, in the words of their page."""
     sampler = WEBUI_SAMPLERS[scheduler_of(recipe)]
-    return f"{steps_of(recipe)} steps, CFG scale 1, sampler {sampler}, schedule type {WEBUI_SCHEDULE}"
+    more = f", and in its settings {WEBUI_SCHEDULE_SETTING} {WEBUI_ZERO_SNR}" if has_zero_snr(recipe) else ""
+    return f"{steps_of(recipe)} steps, CFG scale 1, sampler {sampler}, schedule type {WEBUI_SCHEDULE}{more}"
 
 
 def fooocus_settings(recipe: Mapping[str, Any]) -> str:
@@ -52,16 +60,17 @@ def usage_hint(recipe: Mapping[str, Any]) -> str:
     spacing, times = sampler.get("timestep_spacing"), sampler.get("timesteps")
     diffusers = scheduler + (f" with {spacing} timesteps" if spacing else "")
     diffusers += f" {', '.join(map(str, times))}" if times else ""
+    diffusers += ", rescale_betas_zero_snr" if has_zero_snr(recipe) else ""
     comfyui = f"{COMFYUI_SAMPLERS[scheduler]} with {COMFYUI_SCHEDULE}"
     return f"{webui_settings(recipe)} (ComfyUI: {comfyui}; diffusers: {diffusers})"
 
 
-def infotext(image: Mapping[str, Any], side_px: int) -> str:
+def infotext(image: Mapping[str, Any], size: tuple[int, int]) -> str:
     """Return the text `parameters` of a PNG, as A1111 and Forge write and read it.
 
     Args:
         image: Recipe of the image, with prompt, seed, steps and sampler.
-        side_px: Width and height of the image, in pixels.
+        size: Width and height of the image, in pixels.
     """
     settings = {
         "Steps": image["steps"],
@@ -69,6 +78,6 @@ def infotext(image: Mapping[str, Any], side_px: int) -> str:
         "Schedule type": WEBUI_SCHEDULE,
         "CFG scale": 1,
         "Seed": image["seed"],
-        "Size": f"{side_px}x{side_px}",
-    }
+        "Size": "{}x{}".format(*size),
+    } | ({"Noise Schedule": WEBUI_ZERO_SNR} if has_zero_snr(image) else {})
     return f"{image['prompt']}\n{', '.join(f'{name}: {value}' for name, value in settings.items())}"

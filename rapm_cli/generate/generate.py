@@ -16,6 +16,7 @@ from rapm_cli.bases.device import DTYPES, find_precision
 from rapm_cli.core.common.errors import DiskError
 from rapm_cli.core.common.progress import Reporter
 from rapm_cli.core.method.samplers import Sampler, sample_student
+from rapm_cli.core.method.sizes import Size, size_name
 from rapm_cli.core.method.trajectories import walk_teacher
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.schedule import fine_grid, slot_edges
@@ -85,6 +86,7 @@ def generate(
     compare: bool,
     with_grid: bool,
     reporter: Reporter,
+    size: str | None = None,
 ) -> Iterator[GeneratedImage]:
     """Write one image for every prompt and seed, and yield each.
 
@@ -101,8 +103,10 @@ def generate(
         compare: Put the guided teacher's image on the left of each image.
         with_grid: Also write one PNG of all images.
         reporter: Shows a bar, and warns of what the model was not made for.
+        size: Size of the images, such as "832x1216"; None for the base's own.
     """
     slot_edges(steps)
+    pixels = chosen.base.size(size, reporter)
     teacher_settings = chosen.teacher if compare else None
     if steps != chosen.steps:
         reporter.warn(f"{chosen.origin} was distilled for {chosen.steps} steps, not {steps}: images will be worse")
@@ -116,20 +120,22 @@ def generate(
     loaded = _load_student(chosen, weights, device, DTYPES[precision], is_bare_too=compare)
     warn_of_unread(loaded, prompts, reporter)
     recipe = _recipe(chosen, weights, steps, precision, rng) | {"teacher": teacher_settings}
+    recipe |= {"size": size_name(pixels)} if pixels else {}
+    shape = loaded.latent_shape_of(pixels)
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images, captions = [], []
     with reporter.bar("images", len(jobs), "image", device) as bar, signals.deferred("these images"):
-        done, size = 0, batch_size or chosen.base.defaults.image_batch
-        for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
-            noise = pipeline_noise([seed for _, seed in batch], loaded.latent_shape, rng, DTYPES[precision]).to(device)
+        done, at_once = 0, batch_size or chosen.base.defaults.image_batch
+        for batch in (jobs[k : k + at_once] for k in range(0, len(jobs), at_once)):
+            noise = pipeline_noise([seed for _, seed in batch], shape, rng, DTYPES[precision]).to(device)
             shown = [prompt for prompt, _ in batch]
-            cond = loaded.encode(shown).to(device)
+            cond = loaded.encode(shown, size=pixels).to(device)
             made, seconds, teacher_seconds = _sample(
                 loaded, noise, cond, steps, chosen.sampler, teacher_settings, shown
             )
             for (prompt, seed), image in zip(batch, made, strict=True):
                 path = _free_path(output, f"{prompts.index(prompt):03d}-seed{seed}" + ("-compare" if compare else ""))
-                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter, loaded.side_px)
+                _save(image, path, recipe | {"prompt": prompt, "seed": seed}, reporter, pixels or loaded.size)
                 if with_grid:
                     images.append(image)
                     captions.append(f"{prompt}, seed {seed}")
@@ -231,11 +237,9 @@ def _make_folder(output: Path) -> None:
     sweep(output)
 
 
-def _save(
-    image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter, side_px: int | None = None
-) -> None:
+def _save(image: Image.Image, path: Path, recipe: dict[str, Any], reporter: Reporter, size: Size | None = None) -> None:
     kept, step = "the images before it are kept", "generate the remaining images"
-    with_retries(lambda: save_png(image, path, recipe, side_px), path, 0, reporter, kept, step)
+    with_retries(lambda: save_png(image, path, recipe, size), path, 0, reporter, kept, step)
 
 
 def _free_path(output: Path, stem: str) -> Path:

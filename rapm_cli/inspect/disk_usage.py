@@ -197,10 +197,10 @@ def _store(path: Path, needs: list[TrajectoryNeed]) -> Entry:
 
 def _rows(manifest: Manifest) -> int:
     rows = manifest.about.get("rows")
-    if not isinstance(rows, list) or len(rows) != 2 or any(type(row) is not int for row in rows):
+    if not isinstance(rows, list) or len(rows) not in (2, 3) or any(type(row) is not int for row in rows):
         return 0
-    count: int = rows[1] - rows[0]
-    return count
+    start, stop, step = [*rows, 1][:3]
+    return max(0, -((start - stop) // step)) if step > 0 else 0
 
 
 def _entry_of(kind: str, place: Path, paths: list[Path]) -> Entry:

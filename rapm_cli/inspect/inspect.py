@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rapm_cli.bases.checkpoint import checkpoint_kind
+from rapm_cli.bases.checkpoint import CheckpointKind, checkpoint_kind
 from rapm_cli.bases.places import runs_dir
-from rapm_cli.bases.support import judge
+from rapm_cli.bases.support import Judged, judge
 from rapm_cli.bases.weights import Weights
 from rapm_cli.core.common.errors import DamagedError, InputError
 from rapm_cli.core.storage.commit import MANIFEST, Manifest, verify
@@ -129,12 +129,17 @@ def _first_bytes(path: Path) -> bytes:
 def _safetensors(path: Path) -> dict[str, Any]:
     header = read_header(path)
     if not is_lora(header.tensors):
-        return _judged(describe_model(path, header), lambda: checkpoint_kind(path)[1])
+        return _judged(describe_model(path, header), lambda: _predicts(checkpoint_kind(path)))
     facts = describe_lora(path, header)
     run = Run(path.parent)
     if run.lora == path and (comparison := run.result().get("comparison")):
         facts["comparison"] = comparison
     return facts
+
+
+def _predicts(kind: CheckpointKind | Judged) -> str | None:
+    """Return what a base predicts, in words; None where it does not say."""
+    return f"{kind.prediction_type}, down to zero signal" if kind.has_zero_snr else kind.prediction_type
 
 
 def _judged(facts: dict[str, Any], check: Callable[[], str | None]) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _pickle(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     facts = {"folder": str(path), **_verified(path)}
     if (path / MODEL_INDEX).is_file():
-        return _judged(facts | _model(path), lambda: judge(Weights(path, "")).prediction_type)
+        return _judged(facts | _model(path), lambda: _predicts(judge(Weights(path, ""))))
     if store := trajectories_at(path):
         return facts | {"kind": "trajectories", **store}
     files = sorted(path.glob("*.safetensors"))

@@ -3,7 +3,8 @@
 import io
 import json
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rapm_cli.core.common.errors import DiskError, InputError
+from rapm_cli.core.method.sizes import NAME
 from rapm_cli.core.storage.files import replace_file
 from rapm_cli.formats.lora_ref import are_records
 from rapm_cli.formats.png import RECIPE_KEY, read_png
 from rapm_cli.formats.sampling_advice import infotext
 from rapm_cli.runs.prompts import LAST_SEED, check_prompt
+
+
+class _Sizes:
+    """All names of sizes."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and NAME.fullmatch(value) is not None
+
 
 REQUIRED = {"prompt": str, "seed": int, "steps": int, "base": str, "precision": str, "lora_sha256": str}
 ALLOWED: dict[str, Container[Any]] = {  # values of a recipe
@@ -24,6 +34,7 @@ ALLOWED: dict[str, Container[Any]] = {  # values of a recipe
     "steps": range(1, 1001),
     "precision": ("fp32", "bf16", "fp16"),
     "rng": ("cpu", "cuda", "mps"),
+    "size": _Sizes(),
 }
 SHOWN = 60  # characters of a refused value
 GAP, INK, PAPER = 6, (30, 30, 34), (250, 250, 248)
@@ -44,14 +55,14 @@ def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(image: Image.Image, path: Path, recipe: dict[str, Any], side_px: int | None = None) -> None:
+def save_png(image: Image.Image, path: Path, recipe: dict[str, Any], size: tuple[int, int] | None = None) -> None:
     """Write a PNG whole or not at all, with its recipe as JSON for rapm and as text for other programs.
 
     Args:
         image: Image to write.
         path: File to write.
         recipe: How the image was made, as JSON values; prompt, seed, steps and sampler become the text.
-        side_px: Width and height of what the student sampled, if the image shows more than that.
+        size: Width and height of what the student sampled, if the image shows more than that.
 
     Raises:
         DiskError: The file cannot be written.
@@ -59,7 +70,7 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any], side_px: in
     info = PngInfo()
     info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True))
     if "prompt" in recipe:
-        info.add_itxt("parameters", infotext(recipe, side_px or image.height))
+        info.add_itxt("parameters", infotext(recipe, size or image.size))
     try:
         replace_file(path, png_bytes(image, info))
     except OSError as error:
@@ -102,21 +113,21 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] = 
     width = columns * (images[0].width + GAP) - GAP
     strips = []
     for row in rows:
-        strips += [_captions([captions[k] for k in row], images[0].width)] if captions else []
+        strips += [_captions([captions[k] for k in row], [images[k].width for k in row])] if captions else []
         strips += [_row([images[k] for k in row], width)]
     return _stacked(strips)
 
 
-def contact_sheet(rows: dict[str, Tensor], captions: Sequence[str] = ()) -> Image.Image:
+def contact_sheet(rows: Mapping[str, Sequence[Tensor]], captions: Sequence[str] = ()) -> Image.Image:
     """Place one titled row of images for each entry.
 
     Args:
-        rows: Title to (B, 3, H, W) images in [0, 1], all of one shape; images of one column share prompt and noise.
+        rows: Title to B images (3, H, W) in [0, 1]; images of one column share size, prompt and noise.
         captions: B prompts, which stand above the columns; none for no texts.
     """
     made = {title: [to_image(pixels) for pixels in row] for title, row in rows.items()}
-    side = next(iter(made.values()))[0].width
-    strips = [_captions(captions, side)] if captions else []
+    widths = [image.width for image in next(iter(made.values()))]
+    side, strips = min(widths), [_captions(captions, widths)] if captions else []
     for title, images in made.items():
         strip = _row(images)
         strips.append(_stacked([_title(title, strip.width, side), strip], gap=0))
@@ -125,12 +136,18 @@ def contact_sheet(rows: dict[str, Tensor], captions: Sequence[str] = ()) -> Imag
 
 
 def _row(images: Sequence[Image.Image], width: int | None = None) -> Image.Image:
-    """Place images of one size side by side, on paper of that width."""
-    step = images[0].width + GAP
-    strip = Image.new("RGB", (width or len(images) * step - GAP, images[0].height), PAPER)
-    for k, image in enumerate(images):
-        strip.paste(image, (k * step, 0))
+    """Place images side by side, on paper of that width."""
+    lefts = _lefts([image.width for image in images])
+    size = width or lefts[-1] - GAP, max(image.height for image in images)
+    strip = Image.new("RGB", size, PAPER)
+    for left, image in zip(lefts, images, strict=False):
+        strip.paste(image, (left, 0))
     return strip
+
+
+def _lefts(widths: Sequence[int]) -> list[int]:
+    """Return where columns of these widths begin, and where a further one would."""
+    return list(accumulate((width + GAP for width in widths), initial=0))
 
 
 def _stacked(strips: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
@@ -151,16 +168,16 @@ def _title(text: str, width: int, side: int) -> Image.Image:
     return strip
 
 
-def _captions(texts: Sequence[str], side: int) -> Image.Image:
-    """Return a strip of texts, each in lines of `side` pixels, as high as the longest of them."""
-    font = _font(CAPTION_PX, side)
-    blocks = [_lines(text, font, side) for text in texts]
+def _captions(texts: Sequence[str], widths: Sequence[int]) -> Image.Image:
+    """Return a strip of texts, each in lines as wide as its column, as high as the longest of them."""
+    font, lefts = _font(CAPTION_PX, min(widths)), _lefts(widths)
+    blocks = [_lines(text, font, width) for text, width in zip(texts, widths, strict=True)]
     step = round(1.3 * font.size)
-    strip = Image.new("RGB", (len(texts) * (side + GAP) - GAP, max(map(len, blocks)) * step), PAPER)
+    strip = Image.new("RGB", (lefts[-1] - GAP, max(map(len, blocks)) * step), PAPER)
     pen = ImageDraw.Draw(strip)
-    for k, lines in enumerate(blocks):
+    for left, lines in zip(lefts, blocks, strict=False):
         for number, line in enumerate(lines):
-            pen.text((k * (side + GAP), number * step), line, fill=INK, font=font)
+            pen.text((left, number * step), line, fill=INK, font=font)
     return strip
 
 

@@ -263,6 +263,7 @@ class ImageRecipe:
         precision: Precision of the network.
         rng: Kind of device that generated its noise.
         is_compared: Whether the teacher's image is beside it.
+        size: Size of the image; None for the base's own.
         lora: Path of the LoRA; None if it was in the base's weights.
         identity: Identity of the base's weights.
         made_with: Name of the base in the image's recipe.
@@ -278,6 +279,7 @@ class ImageRecipe:
     precision: str
     rng: str
     is_compared: bool
+    size: str | None
     lora: Path | None
     identity: str
     made_with: str
@@ -304,6 +306,7 @@ def read_image_recipe(path: Path, lora_name: str | None, reporter: Reporter) -> 
     base = BASES[recipe["base"]] if recipe["base"] in BASES.names() else None
     known = {name: recipe[name] for name in ("prompt", "seed", "steps", "precision")}
     known |= {"rng": recipe.get("rng", "cpu"), "is_compared": recipe.get("teacher") is not None}
+    known["size"] = recipe.get("size")
     known |= {"identity": str(recipe.get("base_identity", "")), "made_with": recipe["base"]}
     known |= {"base_loras": recipe.get("base_loras", []), "lora_weight": float(recipe.get("lora_weight", 1))}
     known |= {"sampler": recipe.get("sampler", {}).get("name")}

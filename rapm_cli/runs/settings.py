@@ -13,14 +13,14 @@ from rapm_cli.bases.plans import is_rounded
 from rapm_cli.core.common.errors import ConfigError, InputError
 from rapm_cli.core.method.config import (
     CHECKED,
-    LATER,
     Checked,
     TeacherConfig,
     TrainConfig,
     option_name,
-    out_of_range,
     to_json,
+    without_usual,
 )
+from rapm_cli.core.method.setting_words import in_words, out_of_range
 from rapm_cli.formats.lora_ref import LoraRef
 
 # Names in files of settings that may change when a run is resumed, because the work that is done stays valid. Only
@@ -80,8 +80,7 @@ class Settings(Checked):
 
         A later setting is left out while it has the value that versions without it used, so that older runs resume.
         """
-        hashed = {name: value for name, value in self._fixed().items() if (name, value) not in LATER.items()}
-        text = json.dumps(hashed, sort_keys=True)
+        text = json.dumps(without_usual(self._fixed()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: "Settings", *, may_round: bool) -> list[str]:
@@ -156,7 +155,8 @@ class Settings(Checked):
             "deterministic": self.deterministic,
         }
         started = {"init_lora": self.init_lora.record} if self.init_lora else {}
-        return {**to_json(self.teacher), **training, **more, **started}
+        sizes = {"sizes": list(self.teacher.sizes)}  # which files of a teacher leave out where there are none
+        return {**to_json(self.teacher), **sizes, **training, **more, **started}
 
 
 def _lora_words(settings: Settings) -> str:
@@ -170,5 +170,4 @@ def _difference(name: str, mine: object, other: object) -> str:
         return "other prompts"
     if name == "init_lora":
         return "another --init-lora"
-    words = [("off", "on")[value] if isinstance(value, bool) else str(value) for value in (mine, other)]
-    return f"{option_name(name)} {words[0]}, not {words[1]}"
+    return f"{option_name(name)} {in_words(mine)}, not {in_words(other)}"

@@ -27,11 +27,13 @@ CPU = torch.device("cpu")
 
 def pipeline(folder: Path, dtype: torch.dtype = torch.float32):
     """The authors' README, on a folder that may be of another family and predict velocities."""
-    predicts = json.loads((folder / "scheduler" / "scheduler_config.json").read_text()).get("prediction_type")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    said = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    said |= {name: config[name] for name in said if name in config}
     authors = authors_scheduler().config
     kind = getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"])
     # The offset is of other spacings; SD 1.5's pipeline warns of any but 1.
-    scheduler = diffusers.DDIMScheduler.from_config(authors, prediction_type=predicts or "epsilon", steps_offset=1)
+    scheduler = diffusers.DDIMScheduler.from_config(authors, **said, steps_offset=1)
     variant = "fp16" if not (folder / "unet" / "diffusion_pytorch_model.safetensors").exists() else None
     pipe = kind.from_pretrained(folder, scheduler=scheduler, dtype=dtype, variant=variant)
     pipe.set_progress_bar_config(disable=True)

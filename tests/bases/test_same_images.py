@@ -16,17 +16,23 @@ from tests.bases.original_layout import write_checkpoint
 from tests.bases.small_models import SIDE, edit
 
 PROMPT = "a red cube left of a blue sphere at dawn"
-CASES = [("sdxl", "v_prediction"), ("sd15", "epsilon")]  # tests/formats compares an SDXL that predicts epsilon
+# A family, its scheduler's settings, and the empty tensors of a single file that say them. tests/formats compares an
+# SDXL that predicts epsilon.
+CASES = {
+    "sdxl-v": ("sdxl", {"prediction_type": "v_prediction"}, ["v_pred"]),
+    "sdxl-zero": ("sdxl", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, ["v_pred", "ztsnr"]),
+    "sd15-epsilon": ("sd15", {"prediction_type": "epsilon"}, []),
+}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
+@pytest.fixture(scope="module", params=CASES)
 def case(request, originals, tmp_path_factory):
     """A base, a random LoRA of it in kohya's form, and our images of the guided teacher and the student."""
-    family, predicts = request.param
+    family, said, _ = CASES[request.param]
     place = tmp_path_factory.mktemp("case")
-    folder = place / f"small-{family}"
+    folder = place / request.param
     shutil.copytree(originals[family], folder)
-    edit(folder, "scheduler/scheduler_config.json", prediction_type=predicts)
+    edit(folder, "scheduler/scheduler_config.json", **said)
     state = random_lora(folder)
     torch.save(state, place / "lora.pt")
     convert_pickle(place / "lora.pt", place / "lora.safetensors", {"base": folder.name})
@@ -77,11 +83,8 @@ def test_a_fused_folder_gives_the_students_image_in_plain_diffusers(case, rapm):
 def test_one_file_gives_the_folders_images(case, originals, usual_shapes, rapm, monkeypatch):
     """With the published configurations, which say epsilon: what the network predicts, the file itself says."""
     folder, place, _, *ours = case
-    velocities = "v_prediction" in (folder / "scheduler" / "scheduler_config.json").read_text()
-    family = folder.name.removeprefix("small-")
-    path = write_checkpoint(
-        folder, place / f"{folder.name}.safetensors", **({"v_pred": torch.ones(1)} if velocities else {})
-    )
+    family, _, marks = CASES[folder.name]
+    path = write_checkpoint(folder, place / "one.safetensors", **{name: torch.ones(1) for name in marks})
     monkeypatch.setattr(
         "rapm_cli.bases.published.fetch", lambda repo, commit, *rest: Snapshot(repo, commit, originals[family], ())
     )

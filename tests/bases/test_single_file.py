@@ -228,7 +228,7 @@ def test_a_base_that_predicts_velocities_says_so(copy_of, lora_of, tmp_path, usu
     folder, output = copy_of("sdxl"), tmp_path / "one.safetensors"
     edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction")
     export(lora_of(folder), base_of(folder), output, fuse=True, dtype="base", reporter=OUT, single_file=True)
-    assert checkpoint_kind(output) == ("sdxl", "v_prediction")
+    assert checkpoint_kind(output) == ("sdxl", "v_prediction", False)
     with safe_open(output, "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
 
@@ -260,6 +260,24 @@ def test_a_single_sd15_that_predicts_velocities_tells_each_program(copy_of, lora
     assert nodes[number]["inputs"]["sampling"] == "v_prediction"
     assert nodes["6"]["inputs"]["model"] == [number, 0]
     assert "prediction_type='v_prediction')" in (tmp_path / "x" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_base_down_to_zero_signal_tells_each_program(copy_of, lora_of, tmp_path, usual_shapes, is_fused):
+    folder, out = copy_of("sdxl"), tmp_path / "out"
+    edit(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    made = export(lora_of(folder), base_of(folder), out, reporter=OUT, fuse=is_fused, single_file=is_fused)
+    nodes = json.loads((out / "comfyui.json").read_text())
+    (number,) = [k for k, node in nodes.items() if node["class_type"] == "ModelSamplingDiscrete"]
+    assert (nodes[number]["inputs"]["sampling"], nodes[number]["inputs"]["zsnr"]) == ("v_prediction", True)
+    assert nodes["6"]["inputs"]["model"] == [number, 0]
+    card = (out / "README.md").read_text()
+    assert "rescale_betas_zero_snr=True" in card
+    assert "Noise schedule for sampling Zero Terminal SNR" in card
+    assert "Fooocus" not in card
+    if is_fused:
+        assert checkpoint_kind(made.files[0].path) == ("sdxl", "v_prediction", True)
+        assert {"v_pred", "ztsnr"} <= set(load_file(made.files[0].path))
 
 
 def test_a_byte_that_is_lost_on_the_way_is_found(originals, lora_of, tmp_path, monkeypatch):

@@ -32,6 +32,9 @@ def rescaled(alphas):
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
 
+ZERO = rescaled(ALPHAS)
+
+
 @pytest.fixture
 def checkpoint(originals, tmp_path, usual_shapes):
     """Writes a checkpoint with more tensors and with metadata."""
@@ -65,7 +68,24 @@ def checkpoint(originals, tmp_path, usual_shapes):
     ],
 )
 def test_a_checkpoint_is_believed(checkpoint, metadata, more, predicts):
-    assert checkpoint_kind(checkpoint(metadata, **more)) == ("sdxl", predicts)
+    assert checkpoint_kind(checkpoint(metadata, **more)) == ("sdxl", predicts, False)
+
+
+V = {"modelspec.prediction_type": "v"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "more"),
+    [
+        ({}, {"v_pred": EMPTY, "ztsnr": EMPTY}),  # NoobAI-XL
+        ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, {}),  # sd-scripts
+        (V, {"ztsnr": EMPTY, "alphas_cumprod": ALPHAS}),  # as ComfyUI, which believes the mark
+        (V, {"alphas_cumprod": rescaled(ALPHAS).bfloat16()}),
+        (V, {"denoiser.sigmas": torch.cat([((1 - ZERO) / ZERO).sqrt()[:-1], torch.tensor([4518.0])]).half()}),
+    ],
+)
+def test_a_checkpoint_down_to_zero_signal_is_believed(checkpoint, metadata, more):
+    assert checkpoint_kind(checkpoint(metadata, **more)) == ("sdxl", "v_prediction", True)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +94,8 @@ def test_a_checkpoint_is_believed(checkpoint, metadata, more, predicts):
         ({"modelspec.prediction_type": "sample"}, {}, "sample"),
         ({"modelspec.prediction_type": "epsilon"}, {"v_pred": EMPTY}, "contradicts"),
         ({"modelspec.predict_key": "v", "ss_v_parameterization": "False"}, {}, "contradicts"),
-        ({"ss_zero_terminal_snr": "True"}, {}, "ss_zero_terminal_snr"),
-        ({}, {"v_pred": EMPTY, "ztsnr": EMPTY}, "ztsnr"),  # NoobAI-XL
+        ({"ss_zero_terminal_snr": "True"}, {}, "zero"),  # an estimate of noise says nothing without a signal
+        ({"modelspec.prediction_type": "epsilon"}, {"ztsnr": EMPTY}, "zero"),
         ({}, {"edm_vpred.sigma_max": 120 * ONE, "edm_vpred.sigma_min": ONE}, "CosXL"),
         ({}, {"edm_mean": torch.ones(1, 4, 1, 1), "edm_std": torch.ones(1, 4, 1, 1)}, "Playground"),
         ({}, {"alphas_cumprod": rescaled(ALPHAS)}, "zero"),
@@ -105,11 +125,11 @@ def test_a_header_s_velocities_are_kept_in_a_merged_file(checkpoint, originals, 
     layer = "mid_block.attentions.0.proj_in"
     halves = {f"{layer}.lora_A.weight": torch.ones(1, 16), f"{layer}.lora_B.weight": torch.ones(16, 1)}
     save_lora(lora, LoraFile(halves, 1, 1.0, {}))
-    said = checkpoint_kind(path)[1]
+    said = checkpoint_kind(path).prediction_type
     weights = Weights(originals["sdxl"], "", checkpoint=path, prediction_type=said)
     base = replace(find_base(str(originals["sdxl"]), OUT), locate=lambda _: weights, prediction_type=said)
     export(lora, base, tmp_path / "merged.safetensors", fuse=True, single_file=True, reporter=OUT)
-    assert checkpoint_kind(tmp_path / "merged.safetensors") == ("sdxl", "v_prediction")
+    assert checkpoint_kind(tmp_path / "merged.safetensors") == ("sdxl", "v_prediction", False)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
@@ -117,7 +137,7 @@ def test_a_clip_without_text_model_in_its_names_is_read(originals, checkpoint, f
     path = checkpoint(family=family)
     short = {name.replace("transformer.text_model.", "transformer."): value for name, value in load_file(path).items()}
     save_file(short, path)
-    assert checkpoint_kind(path)[0] == family
+    assert checkpoint_kind(path).family == family
     ours = LoadedBase(Weights(originals[family], "", checkpoint=path), CPU, torch.float32).encode(["a red cube"])
     theirs = load(originals[family]).encode(["a red cube"])
     assert torch.equal(ours.tokens, theirs.tokens)
@@ -125,6 +145,22 @@ def test_a_clip_without_text_model_in_its_names_is_read(originals, checkpoint, f
     save_file({key: value for key, value in short.items() if key != name}, path)
     with pytest.raises(InputError, match=naming("text_encoder", "final_layer_norm.weight")):
         LoadedBase(Weights(originals[family], "", checkpoint=path), CPU, torch.float32).encode(["a red cube"])
+
+
+OTHER_FILES = {  # the tensors by which a file that is no whole SDXL or SD 1.5 is known, and its name
+    "conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight": "refiner",
+    "cond_stage_model.model.transformer.resblocks.0.ln_1.weight": "Stable Diffusion 2",
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "Flux",
+}
+
+
+@pytest.mark.parametrize(("tensor", "named"), OTHER_FILES.items())
+def test_a_file_of_another_family_is_refused_by_its_name(tmp_path, rapm, tensor, named):
+    path = tmp_path / "one.safetensors"
+    save_file({tensor: ONE}, path)
+    code, _, err = rapm("distill", "--dry-run", "--base", str(path), "--quiet")
+    assert (code, names(err, "one.safetensors", named)) == (3, True)
 
 
 REFUSED = {
@@ -169,6 +205,9 @@ def test_only_a_checkpoint_that_can_be_distilled_is_said_to_be(checkpoint, origi
         assert "rapm (--base)" in rapm("inspect", str(path))[1]
     out = rapm("inspect", str(checkpoint({"modelspec.prediction_type": "v"})))[1]
     assert names(out, "predicts", "v_prediction")
-    out = rapm("inspect", str(checkpoint(ztsnr=EMPTY)))[1]
+    out = rapm("inspect", str(checkpoint(v_pred=EMPTY, ztsnr=EMPTY)))[1]
+    assert names(out, "predicts", "v_prediction", "zero")
+    path = checkpoint(ztsnr=EMPTY)
+    out = rapm("inspect", str(path))[1]
     assert "rapm (--base)" not in out
-    assert names(out, "rapm", "ztsnr")
+    assert names(out, "rapm", path.name, "zero")

@@ -113,7 +113,7 @@ def _full_size(family: str, place: Path) -> tuple[dict[str, list[int]], dict[str
             rest = [1] * (layer.weight.dim() - 2)
             state[f"{name}.lora_A.weight"] = torch.ones(1, *layer.weight.shape[1:])
             state[f"{name}.lora_B.weight"] = torch.ones(layer.weight.shape[0], 1, *rest)
-    lora, target = LoraFile(state, 1, 1.0, {}), LoraTarget(family == "sdxl", set(layers), architecture.side_px)
+    lora, target = LoraFile(state, 1, 1.0, {}), LoraTarget(family == "sdxl", set(layers), architecture.image_size)
     files = {form: place / f"{form}.safetensors" for form in EXPORTS.names()}
     for form, path in files.items():
         EXPORTS[form](path, lora, target, None)

@@ -21,7 +21,7 @@ def webui_rows(options: argparse.Namespace, place: Path) -> Iterator[Row]:
     if options.webui is None:
         yield Row("A1111 or Forge", file="text of an image", figure="--webui names no checkout")
         return
-    (place / "text.txt").write_text(infotext({"prompt": PROMPT, "seed": 7, "steps": 4}, 64))
+    (place / "text.txt").write_text(infotext({"prompt": PROMPT, "seed": 7, "steps": 4}, (64, 64)))
     said = ask(python_of(options.environments, "comfyui"), "webui", options.webui, place / "text.txt")
     wanted = {"Prompt": PROMPT, "Steps": "4", "CFG scale": "1", "Seed": "7", "Size-1": "64", "Size-2": "64"}
     wanted |= {"sampler": "Euler", "schedule": "SGM Uniform"}

@@ -36,13 +36,13 @@ def whole(short_run, small_folder, tmp_path_factory):
     from rapm_cli.cli.app import main
 
     noise, rows, out = Counter(), [], io.StringIO()
-    real_noise, real_predict = module.initial_noise, Backbone.predict_noise
+    real_noise, real_predict = module.initial_noise, Backbone.predict
 
     def initial_noise(seed, purpose, indices, shape):
         noise.update((purpose, k) for k in indices)
         return real_noise(seed, purpose, indices, shape)
 
-    def predict_noise(self, role, z, *arguments):
+    def predict(self, role, z, *arguments):
         rows.append(len(z))
         return real_predict(self, role, z, *arguments)
 
@@ -50,7 +50,7 @@ def whole(short_run, small_folder, tmp_path_factory):
         patch.setenv("RAPM_HOME", str(tmp_path_factory.mktemp("whole")))
         use_small_demo(small_folder, patch)
         patch.setattr(module, "initial_noise", initial_noise)
-        patch.setattr(Backbone, "predict_noise", predict_noise)
+        patch.setattr(Backbone, "predict", predict)
         assert main(["eval", "--lora", str(short_run), "--samples", "8", "--json"]) == 0
         home = Path(os.environ["RAPM_HOME"])
     return json.loads(out.getvalue()), noise, sum(rows), home

@@ -67,7 +67,7 @@ def sample_as_comfyui(pipe, prompt, noise, settings):
 def test_comfyui_samples_the_students_image(pipe, prompt):
     """ComfyUI ends at noise level 0, training ends at timestep 0: nearly all of the difference comes from that."""
     recipe = {"sampler": {"scheduler": "DDIM", "steps": 4}}
-    settings = comfyui_workflow(recipe, checkpoint="base", lora=STUDENT, side_px=64, prompt=prompt)["6"]["inputs"]
+    settings = comfyui_workflow(recipe, checkpoint="base", lora=STUDENT, size=(64, 64), prompt=prompt)["6"]["inputs"]
     noise = torch.randn(1, 4, *[pipe.unet.config.sample_size] * 2, generator=torch.Generator().manual_seed(7))
     theirs = sample_as_comfyui(pipe, prompt, noise, settings)
     call = {"prompt": prompt, "num_inference_steps": 4, "guidance_scale": 1.0, "latents": noise, "output_type": "pt"}

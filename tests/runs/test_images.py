@@ -25,7 +25,7 @@ def test_a_recipe_comes_back_as_it_was_written(tmp_path):
 def test_a1111_gets_a_sampler_and_a_schedule_that_it_has(tmp_path, scheduler, sampler):
     """A1111 reads the last line: names and values, of which at least three; its own DDIM has no schedule."""
     recipe = RECIPE | {"sampler": {"scheduler": scheduler} if scheduler else {}}
-    save_png(Image.new("RGB", (2 * 8 + 6, 8 + 20)), tmp_path / "compare.png", recipe, side_px=8)
+    save_png(Image.new("RGB", (2 * 8 + 6, 8 + 20)), tmp_path / "compare.png", recipe, size=(8, 8))
     prompt, settings = read_png(tmp_path / "compare.png").texts["parameters"].split("\n")
     assert prompt == RECIPE["prompt"]
     assert [setting.split(": ") for setting in settings.split(", ")] == [

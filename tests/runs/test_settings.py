@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from rapm_cli.core.method.config import TeacherConfig, TrainConfig
-from rapm_cli.runs.settings import LATER, Settings
+from rapm_cli.core.method.config import LATER, TeacherConfig, TrainConfig
+from rapm_cli.runs.settings import Settings
 
 MADE = Settings(
     source="demo",
@@ -45,6 +45,9 @@ def test_a_setting_that_came_later_makes_another_run(name):
         "lcm_times": 10,
     }
     fields = {"discriminator_times": "discriminator_noise", "lcm_times": "lcm_timesteps", "final_rate": "min_lr_ratio"}
-    changed = with_training(**{fields.get(name, name): other.get(name, 0.5)})
+    if name == "sizes":
+        changed = dataclasses.replace(MADE, teacher=dataclasses.replace(MADE.teacher, sizes=("64x96",)))
+    else:
+        changed = with_training(**{fields.get(name, name): other.get(name, 0.5)})
     assert changed.fingerprint != MADE.fingerprint
     assert MADE.differences(changed, may_round=True)

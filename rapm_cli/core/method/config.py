@@ -9,16 +9,15 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from rapm_cli.core.common.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from rapm_cli.core.method.setting_words import out_of_range, range_of, shown, wanted
+from rapm_cli.core.method.sizes import Size, parse_size
 
 MethodName = Literal["rapm", "pcm", "lcm", "dmd2", "kd"]
 DiscriminatorName = Literal["unet", "unet-mid", "latent"]
@@ -50,12 +49,6 @@ class Option:
     before: object = None
 
 
-# Pydantic's names of limits, and the starts of its names of type errors, in words.
-LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-TYPES = {
-    **{"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false"},
-    **{"string": "text", "list": "a list", "dict": "a table", "model": "a table", "tuple": "a list"},
-}
 MAIN, METHOD, TRAINING, RUN = "", "Method", "Training", "Run"  # panels; the first one's heading is the help page's own
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -102,6 +95,14 @@ class TeacherConfig(Checked):
         Field(ge=1, le=MAX_TRAJECTORIES, description="Number of teacher trajectories."),
         Option(MAIN, is_bases=True, shown_default="1000, demo: 128"),
     ] = 1000
+    sizes: Annotated[
+        tuple[str, ...],
+        Field(
+            strict=False,
+            description="Sizes of the trajectories' images, such as 1024x1024,832x1216; sdxl: the sizes of SDXL.",
+        ),
+        Option(METHOD, "size", shown_default="the base's own", before=()),
+    ] = ()
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     precision: Precision = "fp32"
 
@@ -109,12 +110,28 @@ class TeacherConfig(Checked):
         from rapm_cli.core.network.schedule import fine_grid  # here, because it imports torch
 
         fine_grid(self.num_slots, self.fine_steps)
+        for name in self.sizes:
+            parse_size(name)
         if self.delta >= self.fine_steps:
             raise out_of_range("delta", self.delta, f"1 to {self.fine_steps - 1} (--fine-steps)")
 
+    @property
+    def stride(self) -> int:
+        """Number of trajectories from one to the next of the same size."""
+        return max(1, len(self.sizes))
+
+    @property
+    def shown_size(self) -> Size | None:
+        """The size at which samples are compared: the first; None for the base's own."""
+        return self.size_of(0)
+
+    def size_of(self, number: int) -> Size | None:
+        """Return the size of a trajectory's image by its number; None for the base's own."""
+        return parse_size(self.sizes[number % self.stride]) if self.sizes else None
+
     def fingerprint(self, *more: str) -> str:
         """Return twelve hexadecimal digits of these settings and of `more`, such as the hash of the prompts."""
-        text = json.dumps([dataclasses.asdict(self), *more], sort_keys=True)
+        text = json.dumps([to_json(self), *more], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -254,7 +271,7 @@ class TrainConfig(Checked):
             object.__setattr__(self, "alpha", float(self.rank))
         are_weights = all(math.isfinite(weight) and weight >= 0 for weight in self.slot_weights)
         if not are_weights or not any(self.slot_weights or (1,)):
-            raise out_of_range("slot-weights", _shown(self.slot_weights), "numbers from 0, not all 0")
+            raise out_of_range("slot-weights", shown(self.slot_weights), "numbers from 0, not all 0")
         if 1000 % self.lcm_timesteps:
             raise out_of_range("lcm-timesteps", self.lcm_timesteps, "a divisor of 1000")
         if not (self.relative_weight or self.absolute_weight or self.discriminated_positions):
@@ -299,15 +316,29 @@ def option_name(name: str) -> str:
     return name.replace("_", "-")
 
 
+def _as_json(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
 # Stored names of settings that older versions lack, with the value that describes their runs.
-LATER = {field.alias or name: option.before for name, field, option in options() if option.before is not None}
+LATER = {field.alias or name: _as_json(option.before) for name, field, option in options() if option.before is not None}
 
 
 def to_json(config: TeacherConfig | TrainConfig) -> dict[str, Any]:
-    """Return settings as JSON values under their stored names; tuples become lists."""
+    """Return settings as JSON values under their stored names; tuples become lists.
+
+    Of a teacher, a later setting is left out while it has the value that versions without it used, so that older
+    trajectories are found.
+    """
     fields = declared(type(config))
     record = {fields[name].alias or name: value for name, value in dataclasses.asdict(config).items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
+    made = {name: _as_json(value) for name, value in record.items()}
+    return without_usual(made) if isinstance(config, TeacherConfig) else made
+
+
+def without_usual(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out later settings, of a record in JSON values, that have the value which versions without them used."""
+    return {name: value for name, value in record.items() if (name, value) not in LATER.items()}
 
 
 def from_json(kind: type[C], record: object) -> C:
@@ -325,24 +356,6 @@ def from_json(kind: type[C], record: object) -> C:
         raise InputError(error.message, remedy) from error
 
 
-def out_of_range(option: str, value: object, wants: str) -> ConfigError:
-    """Return the error of a value outside its option's range."""
-    return ConfigError(f"--{option} {value} is out of range", f"give {wants}")
-
-
-def wanted(error: "ErrorDetails") -> str:
-    """Return the values that pydantic would have accepted, in words that follow "give"."""
-    context = error.get("ctx", {})
-    for key, words in LIMITS.items():
-        if key in context:
-            return f"{words} {context[key]}"
-    if error["type"] == "literal_error":
-        return str(context["expected"])
-    if error["type"] == "too_short":
-        return "a list with at least one entry"
-    return TYPES.get(error["type"].partition("_")[0], "another value")
-
-
 def _explained(kind: type[Checked], values: Any, error: ValidationError) -> ConfigError:
     """Return pydantic's first complaint as our error."""
     first = error.errors(include_url=False)[0]
@@ -355,23 +368,5 @@ def _explained(kind: type[Checked], values: Any, error: ValidationError) -> Conf
         return ConfigError(f"the setting {name!r} is missing", "see --help")
     if first["type"] == "unexpected_keyword_argument":  # under its old and its new name
         return ConfigError(f"--{option_name(name)} is given twice, as {field.alias} and {key}", "give one of the two")
-    value = _shown(getattr(values, "kwargs", values)[name])
-    return out_of_range(option_name(name), value, _range(field) or wanted(first))
-
-
-def _range(field: FieldInfo) -> str:
-    """Return the values that a setting takes, in words; empty where its type says all."""
-    if get_origin(field.annotation) is Literal:
-        *others, last = get_args(field.annotation)
-        return f"{', '.join(others)} or {last}"
-    limits = {key: getattr(one, key) for one in field.metadata for key in LIMITS if hasattr(one, key)}
-    if "ge" in limits and "le" in limits:
-        return f"{limits['ge']} to {limits['le']}"
-    return " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
-
-
-def _shown(value: object) -> object:
-    """Return a value as a user types it: a list with commas."""
-    if not isinstance(value, tuple | list):
-        return value
-    return ",".join(f"{item:g}" if isinstance(item, int | float) else str(item) for item in value)
+    value = shown(getattr(values, "kwargs", values)[name])
+    return out_of_range(option_name(name), value, range_of(field) or wanted(first))

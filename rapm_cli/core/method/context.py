@@ -9,7 +9,7 @@ from torch import Tensor
 from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.common.randomness import generator_for
 from rapm_cli.core.method.config import TrainConfig
-from rapm_cli.core.method.trajectories import guided_noise
+from rapm_cli.core.method.trajectories import guided_prediction
 from rapm_cli.core.network.backbone import Backbone, Conditioning, Denoiser
 from rapm_cli.core.network.schedule import NoiseSchedule, fine_grid, slot_edges
 from rapm_cli.core.training.distributed import ALONE, World
@@ -67,8 +67,8 @@ class TrainingContext:
         """The time of the point ahead in each slot."""
         return [int(self.grid[(n + 1) * self.fine_steps - self.delta]) for n in range(self.num_slots)]
 
-    def teacher_noise(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
-        """Return the guided teacher's noise estimate; arguments as in `guided_noise`.
+    def teacher_prediction(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
+        """Return the guided teacher's prediction; arguments as in `guided_prediction`.
 
         Raises:
             ValueError: There is guidance, but no conditioning of the empty prompt.
@@ -76,7 +76,7 @@ class TrainingContext:
         if self.uncond is None and self.guidance_scale != 1:
             raise ValueError("guidance needs the empty prompt's conditioning")
         uncond = cond if self.uncond is None else self.uncond  # unused without guidance
-        return guided_noise(self.backbone.teacher, z, t, cond, uncond, self.guidance_scale)
+        return guided_prediction(self.backbone.teacher, z, t, cond, uncond, self.guidance_scale)
 
     def noise(self, like: Tensor, *purpose: int | str) -> Tensor:
         """Sample standard normal noise.

@@ -20,7 +20,7 @@ from rapm_cli.core.method.trajectories import Trajectories
 from rapm_cli.core.network.backbone import Conditioning
 from rapm_cli.core.network.flat_weights import MasterWeights
 from rapm_cli.core.network.lora_layers import FAKE_SCORE
-from rapm_cli.core.network.schedule import add_noise, clean_estimate
+from rapm_cli.core.network.schedule import add_noise, clean_estimate, noise_estimate
 from rapm_cli.core.network.student import attach_lora, lora_parameters
 from rapm_cli.core.training.optimizer import GuardedAdamW
 from rapm_cli.core.training.step_metrics import DeviceMetrics
@@ -124,7 +124,7 @@ class DistributionMatching(Method):
         context, fake_score = self.context, self.context.backbone.fake_score
         with torch.no_grad():
             z, t = self._noised(sample, MATCHING_TIMES, n, iteration, "matching")[:2]
-            real = clean_estimate(z, context.teacher_noise(z, t, cond), t, context.schedule)
+            real = clean_estimate(z, context.teacher_prediction(z, t, cond), t, context.schedule)
             fake = clean_estimate(z, fake_score(z, t, cond), t, context.schedule)
             scale = (sample - real).abs().mean(dim=(1, 2, 3), keepdim=True)
             target = sample - (fake - real) / scale
@@ -133,7 +133,8 @@ class DistributionMatching(Method):
     def _score_loss(self, sample: Tensor, cond: Conditioning, n: int, iteration: int) -> Tensor:
         """Return the mean squared error of the fake score's noise estimate on a noised sample."""
         z, t, noise = self._noised(sample, (0, self.context.schedule.length), n, iteration, "score")
-        return (self.context.backbone.fake_score(z, t, cond) - noise).square().mean()
+        prediction = self.context.backbone.fake_score(z, t, cond)
+        return (noise_estimate(z, prediction, t, self.context.schedule) - noise).square().mean()
 
     def _logits(self, z: Tensor, cond: Conditioning, n: int, iteration: int, purpose: str, kind: str = "") -> Tensor:
         """Return the head's logits on the fake score's features of a latent noised to any time.

@@ -49,7 +49,7 @@ class LatentConsistency(Method):
         noise = context.noise(clean, "noised picture", iteration, n)
         z = add_noise(clean, noise, t, context.schedule)
         with torch.no_grad():
-            z_later = ddim_step(z, context.teacher_noise(z, t, cond), t, s, context.schedule)
+            z_later = ddim_step(z, context.teacher_prediction(z, t, cond), t, s, context.schedule)
             target = consistency(context.student, z_later, s.clamp(min=0), cond)
         loss = pseudo_huber_mean(consistency(context.student, z, t, cond), target)
         return SlotResult(loss, z_start, {CONSISTENCY: target}, DeviceMetrics(distance={CONSISTENCY: loss.detach()}))
@@ -64,8 +64,8 @@ def consistency(student: Denoiser, z: Tensor, t: Tensor, cond: Conditioning) -> 
         t: (B,) timesteps on the CPU.
         cond: Conditioning of the B images.
     """
-    scaled, noise = TIME_SCALE * t.float(), student(z, t, cond)
+    scaled, prediction = TIME_SCALE * t.float(), student(z, t, cond)
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     c_out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
     skip, out = (upload(c.view(-1, 1, 1, 1), z.device) for c in (c_skip, c_out))
-    return skip * z + out * clean_estimate(z, noise, t, student.schedule)
+    return skip * z + out * clean_estimate(z, prediction, t, student.schedule)

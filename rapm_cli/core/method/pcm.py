@@ -39,7 +39,7 @@ class PhasedConsistency(AdversarialMethod):
         noise = context.noise(clean, "noised picture", iteration, n)
         z = add_noise(clean, noise, t, context.schedule)
         with torch.no_grad():
-            z_later = ddim_step(z, context.teacher_noise(z, t, cond), t, s, context.schedule)
+            z_later = ddim_step(z, context.teacher_prediction(z, t, cond), t, s, context.schedule)
             target = student_step(context.student, z_later, s, edge, cond)  # if s is the edge, z_later itself
         z_student = student_step(context.student, z, t, edge, cond)
         loss = pseudo_huber_mean(z_student, target)

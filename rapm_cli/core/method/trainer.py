@@ -295,23 +295,39 @@ class Trainer:
             self.average.load_state(parts["average"])
 
 
-def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> Tensor:
+def batch_indices(seed: int, iteration: int, batch_size: int, count: int, stride: int = 1) -> Tensor:
     """Return the indices of one iteration's trajectories: epochs of random permutations, fixed by the seed.
+
+    Where several sizes alternate, a batch has one size, and an epoch is a permutation of whole batches.
 
     Args:
         seed: Seed of the training.
         iteration: Counts from 0.
         batch_size: Number of trajectories in the batch of all processes.
         count: Number of trajectories in an epoch.
+        stride: Number of trajectories from one to the next of the same size.
 
     Returns:
         (batch_size,) indices in [0, count), on the CPU.
     """
+    if stride > 1:
+        return _indices_of_one_size(seed, iteration, batch_size, count, stride)
     rows = []
     for position in range(iteration * batch_size, (iteration + 1) * batch_size):
         epoch, place = divmod(position, count)
         rows.append(torch.randperm(count, generator=generator_for(seed, "order", epoch))[place])
     return torch.stack(rows)
+
+
+def _indices_of_one_size(seed: int, iteration: int, batch_size: int, count: int, stride: int) -> Tensor:
+    """Return the indices of a batch of one size; the last batch of a size in an epoch is filled up from its first."""
+    sizes = [range(first, count, stride) for first in range(min(stride, count))]
+    batches = [(size, k) for size, rows in enumerate(sizes) for k in range(0, len(rows), batch_size)]
+    epoch, place = divmod(iteration, len(batches))
+    size, start = batches[int(torch.randperm(len(batches), generator=generator_for(seed, "order", epoch))[place])]
+    rows = sizes[size]
+    order = torch.randperm(len(rows), generator=generator_for(seed, "order", epoch, size))
+    return size + stride * order[torch.arange(start, start + batch_size) % len(rows)]
 
 
 def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, first: int = 0) -> Iterator[Progress]:
@@ -328,7 +344,7 @@ def train(trainer: Trainer, trajectories: Trajectories | StoredTrajectories, fir
     config, world, count = trainer.config, trainer.world, len(trajectories)
 
     def fetch(iteration: int) -> tuple[Tensor, Trajectories]:
-        chosen = batch_indices(config.seed, iteration, config.batch_size, count)
+        chosen = batch_indices(config.seed, iteration, config.batch_size, count, trajectories.stride)
         return chosen, trajectories[chosen[world.shard(len(chosen))]]
 
     for iteration, (chosen, batch) in prefetched(fetch, range(first, config.iterations)):

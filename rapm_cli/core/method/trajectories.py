@@ -1,7 +1,7 @@
 """Phase 1: the guided teacher walks the fine grid; the positions that training needs are kept."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -26,6 +26,11 @@ class Trajectories:
     z_teacher: Tensor
     z_ahead: Tensor
     cond: Conditioning
+
+    @property
+    def stride(self) -> int:
+        """Number of trajectories from one to the next of the same size: they all have the same."""
+        return 1
 
     def __len__(self) -> int:
         return len(self.z_teacher)
@@ -68,25 +73,26 @@ def initial_noise(seed: int, purpose: str, indices: list[int], shape: tuple[int,
     return torch.stack(rows)
 
 
-def guided_noise(
+def guided_prediction(
     teacher: Denoiser, z: Tensor, t: int | Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
-    """Predict noise with classifier-free guidance, both halves in one batch.
+    """Return the network's prediction with classifier-free guidance, both halves in one batch.
 
     Args:
         teacher: The network without a LoRA.
         z: (B, C, H, W) latent at `t`.
         t: Timestep, or (B,) timesteps on the CPU.
         cond: Conditioning of the prompts, B rows.
-        uncond: Conditioning of the empty prompt, B rows or one.
+        uncond: Conditioning of the empty prompt, B rows or one; the images' sizes are taken from `cond`.
         guidance_scale: diffusers' form: uncond + scale * (cond - uncond). 1 means no guidance and half the work.
 
     Returns:
-        (B, C, H, W) noise estimate, float32.
+        (B, C, H, W) noise or velocity, float32.
     """
     if guidance_scale == 1:
         return teacher(z, t, cond)
-    both = Conditioning.cat([uncond.expand(len(z)) if len(uncond) == 1 else uncond, cond])
+    without_text = uncond.expand(len(z)) if len(uncond) == 1 else uncond
+    both = Conditioning.cat([replace(without_text, time_ids=cond.time_ids), cond])
     times = t.repeat(2) if isinstance(t, Tensor) else t
     without, with_ = teacher(torch.cat([z, z]), times, both).chunk(2)
     return without + guidance_scale * (with_ - without)
@@ -103,7 +109,7 @@ def walk_teacher(
 ) -> Iterator[Tensor]:
     """Yield the guided teacher's positions at `times[0]` (which is `z`), `times[1]`, ..., one DDIM step apart.
 
-    Other arguments as in `guided_noise`.
+    Other arguments as in `guided_prediction`.
 
     Raises:
         ValueError: The base is rounded to 8 bits, so that this would be another teacher.
@@ -113,8 +119,8 @@ def walk_teacher(
         raise ValueError("the base is rounded to 8 bits: it is no longer the teacher")
     yield z
     for t, s in pairwise(times):
-        noise = guided_noise(teacher, z, t, cond, uncond, guidance_scale)
-        z = ddim_step(z, noise, t, s, teacher.schedule)
+        prediction = guided_prediction(teacher, z, t, cond, uncond, guidance_scale)
+        z = ddim_step(z, prediction, t, s, teacher.schedule)
         yield z
 
 

@@ -13,7 +13,7 @@ from rapm_cli.core.common.device_copy import upload
 from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.network.cuda_graphs import Pass, Recorder
 from rapm_cli.core.network.lora_layers import FAKE_SCORE, STUDENT, TEACHER, Switch
-from rapm_cli.core.network.schedule import NoiseSchedule, predicted_noise
+from rapm_cli.core.network.schedule import NoiseSchedule
 
 COMPILED_GRAPHS = 64  # of one block's code: one for each width, batch size and role, with and without gradients
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
@@ -82,7 +82,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network in one role, as a function: `denoiser(z, t, cond)` predicts the noise in `z`.
+    """A network in one role, as a function: `denoiser(z, t, cond)` predicts the noise in `z`, or its velocity.
 
     Each call sets the role itself. So a teacher is the teacher whether or not a LoRA is attached, and calls of
     different roles may alternate in any order.
@@ -101,7 +101,7 @@ class Denoiser:
         return self.backbone.schedule
 
     def __call__(self, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
-        """Predict the noise in latents.
+        """Return the network's prediction; `schedule` has the functions that make noise or a clean latent of it.
 
         Args:
             z: (B, C, H, W) latents at `t`, float32.
@@ -111,7 +111,7 @@ class Denoiser:
         Returns:
             (B, C, H, W) float32, whatever the network's own dtype.
         """
-        return self.backbone.predict_noise(self.role, z, t, cond)
+        return self.backbone.predict(self.role, z, t, cond)
 
     def features(self, z: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
         """Return the outputs of every down block and of the mid block, if the network has one.
@@ -235,12 +235,12 @@ class Backbone:
         self.recorder = None
         return had_recordings
 
-    def predict_noise(self, role: str, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
-        """Predict noise in a role; see `Denoiser.__call__`."""
+    def predict(self, role: str, z: Tensor, t: int | Tensor, cond: Conditioning) -> Tensor:
+        """Return the prediction in a role; see `Denoiser.__call__`."""
         self.passes.whole += len(z)
         times = upload(t, z.device) if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
         [out] = self._run(role, self._whole, z, times, cond)
-        return predicted_noise(out.float(), z, t, self.schedule)
+        return out.float()
 
     def features(self, role: str, z: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
         """Compute features in a role; see `Denoiser.features`."""

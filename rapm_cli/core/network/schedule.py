@@ -12,6 +12,7 @@ from rapm_cli.core.common.errors import ConfigError
 CLEAN = -1  # the edge below timestep 0; it carries alphas_cumprod[0], as set_alpha_to_one=False does
 # With these settings, diffusers' DDIMScheduler visits the times of `slot_edges`, as the student does.
 DDIM_SETTINGS = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
+ZERO_SNR_SETTINGS = {"rescale_betas_zero_snr": True}  # of diffusers' schedulers, for a schedule down to zero signal
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class NoiseSchedule:
     """The signal power at every training timestep.
 
     Args:
-        alphas_cumprod: (T,) float32 signal power, falling.
+        alphas_cumprod: (T,) float32 signal power, falling; the last may be 0 where the network predicts velocities.
         prediction_type: Quantity that the network predicts: "epsilon" or "v_prediction".
     """
 
@@ -28,7 +29,13 @@ class NoiseSchedule:
 
     @classmethod
     def scaled_linear(
-        cls, start: float = 0.00085, end: float = 0.012, length: int = 1000, prediction_type: str = "epsilon"
+        cls,
+        start: float = 0.00085,
+        end: float = 0.012,
+        length: int = 1000,
+        prediction_type: str = "epsilon",
+        *,
+        has_zero_snr: bool = False,
     ) -> "NoiseSchedule":
         """Return Stable Diffusion's schedule, whose betas are linear in their square roots.
 
@@ -37,16 +44,28 @@ class NoiseSchedule:
             end: Last beta.
             length: Number of timesteps T.
             prediction_type: What the network predicts, in diffusers' words: "epsilon" or "v_prediction".
+            has_zero_snr: Whether the schedule is rescaled so that no signal is left at the last timestep.
 
-        Source: diffusers' `beta_schedule="scaled_linear"`.
+        Raises:
+            ValueError: A network that predicts noise says nothing where there is no signal.
+
+        Source: diffusers' `beta_schedule="scaled_linear"`; `rescale_betas_zero_snr`, arXiv:2305.08891, algorithm 1.
         """
         betas = torch.linspace(start**0.5, end**0.5, length, dtype=torch.float32) ** 2
-        return cls(torch.cumprod(1 - betas, dim=0), prediction_type)
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        if has_zero_snr and prediction_type == "epsilon":
+            raise ValueError("without signal, a network must predict velocities")
+        return cls(_down_to_zero(alphas_cumprod) if has_zero_snr else alphas_cumprod, prediction_type)
 
     @property
     def length(self) -> int:
         """Number of training timesteps, T."""
         return len(self.alphas_cumprod)
+
+    @property
+    def settings(self) -> dict[str, bool]:
+        """Settings by which diffusers' schedulers make this schedule of the usual one."""
+        return ZERO_SNR_SETTINGS if self.alphas_cumprod[-1] == 0 else {}
 
     def alpha_bar(self, t: int | Tensor, like: Tensor) -> Tensor:
         """Return the signal power at `t` in [CLEAN, T), in a shape and on a device that fit a product with `like`.
@@ -93,14 +112,14 @@ def fine_grid(num_slots: int, fine_steps: int, length: int = 1000) -> list[int]:
     return [round(Fraction(length * (total - k), total)) - 1 for k in range(total + 1)]
 
 
-def predicted_noise(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Convert a network's prediction at `(z, t)` to noise.
+def _down_to_zero(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and scale the amplitudes of the signal so that the first stays as it is and the last is 0."""
+    roots = alphas_cumprod.sqrt()
+    return ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
 
-    Args:
-        prediction: (B, C, H, W) output of the network, float32.
-        z: (B, C, H, W) latent at `t`, float32.
-        t: Timestep in [0, T), or (B,) timesteps.
-        schedule: Noise schedule of the base model.
+
+def noise_estimate(z: Tensor, prediction: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Return the noise in a latent that a network's prediction implies; arguments as in `ddim_step`.
 
     Source: v-prediction, arXiv:2202.00512, appendix D: eps = sqrt(a) v + sqrt(1 - a) z.
     """
@@ -110,21 +129,24 @@ def predicted_noise(prediction: Tensor, z: Tensor, t: int | Tensor, schedule: No
     return a.sqrt() * prediction + (1 - a).sqrt() * z
 
 
-def clean_estimate(z: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Return the clean latent that a noise estimate at `(z, t)` implies: x0 = (z - sqrt(1 - a_t) noise) / sqrt(a_t).
+def clean_estimate(z: Tensor, prediction: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Return the clean latent that a network's prediction implies; arguments as in `ddim_step`.
 
-    Arguments as in `ddim_step`.
+    From noise it is x0 = (z - sqrt(1 - a) eps) / sqrt(a), from a velocity x0 = sqrt(a) z - sqrt(1 - a) v: that divides
+    by no signal, which may be 0.
     """
     a = schedule.alpha_bar(t, z)
-    return (z - (1 - a).sqrt() * noise) / a.sqrt()
+    if schedule.prediction_type == "epsilon":
+        return (z - (1 - a).sqrt() * prediction) / a.sqrt()
+    return a.sqrt() * z - (1 - a).sqrt() * prediction
 
 
-def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedule: NoiseSchedule) -> Tensor:
+def ddim_step(z: Tensor, prediction: Tensor, t: int | Tensor, s: int | Tensor, schedule: NoiseSchedule) -> Tensor:
     """Move a latent from timestep `t` to a cleaner timestep `s` without adding noise.
 
     Args:
         z: (B, C, H, W) latent at `t`, float32 or float64.
-        noise: (B, C, H, W) predicted noise at `(z, t)`, dtype of `z`.
+        prediction: (B, C, H, W) the network's prediction at `(z, t)`, noise or velocity, dtype of `z`.
         t: Timestep of `z` in [0, T), or (B,) timesteps on the CPU.
         s: Timestep to reach in [CLEAN, t], or (B,) timesteps.
         schedule: Noise schedule of the base model.
@@ -139,11 +161,12 @@ def ddim_step(z: Tensor, noise: Tensor, t: int | Tensor, s: int | Tensor, schedu
     """
     if torch.as_tensor(s > t).any():
         raise ValueError(f"cannot step from {t} to the noisier {s}")
-    return add_noise(clean_estimate(z, noise, t, schedule), noise, s, schedule)
+    clean, noise = (estimate(z, prediction, t, schedule) for estimate in (clean_estimate, noise_estimate))
+    return add_noise(clean, noise, s, schedule)
 
 
 def add_noise(clean: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Noise a clean latent to `t`: sqrt(a_t) clean + sqrt(1 - a_t) noise; arguments as in `ddim_step`."""
+    """Noise a clean latent to `t`: sqrt(a_t) clean + sqrt(1 - a_t) noise; arguments as in `noise_forward`."""
     a = schedule.alpha_bar(t, clean)
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 

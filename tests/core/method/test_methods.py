@@ -219,7 +219,7 @@ def test_matching_moves_a_picture_by_the_difference_of_the_scores(trainer_of, tr
     a = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
     with torch.no_grad():
         fake = (z - (1 - a).sqrt() * fake_score(z, t, cond)) / a.sqrt()
-        real = (z - (1 - a).sqrt() * method.context.teacher_noise(z, t, cond)) / a.sqrt()
+        real = (z - (1 - a).sqrt() * method.context.teacher_prediction(z, t, cond)) / a.sqrt()
     scale = (drawn - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(gradient * drawn.numel(), ((fake - real) / scale).detach(), rtol=1e-4, atol=1e-4)
     assert (fake - real).abs().max() > 1e-3

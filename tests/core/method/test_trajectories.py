@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import torch
 
 from rapm_cli.core.method.trajectories import rollout
 
 
 def test_the_first_fine_step_of_every_slot_is_the_stored_point_ahead(backbone, make_cond, trajectories):
-    from rapm_cli.core.method.trajectories import guided_noise
+    from rapm_cli.core.method.trajectories import guided_prediction
     from rapm_cli.core.network.schedule import ddim_step, fine_grid
 
     grid, zeros = fine_grid(4, 3), make_cond(1).map(torch.zeros_like)
@@ -12,7 +14,7 @@ def test_the_first_fine_step_of_every_slot_is_the_stored_point_ahead(backbone, m
         k = (3 - n) * 3
         z = trajectories.z_teacher[:, n + 1]
         with torch.no_grad():
-            noise = guided_noise(backbone.teacher, z, grid[k], trajectories.cond, zeros, 2.0)
+            noise = guided_prediction(backbone.teacher, z, grid[k], trajectories.cond, zeros, 2.0)
         ahead = ddim_step(z, noise, grid[k], grid[k + 1], backbone.schedule)
         torch.testing.assert_close(ahead, trajectories.z_ahead[:, n])
 
@@ -39,13 +41,14 @@ def test_delta_moves_the_point_ahead_along_the_same_path(backbone, make_cond, la
 
 
 def test_guidance_of_one_is_the_condition_alone_and_guidance_is_linear(backbone, make_cond, latents):
-    from rapm_cli.core.method.trajectories import guided_noise
+    from rapm_cli.core.method.trajectories import guided_prediction
 
-    z, cond, zeros = latents(1), make_cond(1), make_cond(1).map(torch.zeros_like)
+    z, cond = latents(1), make_cond(1)
+    zeros = replace(cond.map(torch.zeros_like), time_ids=cond.time_ids)  # the sizes are those of the images
     with torch.no_grad():
         with_, without = backbone.teacher(z, 500, cond), backbone.teacher(z, 500, zeros)
-        torch.testing.assert_close(guided_noise(backbone.teacher, z, 500, cond, zeros, 1.0), with_)
+        torch.testing.assert_close(guided_prediction(backbone.teacher, z, 500, cond, zeros, 1.0), with_)
         expected = without + 3 * (with_ - without)
         torch.testing.assert_close(
-            guided_noise(backbone.teacher, z, 500, cond, zeros, 3.0), expected, rtol=1e-4, atol=1e-5
+            guided_prediction(backbone.teacher, z, 500, cond, zeros, 3.0), expected, rtol=1e-4, atol=1e-5
         )

@@ -7,10 +7,11 @@ from rapm_cli.core.common.errors import ConfigError
 from rapm_cli.core.network.schedule import (
     CLEAN,
     NoiseSchedule,
+    clean_estimate,
     ddim_step,
     fine_grid,
+    noise_estimate,
     noise_forward,
-    predicted_noise,
     slot_edges,
 )
 from tests.conftest import authors_scheduler
@@ -94,12 +95,13 @@ def test_noise_forward_to_its_own_time_changes_nothing(schedule):
     torch.testing.assert_close(noise_forward(z, noise, 249, torch.tensor([249]), schedule), z)
 
 
-def test_v_prediction_is_turned_into_noise():
+def test_a_velocity_is_turned_into_noise_and_a_clean_latent():
     schedule = NoiseSchedule.scaled_linear(prediction_type="v_prediction")
     x0, noise = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64)
     a = schedule.alphas_cumprod[600].double()
     z, v = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-    torch.testing.assert_close(predicted_noise(v, z, 600, schedule), noise)
+    torch.testing.assert_close(noise_estimate(z, v, 600, schedule), noise)
+    torch.testing.assert_close(clean_estimate(z, v, 600, schedule), x0)
 
 
 def test_a_step_towards_noise_is_our_bug(schedule):
