@@ -128,6 +128,18 @@ def test_a_base_that_is_not_square_is_sampled_at_its_own_size(made, copy_of, rap
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
 
 
+def test_an_evaluation_samples_every_model_at_a_size(made, rapm, monkeypatch):
+    _, place, _ = made
+    monkeypatch.setenv("RAPM_HOME", str(place / "evaluated"))
+    argv = ["eval", "--lora", str(place / "run"), "--base", str(made[0]), "--samples", "2", "--teacher-samples", "2"]
+    code, out, err = rapm(*argv, "--metrics", "fidelity,latents", "--size", "96x64", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["size"] == "96x64"
+    assert {Image.open(path).size for path in (place / "evaluated").glob("**/samples/**/*.png")} == {(96, 64)}
+    code, _, err = rapm(*argv, "--size", "96x60", "--quiet")
+    assert (code, names(err, "96x60", "96x32", "96x64")) == (2, True)
+
+
 def test_an_export_names_the_first_size(made, rapm, tmp_path, usual_shapes):  # noqa: F811
     folder, place, _ = made
     output = tmp_path / "out"
