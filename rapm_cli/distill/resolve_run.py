@@ -114,6 +114,8 @@ def _odd_values(settings: Settings, given: Collection[str]) -> Iterator[str]:
     training, trajectories = settings.training, settings.teacher.trajectories
     if training.batch_size > trajectories:
         yield f"--batch-size {training.batch_size} is above the {trajectories} --trajectories: some repeat"
+    if settings.teacher.stride > trajectories:
+        yield f"--size names {settings.teacher.stride} sizes for {trajectories} --trajectories: some have none"
     if training.warmup >= max(2, training.iterations):
         yield (
             f"--warmup {training.warmup} covers all {training.iterations} --iterations: the learning rate only rises; "

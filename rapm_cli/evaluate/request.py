@@ -41,6 +41,7 @@ class Protocol:
         clip_preparation: Further preparation of the images for CLIP.
         clip_model: CLIP model of the CLIP score.
         clip_prefix: Text before every prompt in the CLIP score.
+        size: Size of the samples before their preparation; empty for the base's own.
     """
 
     name: str = ""
@@ -52,6 +53,7 @@ class Protocol:
     clip_preparation: Preparation = AS_IT_IS
     clip_model: str = USUAL_CLIP
     clip_prefix: str = ""
+    size: str = ""
 
     @property
     def words(self) -> dict[str, str]:
@@ -62,7 +64,7 @@ class Protocol:
             "rounding": self.rounding,
             "clip_preparation": self.clip_preparation.spec,
             "clip_prefix": self.clip_prefix,
-        }
+        } | ({"size": self.size} if self.size else {})
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
@@ -222,7 +224,7 @@ def _request(chosen: ResolvedLora, options: Options, reporter: Reporter) -> Requ
     if len(prompts) != protocol.samples:
         protocol = _changed(protocol, f"{len(prompts):,} prompts", reporter)
     if options.size:
-        protocol = _changed(protocol, f"samples of {options.size}", reporter)
+        protocol = _changed(replace(protocol, size=options.size), f"samples of {options.size}", reporter)
     if protocol.captions_sha256 and reference and reference.statistics:
         protocol = _changed(protocol, "statistics of others", reporter)
     batch = options.batch_size or chosen.base.defaults.image_batch

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rapm_cli.bases.families import SDXL_DEFAULTS
+from rapm_cli.bases.places import samples_dir
 from rapm_cli.cli.app import main
 from rapm_cli.distill.trajectories import trajectory_store
 from rapm_cli.formats.header import read_header
@@ -38,6 +39,15 @@ def made(originals, tmp_path_factory):
     return originals["sdxl"], place, argv
 
 
+def kept_sizes():
+    """The sizes of all samples that evaluations keep."""
+    found = set()
+    for path in samples_dir().rglob("*.png"):
+        with Image.open(path) as image:
+            found.add(image.size)
+    return found
+
+
 def test_every_trajectory_has_its_size_and_says_so_to_the_network(made, monkeypatch):
     _, place, _ = made
     monkeypatch.setenv("RAPM_HOME", str(place / "home"))
@@ -52,14 +62,14 @@ def test_every_trajectory_has_its_size_and_says_so_to_the_network(made, monkeypa
         assert one.cond.time_ids.tolist() == [[height, width, 0, 0, height, width]]
 
 
-def test_the_run_its_lora_its_sheet_and_its_comparison_have_the_sizes(made):
+def test_the_run_its_lora_its_sheet_and_its_comparison_have_the_sizes(made, monkeypatch):
     _, place, _ = made
+    monkeypatch.setenv("RAPM_HOME", str(place / "home"))
     recipe = json.loads(read_header(place / "run" / "lora.safetensors").metadata["rapm_recipe"])
     assert recipe["teacher"]["sizes"] == NAMES.split(",")
     with Image.open(place / "run" / "sheet.png") as sheet:
         assert sheet.width == sum(width for width, _ in SIZES) + (len(SIZES) + 1) * GAP
-    shapes = {Image.open(path).size for path in (place / "home").glob("**/samples/**/*.png")}
-    assert shapes <= {SIZES[0]}
+    assert kept_sizes() == {SIZES[0]}
 
 
 def test_a_run_of_several_sizes_that_is_gone_on_with_ends_with_the_same_bits(made, rapm, monkeypatch):
@@ -126,6 +136,18 @@ def test_a_base_that_is_not_square_is_sampled_at_its_own_size(made, copy_of, rap
     ours = Image.open(tmp_path / "000-seed3.png")
     assert ours.size == theirs.size == (64, 96)
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
+
+
+def test_an_evaluation_samples_every_model_at_a_size(made, rapm, monkeypatch):
+    _, place, _ = made
+    monkeypatch.setenv("RAPM_HOME", str(place / "evaluated"))
+    argv = ["eval", "--lora", str(place / "run"), "--base", str(made[0]), "--samples", "2", "--teacher-samples", "2"]
+    code, out, err = rapm(*argv, "--metrics", "fidelity,latents", "--size", "96x64", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["size"] == "96x64"
+    assert kept_sizes() == {(96, 64)}
+    code, _, err = rapm(*argv, "--size", "96x60", "--quiet")
+    assert (code, names(err, "96x60", "96x32", "96x64")) == (2, True)
 
 
 def test_an_export_names_the_first_size(made, rapm, tmp_path, usual_shapes):  # noqa: F811
