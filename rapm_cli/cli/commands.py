@@ -135,7 +135,7 @@ def export(
         str | None,
         typer.Argument(
             autocompletion=completion.runs,
-            help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+            help="LoRA file, run folder or name, or ORG/NAME:FILE on the hub.",
             show_default="newest run",
         ),
     ] = None,

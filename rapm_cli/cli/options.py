@@ -55,7 +55,7 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         autocompletion=completion.runs,
-        help="LoRA file, run folder, run name, or ORG/NAME[:FILE] on the hub.",
+        help="LoRA file, run folder or name, or ORG/NAME:FILE on the hub.",
         show_default="newest run",
     ),
 ]

@@ -251,3 +251,9 @@ def test_stacked_ranks_are_the_weighted_sum_of_the_updates(styles):
             w * lora_update(*lora.factors(module), lora.alpha / lora.rank) for lora, w in ((one, 0.5), (two, -2.0))
         )
         torch.testing.assert_close(lora_update(*both.factors(module), 1.0), wanted)
+
+
+def test_a_config_file_names_several(rapm, styles, tmp_path):
+    (tmp_path / "run.toml").write_text(f'base-lora = ["{styles[0]}", "{styles[1]}:nan"]\n')
+    code, _, err = rapm("distill", "--base", "demo", "--config", str(tmp_path / "run.toml"))
+    assert (code, names(err, "--base-lora", styles[1], "nan")) == (2, True), err
