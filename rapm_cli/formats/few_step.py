@@ -1,6 +1,6 @@
 """Published few-step LoRAs of other methods, recognised by their names, and how they are sampled. Needs no torch.
 
-Source: the authors' model cards and sampling code, as of 2026-08.
+No published file was read here: the samplers are those that the methods' papers and users name.
 """
 
 import re
