@@ -202,7 +202,7 @@ def test_the_card_and_the_workflow_name_all_files_and_weights(rapm, run, tmp_pat
     card = (tmp_path / "out" / "README.md").read_text()
     assert names(card, "style.safetensors at 0.5", "other.safetensors at 1")
     recipe = load_lora(run.lora).recipe
-    nodes = comfyui_workflow(recipe, checkpoint="b.safetensors", lora="s.safetensors", side_px=64, prompt="a cube")
+    nodes = comfyui_workflow(recipe, checkpoint="b.safetensors", lora="s.safetensors", size=(64, 64), prompt="a cube")
     loaders = [node["inputs"] for node in nodes.values() if node["class_type"] == "LoraLoaderModelOnly"]
     assert {(one["lora_name"], one["strength_model"]) for one in loaders} == {
         ("s.safetensors", 1.0),

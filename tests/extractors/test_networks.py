@@ -141,6 +141,6 @@ def test_extractors_of_the_hub_are_fetched_or_told_with_the_command(tmp_path, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in EXTRACTORS.names():
-        if name not in ("demo", "inception"):  # which ship, or are given as a file
+        if name not in ("demo", "filters", "inception"):  # which ship, need no weights, or are given as a file
             with pytest.raises(WeightsError, match="is not in the Hugging Face cache"):
                 EXTRACTORS[name](Opening(CPU, opening().reporter))

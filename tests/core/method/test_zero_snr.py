@@ -103,9 +103,7 @@ def test_new_noise_is_added_as_by_diffusers_lcm(backbone, make_cond, latents, mo
     scheduler.set_timesteps(4)
     again, fresh = iter(drawn), iter(drawn)
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, **kwargs: next(again))
-    monkeypatch.setattr(
-        "rapm_cli.core.method.samplers._renoised", lambda clean, _, s, schedule: add_noise(clean, next(fresh), s, ZERO)
-    )
+    monkeypatch.setattr("rapm_cli.core.method.samplers._new_noise", lambda like, seeds, s: next(fresh))
     x = latents(2)
     with torch.no_grad():
         for t in scheduler.timesteps:
