@@ -57,7 +57,7 @@ def split_weight(text: str) -> tuple[str, float]:
     if not (colon and name):
         return text, 1.0
     if not math.isfinite(weight) or weight == 0:
-        raise ValueError(f"its weight {number} is not a number other than 0")
+        raise ValueError(f"its weight {number} must be finite and not 0")
     return name, weight
 
 

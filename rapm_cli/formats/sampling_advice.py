@@ -12,7 +12,7 @@ DDIM = "DDIM"  # the scheduler of a recipe that names none
 WEBUI_SAMPLERS = {DDIM: "Euler", "LCM": "LCM", "EulerDiscrete": "Euler"}  # of A1111 and Forge, by diffusers' name
 WEBUI_SCHEDULE = "SGM Uniform"
 COMFYUI_SAMPLERS = {DDIM: "ddim", "LCM": "lcm", "EulerDiscrete": "euler"}  # ComfyUI's ddim is its euler
-OWN_SAMPLERS = {"TCD": "TCD"}  # of rapm's images; those programs do not have it, and come nearest with DDIM's
+OWN_SAMPLERS = {"TCD": "TCD"}  # of rapm's own images; advice for other programs names DDIM's
 FOOOCUS_SAMPLERS = {DDIM: "euler", "LCM": "lcm", "EulerDiscrete": "euler"}
 # A setting of A1111's page, and its value for a noise schedule that goes down to zero signal.
 WEBUI_SCHEDULE_SETTING, WEBUI_ZERO_SNR = "Noise schedule for sampling", "Zero Terminal SNR"

@@ -29,7 +29,6 @@ from rapm_cli.core.network.schedule import (
 TCD_GAMMA = 0.3  # share of the way to the next timestep that TCD noises again; diffusers' default
 LCM_TIMES = 50  # timesteps of LCM's training in diffusers' script; its sampler chooses among them
 
-
 NewNoise = Callable[[int], Tensor]  # timestep that the noise is for, to noise in the shape of the latents
 Step = Callable[[Denoiser, Tensor, int, int, Conditioning, NewNoise], Tensor]
 
@@ -151,7 +150,6 @@ def sample_student(
     times = [*sampler.times(num_slots, student.schedule.length), CLEAN]
     strength = (1 - student.schedule.alpha_bar(times[0], z)).sqrt() if sampler.is_scaled else 1
     positions, seeds = [strength * z], _digests(z) if sampler.is_renoised else []
-
     for t, s in pairwise(times):
         positions.append(sampler.step(student, positions[-1], t, s, cond, lambda s: _new_noise(z, seeds, s)))
     return positions[::-1]

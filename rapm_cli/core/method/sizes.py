@@ -9,7 +9,7 @@ Size = tuple[int, int]  # width and height in pixels
 NAME = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_SIDE = 8192  # pixels
 WORDS = {  # for lists of sizes; the first of a list is the one that evaluations and sheets show
-    # Of about a megapixel each. Source: Stability AI's documentation of SDXL 1.0.
+    # Of about a megapixel each, as users of SDXL name them; not checked against a publication.
     "sdxl": (
         "1024x1024", "1152x896", "896x1152", "1216x832", "832x1216", "1344x768", "768x1344", "1536x640", "640x1536",
     )
